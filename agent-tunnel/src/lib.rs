@@ -1,0 +1,1 @@
+//! The towline agent: dials out of the cluster, authenticates callers, impersonates them towards kube-apiserver.

@@ -1,0 +1,1 @@
+//! Criterion benchmarks of towline's codec, mux and journey.

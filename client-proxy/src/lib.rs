@@ -1,0 +1,1 @@
+//! What people run: a local endpoint through which kubectl reaches clusters behind a towline relay.

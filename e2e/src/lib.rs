@@ -1,0 +1,1 @@
+//! The towline programs against a real kube-apiserver, with real kubectl.

@@ -1,0 +1,1 @@
+//! Token verification: OIDC discovery, JWKS cache, claims to user.

@@ -1,0 +1,1 @@
+//! Load tests for towline: fleets of simulated agents and clients, latencies, comparison with peers.

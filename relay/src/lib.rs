@@ -1,0 +1,1 @@
+//! The towline relay: sessions, routing, access decisions, registry, enrolment.

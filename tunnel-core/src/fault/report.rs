@@ -1,0 +1,127 @@
+//! One occurrence of a fault, as a person or kubectl sees it.
+
+use std::fmt;
+
+use serde_json::json;
+
+use super::Fault;
+
+/// A fault that happened: which one, and what was seen.
+///
+/// `detail` is a lower-case phrase about this occurrence (a host name, a port, a file), never a secret: it is
+/// printed, logged and sent to the caller. The underlying error, where there is one, stays in `source`.
+#[derive(Debug)]
+pub struct Report {
+    /// The kind of fault.
+    pub fault: Fault,
+    /// What was seen this time; may be empty.
+    pub detail: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Report {
+    /// An occurrence of `fault` with what was seen.
+    pub fn new(fault: Fault, detail: impl Into<String>) -> Self {
+        Self { fault, detail: detail.into(), source: None }
+    }
+
+    /// The same, with the error that caused it.
+    pub fn caused_by(
+        fault: Fault,
+        detail: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { fault, detail: detail.into(), source: Some(source.into()) }
+    }
+
+    /// HTTP status code for an answer that carries this report.
+    pub fn http_status(&self) -> u16 {
+        self.fault.outcome().http_status()
+    }
+
+    /// Exit code for a process that ends because of this report.
+    pub fn exit_code(&self) -> u8 {
+        self.fault.outcome().exit_code()
+    }
+
+    /// The Kubernetes `Status` object (`v1`, kind `Status`) that kubectl prints as one line.
+    pub fn status_json(&self) -> String {
+        json!({
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Failure",
+            "message": self.to_string(),
+            "reason": self.fault.outcome().status_reason(),
+            "details": {
+                "causes": [{ "reason": self.fault.code(), "message": self.fault.cause() }],
+            },
+            "code": self.http_status(),
+        })
+        .to_string()
+    }
+}
+
+impl Clone for Report {
+    /// The source can't be cloned; its text moves into the copy's detail where it isn't there already.
+    fn clone(&self) -> Self {
+        let detail = match &self.source {
+            Some(source) if !self.detail.contains(&source.to_string()) => {
+                if self.detail.is_empty() {
+                    source.to_string()
+                } else {
+                    format!("{}: {source}", self.detail)
+                }
+            }
+            _ => self.detail.clone(),
+        };
+        Self { fault: self.fault, detail, source: None }
+    }
+}
+
+impl fmt::Display for Report {
+    /// `towline relay: cluster is not known (edge-7) [TL-REL-004]. To fix (you): …`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "towline {}: {}", self.fault.hop().name(), self.fault.title())?;
+        if !self.detail.is_empty() {
+            write!(f, " ({})", self.detail)?;
+        }
+        write!(f, " [{}]. To fix ({}): {}", self.fault.code(), self.fault.who().name(), self.fault.remedy())
+    }
+}
+
+impl std::error::Error for Report {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source.as_ref() as _)
+    }
+}
+
+impl From<Fault> for Report {
+    fn from(fault: Fault) -> Self {
+        Self::new(fault, "")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_object_has_what_kubectl_prints() {
+        let report = Report::new(Fault::ClusterUnknown, "edge-7");
+        let status: serde_json::Value = serde_json::from_str(&report.status_json()).unwrap();
+        assert_eq!(status["kind"], "Status");
+        assert_eq!(status["code"], 404);
+        assert_eq!(status["reason"], "NotFound");
+        assert_eq!(status["details"]["causes"][0]["reason"], Fault::ClusterUnknown.code());
+        let message = status["message"].as_str().unwrap();
+        assert!(message.contains("edge-7") && message.contains("relay"), "{message}");
+    }
+
+    #[test]
+    fn a_copy_keeps_the_text_of_the_source() {
+        let report =
+            Report::caused_by(Fault::RelayUnreachable, "dialling", std::io::Error::other("no route"));
+        assert!(report.clone().to_string().contains("no route"));
+    }
+}

@@ -1,0 +1,9 @@
+//! What both ends of a towline hop must agree on.
+//!
+//! Nothing in here knows Kubernetes, a registry or a command line: ids, the wire protocol (`proto`, without IO
+//! or clock), carriers, the mux, inner TLS, drain and backoff. The specification that this crate implements is
+//! `docs/protocol.md`.
+
+pub mod fault;
+pub mod ids;
+pub mod proto;
