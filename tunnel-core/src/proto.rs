@@ -3,3 +3,6 @@
 //! `docs/protocol.md` is the specification; names here are its names.
 
 pub mod fields;
+pub mod reason;
+
+pub use reason::CloseReason;
