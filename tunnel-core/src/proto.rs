@@ -2,10 +2,17 @@
 //!
 //! `docs/protocol.md` is the specification; names here are its names.
 
+pub mod endpoint;
 pub mod fields;
 pub mod frame;
+pub mod ledger;
+pub mod leg;
+pub mod link;
 pub mod open;
 pub mod reason;
+pub mod receive;
+pub mod schedule;
+pub mod send;
 
 pub use frame::{Frame, StreamId};
 pub use open::{OpenRequest, Opened};

@@ -1,0 +1,721 @@
+//! One end of a connection whose streams end here: the client's proxy, the agent.
+//!
+//! A state machine without IO and clock. Whoever drives it feeds frames to [`Endpoint::on_frame`], sends what
+//! [`Endpoint::fill`] appends, and calls [`Endpoint::tick`] at [`Endpoint::deadline`]. The relay's counterpart is
+//! [`super::leg`].
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+
+use super::{
+    CloseReason, OpenRequest, Opened,
+    frame::{self, Frame, StreamId},
+    ledger::Ledger,
+    link::{GoAway, Link, MAX_CONTROL, Violation},
+    receive::ReceiveHalf,
+    schedule::Scheduler,
+    send::SendHalf,
+};
+use crate::ids::InstanceId;
+
+/// Bytes that the application may queue on a stream beyond what was sent.
+pub const SEND_QUEUE: u64 = 128 * 1024;
+/// A batch ends once it has this many bytes.
+pub const BATCH: usize = 64 * 1024;
+/// `received` reaches the sender within this time, so that it can forget.
+pub const RECEIVED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Who dialled; decides the parity of stream ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Opens odd streams.
+    Dialler,
+    /// Opens even streams.
+    Acceptor,
+}
+
+impl Side {
+    /// The first stream id that this side opens.
+    pub fn first(self) -> StreamId {
+        match self {
+            Self::Dialler => 1,
+            Self::Acceptor => 2,
+        }
+    }
+
+    /// Whether `stream` is one that this side opens.
+    pub fn owns(self, stream: StreamId) -> bool {
+        stream % 2 == self.first() % 2
+    }
+}
+
+/// Limits and names of one endpoint.
+#[derive(Clone, Debug)]
+pub struct EndpointConfig {
+    /// Who dialled.
+    pub side: Side,
+    /// Streams that may be open at once, both sides' together.
+    pub max_streams: usize,
+    /// What all connections of this process promise together.
+    pub ledger: Ledger,
+    /// This process, told in OPENED.
+    pub instance: InstanceId,
+    /// Spreads the pings of a fleet.
+    pub jitter: u8,
+}
+
+/// Told when a stream can go on. The async layer keeps wakers in it; tests need nothing.
+pub trait Signal: Default {
+    /// Bytes, an end or an error can be read.
+    fn readable(&mut self) {}
+    /// Bytes can be written, or an error is there.
+    fn writable(&mut self) {}
+}
+
+impl Signal for () {}
+
+/// Why a stream ended other than by two clean ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stream ended: {}{}{detail}", reason.text(), if detail.is_empty() { "" } else { ": " })]
+pub struct StreamError {
+    /// Why.
+    pub reason: CloseReason,
+    /// A few words more, from the peer.
+    pub detail: String,
+}
+
+/// What reading from a stream gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// This many bytes.
+    Bytes(usize),
+    /// The end: the peer sent FIN, and everything before it was read.
+    End,
+    /// Nothing now.
+    Wait,
+}
+
+#[derive(Debug)]
+struct Stream<S> {
+    send: SendHalf,
+    receive: ReceiveHalf,
+    share: u64,
+    /// OPEN, not yet sent.
+    open: Option<OpenRequest>,
+    /// OPENED must be sent.
+    owes_opened: bool,
+    /// RESET, not yet sent.
+    reset: Option<(CloseReason, String)>,
+    /// The stream is over, and why.
+    ended: Option<StreamError>,
+    /// In the link's list of streams with control frames.
+    dirty: bool,
+    /// In the list of streams that owe `received` at the next tick.
+    owing: bool,
+    /// The application let go of it.
+    released: bool,
+    opened: Option<Opened>,
+    signal: S,
+}
+
+/// The state of one connection. See the module's text.
+#[derive(Debug)]
+pub struct Endpoint<S> {
+    config: EndpointConfig,
+    streams: HashMap<StreamId, Stream<S>>,
+    next_own: StreamId,
+    highest_peer: StreamId,
+    incoming: VecDeque<(StreamId, OpenRequest)>,
+    scheduler: Scheduler,
+    link: Link,
+    owing: Vec<StreamId>,
+    received_due: Option<Instant>,
+    control_in: VecDeque<Bytes>,
+    goaway: Option<GoAway>,
+    closed: Option<StreamError>,
+}
+
+impl<S: Signal> Endpoint<S> {
+    /// A connection that was established at `now`.
+    pub fn new(config: EndpointConfig, now: Instant) -> Self {
+        Self {
+            next_own: config.side.first(),
+            link: Link::new(now, config.jitter),
+            config,
+            streams: HashMap::new(),
+            highest_peer: 0,
+            incoming: VecDeque::new(),
+            scheduler: Scheduler::default(),
+            owing: Vec::new(),
+            received_due: None,
+            control_in: VecDeque::new(),
+            goaway: None,
+            closed: None,
+        }
+    }
+
+    /// Opens a stream; bytes may be written at once.
+    ///
+    /// # Errors
+    /// If the connection is closed or going away, ids are used up, or too many streams are open.
+    pub fn open(&mut self, mut request: OpenRequest) -> Result<StreamId, StreamError> {
+        let refuse = |reason, detail: &str| Err(StreamError { reason, detail: detail.to_owned() });
+        if let Some(closed) = &self.closed {
+            return Err(closed.clone());
+        }
+        if let Some(goaway) = &self.goaway {
+            return refuse(goaway.reason, "the peer takes no new streams");
+        }
+        if self.link.is_going() || self.next_own > u32::MAX - 2 {
+            return refuse(CloseReason::Draining, "this connection takes no new streams");
+        }
+        if self.streams.len() >= self.config.max_streams {
+            return refuse(CloseReason::LimitReached, "too many streams on this connection");
+        }
+        let id = self.next_own;
+        self.next_own += 2;
+        let receive = ReceiveHalf::new(self.config.ledger.clone());
+        request.limit = receive.limit();
+        let share = request.share;
+        let mut stream = Self::stream(receive, share);
+        stream.open = Some(request);
+        self.streams.insert(id, stream);
+        self.mark(id);
+        Ok(id)
+    }
+
+    fn stream(receive: ReceiveHalf, share: u64) -> Stream<S> {
+        Stream {
+            send: SendHalf::new(true),
+            receive,
+            share,
+            open: None,
+            owes_opened: false,
+            reset: None,
+            ended: None,
+            dirty: false,
+            owing: false,
+            released: false,
+            opened: None,
+            signal: S::default(),
+        }
+    }
+
+    /// The next stream that the peer opened.
+    pub fn accept(&mut self) -> Option<(StreamId, OpenRequest)> {
+        self.incoming.pop_front()
+    }
+
+    /// Queues bytes; takes as many as there is room for, 0 if the stream must wait.
+    ///
+    /// # Errors
+    /// If the stream is over or its end was already queued.
+    pub fn write(&mut self, id: StreamId, bytes: &[u8]) -> Result<usize, StreamError> {
+        let stream = Self::live(&mut self.streams, id, &self.closed)?;
+        if stream.send.is_finished() {
+            return Err(StreamError { reason: CloseReason::DataAfterFin, detail: String::new() });
+        }
+        let room = SEND_QUEUE.saturating_sub(stream.send.queued()) as usize;
+        let part = room.min(bytes.len());
+        if part > 0 {
+            stream.send.push(Bytes::copy_from_slice(&bytes[..part]));
+            if stream.send.is_ready() && !stream.owes_open() {
+                self.scheduler.activate(id, stream.share);
+            }
+        }
+        Ok(part)
+    }
+
+    /// Queues the end.
+    ///
+    /// # Errors
+    /// If the stream is over.
+    pub fn finish(&mut self, id: StreamId) -> Result<(), StreamError> {
+        let stream = Self::live(&mut self.streams, id, &self.closed)?;
+        if !stream.send.is_finished() {
+            stream.send.finish();
+            if stream.send.is_ready() && !stream.owes_open() {
+                self.scheduler.activate(id, stream.share);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads into `out`.
+    ///
+    /// # Errors
+    /// If the stream is over and its end did not come: what was read may be cut short.
+    pub fn read(&mut self, id: StreamId, out: &mut [u8]) -> Result<Read, StreamError> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Err(gone(&self.closed)) };
+        // What came whole stays readable, whatever happened to the stream since.
+        if stream.receive.is_exhausted() {
+            return Ok(Read::End);
+        }
+        let moved = stream.receive.read(out);
+        if let (0, Some(ended)) = (moved, &stream.ended) {
+            return Err(ended.clone());
+        }
+        if stream.ended.is_none() && stream.receive.owes_credit() {
+            self.mark(id);
+        }
+        Ok(if moved == 0 { Read::Wait } else { Read::Bytes(moved) })
+    }
+
+    /// Where the async layer keeps its wakers.
+    pub fn signal(&mut self, id: StreamId) -> Option<&mut S> {
+        self.streams.get_mut(&id).map(|stream| &mut stream.signal)
+    }
+
+    /// OPENED, once it came.
+    pub fn opened(&self, id: StreamId) -> Option<Opened> {
+        self.streams.get(&id).and_then(|stream| stream.opened)
+    }
+
+    /// Bytes queued and not yet sent.
+    pub fn unsent(&self, id: StreamId) -> u64 {
+        self.streams.get(&id).map_or(0, |stream| stream.send.queued())
+    }
+
+    /// Ends a stream at once.
+    pub fn reset(&mut self, id: StreamId, reason: CloseReason, detail: &str) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.ended.is_some() {
+            return;
+        }
+        stream.end(StreamError { reason, detail: detail.to_owned() });
+        if !stream.receive.is_finished() {
+            stream.receive.discard();
+        }
+        self.scheduler.remove(id);
+        if stream.open.take().is_some() {
+            // The peer never heard of it.
+            self.forget_if_over(id);
+        } else {
+            stream.reset = Some((reason, detail.to_owned()));
+            self.mark(id);
+        }
+    }
+
+    /// The application let go of a stream. Unless both ends are clean it is reset, but what was already finished
+    /// is delivered first.
+    pub fn release(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.released = true;
+        if stream.ended.is_none() && !stream.send.is_finished() {
+            self.reset(id, CloseReason::Cancelled, "");
+        } else if stream.ended.is_none() {
+            stream.receive.discard();
+            self.end_half_closed(id);
+        }
+        self.forget_if_over(id);
+    }
+
+    /// A released stream whose bytes all arrived needs nothing more from the peer.
+    fn end_half_closed(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get(&id)
+            && stream.released
+            && stream.send.is_done()
+            && !stream.receive.is_finished()
+        {
+            self.reset(id, CloseReason::Cancelled, "");
+        }
+    }
+
+    fn live<'a>(
+        streams: &'a mut HashMap<StreamId, Stream<S>>,
+        id: StreamId,
+        closed: &Option<StreamError>,
+    ) -> Result<&'a mut Stream<S>, StreamError> {
+        let stream = streams.get_mut(&id).ok_or_else(|| gone(closed))?;
+        match &stream.ended {
+            Some(ended) => Err(ended.clone()),
+            None => Ok(stream),
+        }
+    }
+
+    fn mark(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && !stream.dirty
+        {
+            stream.dirty = true;
+            self.link.mark(id);
+        }
+    }
+
+    fn forget_if_over(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get(&id) else { return };
+        let clean = stream.send.is_done() && stream.receive.is_finished() && !stream.receive.owes_received();
+        let over = match &stream.ended {
+            Some(_) => stream.reset.is_none() && !stream.dirty,
+            None => clean && !stream.dirty,
+        };
+        if over && stream.released {
+            self.streams.remove(&id);
+            self.scheduler.remove(id);
+        }
+    }
+
+    /// Takes one frame from the peer.
+    ///
+    /// # Errors
+    /// If the frame breaks the connection's rules: the connection must be closed with that reason.
+    pub fn on_frame(&mut self, frame: Frame, now: Instant) -> Result<(), Violation> {
+        self.link.inbound(now);
+        match frame {
+            Frame::Open { stream, payload } => self.on_open(stream, &payload)?,
+            Frame::Data { stream, payload, fin, blocked } => {
+                self.on_data(stream, payload, fin, blocked, now)?;
+            }
+            Frame::Credit { stream, received, limit } => self.on_credit(stream, received, limit)?,
+            Frame::Opened { stream, payload } => self.on_opened(stream, &payload)?,
+            Frame::Reset { stream, reason, detail } => self.on_reset(stream, reason, detail)?,
+            Frame::Detached { stream } => self.on_reset(stream, CloseReason::Detached, String::new())?,
+            Frame::Resume { stream, .. } => {
+                // Nothing is kept for streams of other connections, so whatever is asked for is lost.
+                self.check_new(stream)?;
+                self.refuse(stream, CloseReason::Lost, "");
+            }
+            Frame::Resumed { stream, .. } => {
+                self.known(stream)?;
+                self.reset(stream, CloseReason::FrameMalformed, "RESUMED without RESUME");
+            }
+            Frame::Ping { token } => self.link.ping(token),
+            Frame::Pong { .. } | Frame::Ignored => {}
+            Frame::GoAway { last, reason, delay_ms, detail } => {
+                self.on_goaway(GoAway { last, reason, delay: Duration::from_millis(delay_ms.into()), detail })
+            }
+            Frame::Control { payload } => {
+                if self.control_in.len() >= MAX_CONTROL {
+                    return Err(Violation::new(CloseReason::LimitReached, "too many CONTROL messages"));
+                }
+                self.control_in.push_back(payload);
+            }
+        }
+        Ok(())
+    }
+
+    /// A stream that the peer opens must have its parity and rise.
+    fn check_new(&mut self, id: StreamId) -> Result<(), Violation> {
+        if self.config.side.owns(id) || id <= self.highest_peer {
+            return Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} can't be opened")));
+        }
+        if self.streams.len() >= self.config.max_streams.saturating_mul(2) {
+            return Err(Violation::new(CloseReason::LimitReached, "streams are opened faster than refused"));
+        }
+        self.highest_peer = id;
+        Ok(())
+    }
+
+    /// Frames of streams that are over still arrive for a while; of streams that never were, they are a violation.
+    fn known(&self, id: StreamId) -> Result<bool, Violation> {
+        if self.streams.contains_key(&id) {
+            return Ok(true);
+        }
+        let was = if self.config.side.owns(id) { id < self.next_own } else { id <= self.highest_peer };
+        if was {
+            Ok(false)
+        } else {
+            Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} was never opened")))
+        }
+    }
+
+    fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) {
+        let mut stream = Self::stream(ReceiveHalf::new(Ledger::new(0)), 0);
+        stream.released = true;
+        self.streams.insert(id, stream);
+        self.reset(id, reason, detail);
+    }
+
+    fn on_open(&mut self, id: StreamId, payload: &Bytes) -> Result<(), Violation> {
+        self.check_new(id)?;
+        let request = match OpenRequest::decode(payload) {
+            Ok(request) => request,
+            Err(error) => {
+                self.refuse(id, CloseReason::FrameMalformed, &error.to_string());
+                return Ok(());
+            }
+        };
+        if self.link.is_going() {
+            self.refuse(id, CloseReason::Draining, "");
+        } else if self.streams.len() >= self.config.max_streams {
+            self.refuse(id, CloseReason::LimitReached, "too many streams");
+        } else {
+            let mut stream = Self::stream(ReceiveHalf::new(self.config.ledger.clone()), request.share);
+            stream.send.raise_limit(request.limit);
+            stream.owes_opened = true;
+            self.streams.insert(id, stream);
+            self.mark(id);
+            self.incoming.push_back((id, request));
+        }
+        Ok(())
+    }
+
+    fn on_opened(&mut self, id: StreamId, payload: &[u8]) -> Result<(), Violation> {
+        if !self.known(id)? {
+            return Ok(());
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        match Opened::decode(payload) {
+            Ok(opened) if self.config.side.owns(id) && stream.opened.is_none() => {
+                stream.opened = Some(opened);
+                self.limit_raised(id, 0, opened.limit)
+            }
+            Ok(_) => {
+                self.reset(id, CloseReason::FrameMalformed, "OPENED was not expected");
+                Ok(())
+            }
+            Err(error) => {
+                self.reset(id, CloseReason::FrameMalformed, &error.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    fn on_data(
+        &mut self,
+        id: StreamId,
+        payload: Bytes,
+        fin: bool,
+        blocked: bool,
+        now: Instant,
+    ) -> Result<(), Violation> {
+        if !self.known(id)? {
+            return Ok(());
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        if stream.ended.is_some() {
+            return Ok(());
+        }
+        if let Err(reason) = stream.receive.data(payload, fin, blocked) {
+            self.reset(id, reason, "");
+            return Ok(());
+        }
+        stream.signal.readable();
+        if stream.receive.owes_credit() {
+            self.mark(id);
+        } else if stream.receive.owes_received() && !stream.owing {
+            stream.owing = true;
+            self.owing.push(id);
+            self.received_due.get_or_insert(now + RECEIVED_WITHIN);
+        }
+        Ok(())
+    }
+
+    fn on_credit(&mut self, id: StreamId, received: u64, limit: u64) -> Result<(), Violation> {
+        if self.known(id)? { self.limit_raised(id, received, limit) } else { Ok(()) }
+    }
+
+    fn limit_raised(&mut self, id: StreamId, received: u64, limit: u64) -> Result<(), Violation> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        if stream.ended.is_some() {
+            return Ok(());
+        }
+        if !stream.send.credit(received, limit) {
+            self.reset(id, CloseReason::FrameMalformed, "received more than was sent");
+            return Ok(());
+        }
+        if stream.send.is_ready() && !stream.owes_open() {
+            self.scheduler.activate(id, stream.share);
+        }
+        self.end_half_closed(id);
+        self.forget_if_over(id);
+        Ok(())
+    }
+
+    fn on_reset(&mut self, id: StreamId, reason: CloseReason, detail: String) -> Result<(), Violation> {
+        if !self.known(id)? {
+            return Ok(());
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        stream.reset = None;
+        stream.end(StreamError { reason, detail });
+        self.scheduler.remove(id);
+        self.forget_if_over(id);
+        Ok(())
+    }
+
+    fn on_goaway(&mut self, goaway: GoAway) {
+        let beyond: Vec<StreamId> = self
+            .streams
+            .keys()
+            .copied()
+            .filter(|id| self.config.side.owns(*id) && *id > goaway.last)
+            .collect();
+        for id in beyond {
+            if let Some(stream) = self.streams.get_mut(&id)
+                && stream.ended.is_none()
+            {
+                stream.open = None;
+                stream.end(StreamError { reason: goaway.reason, detail: goaway.detail.clone() });
+                self.scheduler.remove(id);
+                self.forget_if_over(id);
+            }
+        }
+        self.goaway = Some(goaway);
+    }
+
+    /// Appends what can be sent now, at most about [`BATCH`] bytes. Control frames come first.
+    /// Returns the bytes of stream payload among it.
+    pub fn fill(&mut self, out: &mut BytesMut) -> usize {
+        self.link.emit(out);
+        while out.len() < BATCH
+            && let Some(id) = self.link.next_dirty()
+        {
+            self.emit_control(id, out);
+        }
+        let mut payload = 0;
+        while out.len() < BATCH
+            && let Some(turn) = self.scheduler.turn()
+        {
+            let Some(stream) = self.streams.get_mut(&turn.stream) else {
+                self.scheduler.remove(turn.stream);
+                continue;
+            };
+            let used = stream.send.emit(out, turn.stream, turn.budget).unwrap_or(0);
+            payload += used;
+            let more = stream.send.is_ready();
+            if stream.send.queued() < SEND_QUEUE {
+                stream.signal.writable();
+            }
+            self.scheduler.done(turn, used, more);
+        }
+        payload
+    }
+
+    fn emit_control(&mut self, id: StreamId, out: &mut BytesMut) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.dirty = false;
+        if let Some(request) = stream.open.take() {
+            frame::encode(out, &Frame::Open { stream: id, payload: request.encode() });
+            if stream.send.is_ready() {
+                self.scheduler.activate(id, stream.share);
+            }
+        }
+        if let Some((reason, detail)) = stream.reset.take() {
+            frame::encode(out, &Frame::Reset { stream: id, reason, detail });
+        } else if stream.ended.is_none() {
+            if std::mem::take(&mut stream.owes_opened) {
+                let opened = Opened { instance: self.config.instance, limit: stream.receive.limit() };
+                frame::encode(out, &Frame::Opened { stream: id, payload: opened.encode() });
+            }
+            if stream.receive.owes_credit() || stream.receive.owes_received() {
+                let (received, limit) = stream.receive.credit();
+                frame::encode(out, &Frame::Credit { stream: id, received, limit });
+            }
+        }
+        self.forget_if_over(id);
+    }
+
+    /// Whether [`Endpoint::fill`] has something to append.
+    pub fn has_output(&self) -> bool {
+        self.link.has_output() || !self.scheduler.is_idle()
+    }
+
+    /// A batch with `payload` bytes of streams is in the kernel.
+    pub fn on_written(&mut self, payload: usize, now: Instant) {
+        if payload > 0 {
+            self.link.progress(now);
+        }
+    }
+
+    /// When [`Endpoint::tick`] must be called next.
+    pub fn deadline(&self) -> Instant {
+        let link = self.link.deadline();
+        self.received_due.map_or(link, |due| due.min(link))
+    }
+
+    /// Does what time asks for.
+    ///
+    /// # Errors
+    /// If the peer is dead: the connection must be closed.
+    pub fn tick(&mut self, now: Instant) -> Result<(), Violation> {
+        if self.received_due.is_some_and(|due| due <= now) {
+            self.received_due = None;
+            for id in std::mem::take(&mut self.owing) {
+                let Some(stream) = self.streams.get_mut(&id) else { continue };
+                stream.owing = false;
+                if stream.ended.is_none() && stream.receive.owes_received() {
+                    self.mark(id);
+                }
+            }
+        }
+        self.link.tick(now)
+    }
+
+    /// Queues a CONTROL message; false where too many wait.
+    pub fn control(&mut self, payload: Bytes) -> bool {
+        self.link.control(payload)
+    }
+
+    /// The next CONTROL message from the peer.
+    pub fn next_control(&mut self) -> Option<Bytes> {
+        self.control_in.pop_front()
+    }
+
+    /// Says that no new streams are taken; those that are open go on.
+    pub fn go_away(&mut self, reason: CloseReason, delay: Duration, detail: &str) {
+        self.link.goaway(self.highest_peer, reason, delay, detail);
+    }
+
+    /// What the peer said in GOAWAY.
+    pub fn peer_goaway(&self) -> Option<&GoAway> {
+        self.goaway.as_ref()
+    }
+
+    /// The connection is gone: every stream that is not whole ends with this reason.
+    pub fn close(&mut self, reason: CloseReason, detail: &str) {
+        if self.closed.is_some() {
+            return;
+        }
+        let error = StreamError { reason, detail: detail.to_owned() };
+        self.closed = Some(error.clone());
+        self.incoming.clear();
+        for stream in self.streams.values_mut() {
+            stream.end(error.clone());
+            stream.reset = None;
+            stream.dirty = false;
+        }
+        self.scheduler = Scheduler::default();
+        self.streams.retain(|_, stream| !stream.released);
+    }
+
+    /// Why the connection is gone, once it is.
+    pub fn closed(&self) -> Option<&StreamError> {
+        self.closed.as_ref()
+    }
+
+    /// Streams that are open or not yet forgotten.
+    pub fn stream_count(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Bytes held for all streams: unread, unsent, and sent but not yet received.
+    pub fn held(&self) -> u64 {
+        self.streams.values().map(|stream| stream.send.held() + stream.receive.unread()).sum()
+    }
+}
+
+impl<S: Signal> Stream<S> {
+    fn owes_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// The stream is over, unless it was already. Nothing more is sent; what came can still be read before the error.
+    fn end(&mut self, error: StreamError) {
+        self.ended.get_or_insert(error);
+        self.send = SendHalf::new(true);
+        self.signal.readable();
+        self.signal.writable();
+    }
+}
+
+fn gone(closed: &Option<StreamError>) -> StreamError {
+    closed.clone().unwrap_or_else(|| StreamError {
+        reason: CloseReason::Cancelled,
+        detail: "the stream is over".into(),
+    })
+}

@@ -1,0 +1,66 @@
+//! How many bytes one process has promised to hold.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+/// Bytes promised to peers beyond the floor of each stream, against a limit. Shared by all connections of a process.
+///
+/// A promise is a credit: bytes that a peer may send and that then must be held. Growth asks for more, and is
+/// refused near the limit; the floor of 16 KiB a stream is never withheld and not counted here, being bounded by
+/// the number of streams.
+#[derive(Clone, Debug)]
+pub struct Ledger(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    limit: u64,
+    promised: AtomicU64,
+}
+
+impl Ledger {
+    /// A ledger that promises at most `limit` bytes.
+    pub fn new(limit: u64) -> Self {
+        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0) }))
+    }
+
+    /// Takes `bytes`, if three quarters of the limit (for the growth of what is there) or all of it (for what is
+    /// `new`) still hold them: near the limit growth stops first.
+    pub fn reserve(&self, bytes: u64, new: bool) -> bool {
+        let limit = if new { self.0.limit } else { self.0.limit / 4 * 3 };
+        self.0
+            .promised
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |promised| {
+                promised.checked_add(bytes).filter(|sum| *sum <= limit)
+            })
+            .is_ok()
+    }
+
+    /// Gives back what was reserved.
+    pub fn release(&self, bytes: u64) {
+        let before = self.0.promised.fetch_sub(bytes, Ordering::Relaxed);
+        debug_assert!(before >= bytes, "no more is released than was reserved");
+    }
+
+    /// Bytes promised now.
+    pub fn promised(&self) -> u64 {
+        self.0.promised.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_stops_before_new_streams_do() {
+        let ledger = Ledger::new(100);
+        assert!(ledger.reserve(70, false));
+        assert!(!ledger.reserve(10, false));
+        assert!(ledger.reserve(30, true));
+        assert!(!ledger.reserve(1, true));
+        ledger.release(100);
+        assert_eq!(ledger.promised(), 0);
+    }
+}

@@ -1,0 +1,243 @@
+//! The receiving half of a stream at an endpoint: what came, what was read, and how much more may come.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes};
+
+use super::{CloseReason, ledger::Ledger, send::FLOOR};
+
+/// A stream's window once it is opened, while the ledger allows.
+pub const INITIAL_WINDOW: u64 = 256 * 1024;
+/// The largest window.
+pub const MAX_WINDOW: u64 = 8 * 1024 * 1024;
+/// Payloads below this are copied out, so that a few bytes don't hold a whole read block.
+const COPY_BELOW: usize = 1024;
+
+/// Offsets and bytes of one direction, as its receiver sees them.
+#[derive(Debug)]
+pub struct ReceiveHalf {
+    ledger: Ledger,
+    chunks: VecDeque<Bytes>,
+    /// Contiguous bytes that came.
+    received: u64,
+    /// Bytes that the reader took.
+    consumed: u64,
+    /// Offset up to which the peer may send.
+    limit: u64,
+    window: u64,
+    fin: bool,
+    /// `received` as last said.
+    said: u64,
+    /// The reader is gone: what comes is thrown away, and no more is asked for.
+    discarding: bool,
+}
+
+impl ReceiveHalf {
+    /// A new direction with a window of [`INITIAL_WINDOW`], or the floor where the ledger is full.
+    pub fn new(ledger: Ledger) -> Self {
+        let window = if ledger.reserve(INITIAL_WINDOW - FLOOR, true) { INITIAL_WINDOW } else { FLOOR };
+        Self {
+            ledger,
+            chunks: VecDeque::new(),
+            received: 0,
+            consumed: 0,
+            limit: window,
+            window,
+            fin: false,
+            said: 0,
+            discarding: false,
+        }
+    }
+
+    /// Takes what came in DATA.
+    ///
+    /// # Errors
+    /// If it exceeds the credit or follows the end.
+    pub fn data(&mut self, payload: Bytes, fin: bool, blocked: bool) -> Result<(), CloseReason> {
+        if self.fin {
+            return Err(CloseReason::DataAfterFin);
+        }
+        let after = self.received + payload.len() as u64;
+        if after > self.limit {
+            return Err(CloseReason::CreditExceeded);
+        }
+        self.received = after;
+        self.fin = fin;
+        if self.discarding {
+            self.consumed = after;
+        } else if !payload.is_empty() {
+            let kept = if payload.len() < COPY_BELOW { Bytes::copy_from_slice(&payload) } else { payload };
+            self.chunks.push_back(kept);
+        }
+        if blocked && !self.discarding {
+            self.grow();
+        }
+        Ok(())
+    }
+
+    /// Doubles the window if the reader keeps up and the ledger allows.
+    fn grow(&mut self) {
+        let unread = self.received - self.consumed;
+        if self.window < MAX_WINDOW && unread <= self.window / 2 && self.ledger.reserve(self.window, false) {
+            self.window *= 2;
+        }
+    }
+
+    /// Moves bytes to the reader; 0 where none are there.
+    pub fn read(&mut self, out: &mut [u8]) -> usize {
+        let mut moved = 0;
+        while moved < out.len()
+            && let Some(front) = self.chunks.front_mut()
+        {
+            let part = front.len().min(out.len() - moved);
+            front.split_to(part).copy_to_slice(&mut out[moved..moved + part]);
+            moved += part;
+            if front.is_empty() {
+                self.chunks.pop_front();
+            }
+        }
+        self.consumed += moved as u64;
+        moved
+    }
+
+    /// The reader is gone.
+    pub fn discard(&mut self) {
+        self.discarding = true;
+        self.chunks.clear();
+        self.chunks.shrink_to_fit();
+        self.consumed = self.received;
+    }
+
+    /// Whether the end came (bytes before it may still wait to be read).
+    pub fn is_finished(&self) -> bool {
+        self.fin
+    }
+
+    /// Whether everything came and was read.
+    pub fn is_exhausted(&self) -> bool {
+        self.fin && self.chunks.is_empty()
+    }
+
+    /// Whether bytes wait to be read.
+    pub fn is_readable(&self) -> bool {
+        !self.chunks.is_empty()
+    }
+
+    /// Bytes that wait to be read.
+    pub fn unread(&self) -> u64 {
+        self.received - self.consumed
+    }
+
+    /// What CREDIT says as `received`: one more than the length once the end is there.
+    fn received_now(&self) -> u64 {
+        self.received + u64::from(self.fin)
+    }
+
+    /// Whether `received` has news that the sender should have within a second.
+    pub fn owes_received(&self) -> bool {
+        self.received_now() > self.said
+    }
+
+    /// Whether a CREDIT should go at once: an eighth of the window was consumed, or the end came.
+    pub fn owes_credit(&self) -> bool {
+        if self.fin {
+            return self.owes_received();
+        }
+        !self.discarding && self.consumed + self.window - self.limit >= self.window / 8
+    }
+
+    /// The numbers of a CREDIT that is sent now.
+    pub fn credit(&mut self) -> (u64, u64) {
+        if !self.fin && !self.discarding {
+            self.limit = self.limit.max(self.consumed + self.window);
+        }
+        self.said = self.received_now();
+        (self.said, self.limit)
+    }
+
+    /// Offset up to which the peer may send.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+}
+
+impl Drop for ReceiveHalf {
+    fn drop(&mut self) {
+        self.ledger.release(self.window - FLOOR);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn half() -> ReceiveHalf {
+        ReceiveHalf::new(Ledger::new(64 << 20))
+    }
+
+    fn fill(half: &mut ReceiveHalf, bytes: u64, blocked: bool) {
+        half.data(vec![1; bytes as usize].into(), false, blocked).unwrap();
+    }
+
+    fn drain(half: &mut ReceiveHalf) -> usize {
+        half.read(&mut vec![0; 1 << 24])
+    }
+
+    #[test]
+    fn data_past_the_credit_or_after_the_end_is_refused() {
+        let mut half = half();
+        fill(&mut half, INITIAL_WINDOW, false);
+        assert_eq!(half.data(Bytes::from_static(b"x"), false, false), Err(CloseReason::CreditExceeded));
+        half.data(Bytes::new(), true, false).unwrap();
+        assert_eq!(half.data(Bytes::new(), true, false), Err(CloseReason::DataAfterFin));
+    }
+
+    #[test]
+    fn credit_comes_back_at_an_eighth_and_counts_from_what_was_read() {
+        let mut half = half();
+        fill(&mut half, INITIAL_WINDOW / 8, false);
+        assert!(!half.owes_credit() && half.owes_received());
+        assert_eq!(drain(&mut half), INITIAL_WINDOW as usize / 8);
+        assert!(half.owes_credit());
+        assert_eq!(half.credit(), (INITIAL_WINDOW / 8, INITIAL_WINDOW / 8 + INITIAL_WINDOW));
+        assert!(!half.owes_credit() && !half.owes_received());
+    }
+
+    #[test]
+    fn a_window_doubles_when_blocked_only_if_the_reader_keeps_up() {
+        let mut half = half();
+        fill(&mut half, INITIAL_WINDOW, true);
+        assert_eq!(half.window, INITIAL_WINDOW, "nothing was read");
+        drain(&mut half);
+        half.credit();
+        fill(&mut half, INITIAL_WINDOW / 4, true);
+        assert_eq!(half.window, 2 * INITIAL_WINDOW);
+        for _ in 0..10 {
+            drain(&mut half);
+            half.credit();
+            fill(&mut half, 1, true);
+        }
+        assert_eq!(half.window, MAX_WINDOW);
+    }
+
+    #[test]
+    fn the_ledger_gets_back_what_a_stream_was_promised() {
+        let ledger = Ledger::new(INITIAL_WINDOW);
+        let first = ReceiveHalf::new(ledger.clone());
+        assert_eq!(first.limit(), INITIAL_WINDOW);
+        let second = ReceiveHalf::new(ledger.clone());
+        assert_eq!(second.limit(), FLOOR, "the floor is never withheld");
+        drop((first, second));
+        assert_eq!(ledger.promised(), 0);
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_gives_no_more_credit() {
+        let mut half = half();
+        fill(&mut half, 100, false);
+        half.discard();
+        fill(&mut half, INITIAL_WINDOW - 100, true);
+        assert!(!half.owes_credit());
+        assert_eq!(half.credit(), (INITIAL_WINDOW, INITIAL_WINDOW));
+    }
+}
