@@ -6,4 +6,5 @@
 
 pub mod fault;
 pub mod ids;
+pub mod mux;
 pub mod proto;

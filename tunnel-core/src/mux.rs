@@ -1,0 +1,23 @@
+//! The mux on a real connection: `proto`'s state machines, driven by tokio over a carrier.
+//!
+//! [`Connection`] is one end's handle; its streams are [`MuxStream`]s. [`drive`] is the loop that both ends and the
+//! relay share: a reader that waits on nothing but its socket, a writer that makes a batch only when the last one
+//! is in the kernel, and a timer.
+
+mod connection;
+mod driver;
+mod stream;
+
+pub use connection::{Connection, Driver};
+pub use driver::{Closed, Machine, drive};
+pub use stream::MuxStream;
+
+pub use crate::proto::{
+    CloseReason, OpenRequest, Opened,
+    endpoint::{EndpointConfig, Side, StreamError},
+    ledger::Ledger,
+    link::GoAway,
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! A stream as bytes.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::connection::Shared;
+use crate::{
+    fault::Report,
+    ids::StreamKey,
+    proto::{
+        CloseReason, Opened, StreamId,
+        endpoint::{Read, StreamError},
+    },
+};
+
+/// One stream of a connection.
+///
+/// Shutting it down sends FIN after what was written; the other direction stays open. Dropping it resets it, unless
+/// it was shut down: then what was written is still delivered. Reading gives an end only where the peer sent FIN;
+/// a stream that ends otherwise gives an error whose inner error is a [`StreamError`].
+#[derive(Debug)]
+pub struct MuxStream {
+    shared: Arc<Shared>,
+    id: StreamId,
+    key: StreamKey,
+}
+
+impl MuxStream {
+    pub(super) fn new(shared: Arc<Shared>, id: StreamId, key: StreamKey) -> Self {
+        Self { shared, id, key }
+    }
+
+    /// Its number on this connection.
+    pub fn id(&self) -> StreamId {
+        self.id
+    }
+
+    /// Its name, the same on every hop.
+    pub fn key(&self) -> StreamKey {
+        self.key
+    }
+
+    /// The far endpoint's answer to OPEN, once it came.
+    pub fn opened(&self) -> Option<Opened> {
+        self.shared.endpoint().opened(self.id)
+    }
+
+    /// Ends it at once in both directions, and says why.
+    pub fn reset(&self, reason: CloseReason, detail: &str) {
+        self.shared.with(|endpoint| endpoint.reset(self.id, reason, detail));
+    }
+}
+
+impl Drop for MuxStream {
+    fn drop(&mut self) {
+        self.shared.with(|endpoint| endpoint.release(self.id));
+    }
+}
+
+impl From<StreamError> for io::Error {
+    fn from(error: StreamError) -> Self {
+        let kind = match error.reason {
+            CloseReason::Detached | CloseReason::PeerDead | CloseReason::Lost => {
+                io::ErrorKind::ConnectionAborted
+            }
+            CloseReason::Truncated => io::ErrorKind::UnexpectedEof,
+            CloseReason::Timeout => io::ErrorKind::TimedOut,
+            CloseReason::Forbidden | CloseReason::Unauthenticated => io::ErrorKind::PermissionDenied,
+            _ => io::ErrorKind::ConnectionReset,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+impl From<StreamError> for Report {
+    fn from(error: StreamError) -> Self {
+        let detail = if error.detail.is_empty() { error.reason.text().to_owned() } else { error.detail };
+        Report::new(error.reason.fault(), detail)
+    }
+}
+
+impl AsyncRead for MuxStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let id = self.id;
+        self.shared.with(|endpoint| match endpoint.read(id, buf.initialize_unfilled()) {
+            Ok(Read::Bytes(n)) => {
+                buf.advance(n);
+                Poll::Ready(Ok(()))
+            }
+            Ok(Read::End) => Poll::Ready(Ok(())),
+            Ok(Read::Wait) => {
+                if let Some(wakers) = endpoint.signal(id) {
+                    wakers.reader = Some(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error.into())),
+        })
+    }
+}
+
+impl AsyncWrite for MuxStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let id = self.id;
+        self.shared.with(|endpoint| match endpoint.write(id, bytes) {
+            Ok(0) => {
+                if let Some(wakers) = endpoint.signal(id) {
+                    wakers.writer = Some(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+            Ok(n) => Poll::Ready(Ok(n)),
+            Err(error) => Poll::Ready(Err(error.into())),
+        })
+    }
+
+    /// Written bytes are on their way without being asked.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let id = self.id;
+        Poll::Ready(self.shared.with(|endpoint| endpoint.finish(id)).map_err(io::Error::from))
+    }
+}
