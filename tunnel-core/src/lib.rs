@@ -6,5 +6,8 @@
 
 pub mod fault;
 pub mod ids;
+pub mod keys;
 pub mod mux;
 pub mod proto;
+pub mod session;
+pub mod ticket;

@@ -1,0 +1,146 @@
+//! What CONTROL frames carry: questions to the relay beside the streams, and its answers.
+//!
+//! `kind: u8`, `id: u32` (the answer repeats the question's), tagged fields.
+
+use bytes::Bytes;
+
+use super::message::{MAX_CERTIFICATE, MAX_NAME, MessageError};
+use crate::{
+    ids::ClusterId,
+    keys::VerifyingKey,
+    proto::{
+        CloseReason,
+        fields::{FieldError, FieldWriter, Fields},
+        reason::{MAX_DETAIL, bounded_detail},
+    },
+};
+
+/// A question or an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Client: which cluster has this name?
+    Resolve {
+        /// The name.
+        name: String,
+    },
+    /// Relay: this one.
+    Resolved {
+        /// Its id. A claim of the relay's: the id is the pin, the name is not.
+        cluster: ClusterId,
+        /// Its name.
+        name: String,
+        /// Whether an agent is connected now.
+        online: bool,
+    },
+    /// Agent: a new certificate for this key, please.
+    Renew {
+        /// The instance's key.
+        key: VerifyingKey,
+    },
+    /// Relay: here it is.
+    Renewed {
+        /// DER.
+        certificate: Vec<u8>,
+    },
+    /// Relay: no.
+    Failed {
+        /// Why.
+        reason: CloseReason,
+        /// A few words more.
+        detail: String,
+    },
+}
+
+const RESOLVE: u8 = 1;
+const RESOLVED: u8 = 2;
+const RENEW: u8 = 3;
+const RENEWED: u8 = 4;
+const FAILED: u8 = 5;
+
+impl Control {
+    /// The payload of a CONTROL frame.
+    pub fn encode(&self, id: u32) -> Bytes {
+        let mut fields = FieldWriter::new();
+        let kind = match self {
+            Self::Resolve { name } => {
+                fields.put(1, name.as_bytes());
+                RESOLVE
+            }
+            Self::Resolved { cluster, name, online } => {
+                fields.put(1, cluster.as_bytes()).put(2, name.as_bytes()).put(3, &[u8::from(*online)]);
+                RESOLVED
+            }
+            Self::Renew { key } => {
+                fields.put(1, key.spki());
+                RENEW
+            }
+            Self::Renewed { certificate } => {
+                fields.put(1, certificate);
+                RENEWED
+            }
+            Self::Failed { reason, detail } => {
+                fields.put(1, &reason.code().to_be_bytes()).put(2, bounded_detail(detail).as_bytes());
+                FAILED
+            }
+        };
+        let mut bytes = vec![kind];
+        bytes.extend_from_slice(&id.to_be_bytes());
+        bytes.extend_from_slice(&fields.finish());
+        bytes.into()
+    }
+
+    /// Reads the payload of a CONTROL frame.
+    ///
+    /// # Errors
+    /// If it is none of this version's. A question that can't be read is answered with FAILED, an answer ignored.
+    pub fn decode(bytes: &[u8]) -> Result<(u32, Self), MessageError> {
+        let (head, body) = bytes.split_first_chunk::<5>().ok_or(MessageError::Length(bytes.len()))?;
+        let id = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+        let fields = Fields::parse(body, &[1, 2, 3])?;
+        let control = match head[0] {
+            RESOLVE => Self::Resolve { name: fields.need_text(1, MAX_NAME)?.to_owned() },
+            RESOLVED => Self::Resolved {
+                cluster: ClusterId::from_bytes(fields.need_array(1)?),
+                name: fields.need_text(2, MAX_NAME)?.to_owned(),
+                online: fields.need(3)? == [1],
+            },
+            RENEW => Self::Renew {
+                key: VerifyingKey::from_spki(fields.need(1)?).map_err(|_| FieldError::Value(1))?,
+            },
+            RENEWED => {
+                let certificate = fields.need(1)?;
+                if certificate.is_empty() || certificate.len() > MAX_CERTIFICATE {
+                    return Err(FieldError::Value(1).into());
+                }
+                Self::Renewed { certificate: certificate.to_vec() }
+            }
+            FAILED => Self::Failed {
+                reason: CloseReason::from_code(u16::from_be_bytes(fields.need_array(1)?)),
+                detail: fields.need_text(2, MAX_DETAIL)?.to_owned(),
+            },
+            other => return Err(MessageError::Type(other)),
+        };
+        Ok((id, control))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::SigningKey;
+
+    #[test]
+    fn questions_and_answers_read_back() {
+        for control in [
+            Control::Resolve { name: "edge-7".into() },
+            Control::Resolved { cluster: ClusterId::of_spki(b"k"), name: "edge-7".into(), online: true },
+            Control::Renew { key: SigningKey::generate().public() },
+            Control::Renewed { certificate: vec![1, 2, 3] },
+            Control::Failed { reason: CloseReason::ClusterUnknown, detail: "no".into() },
+        ] {
+            assert_eq!(Control::decode(&control.encode(7)), Ok((7, control)));
+        }
+        assert_eq!(Control::decode(b"abc"), Err(MessageError::Length(3)));
+        assert_eq!(Control::decode(&[99, 0, 0, 0, 1]), Err(MessageError::Type(99)));
+    }
+}
