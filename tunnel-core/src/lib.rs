@@ -6,6 +6,7 @@
 
 pub mod fault;
 pub mod ids;
+pub mod inner;
 pub mod keys;
 pub mod mux;
 pub mod proto;

@@ -9,7 +9,7 @@ mod accept;
 mod connect;
 pub mod control;
 pub mod message;
-mod tls;
+pub(crate) mod tls;
 
 use std::{
     io,
