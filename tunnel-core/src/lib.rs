@@ -4,6 +4,10 @@
 //! or clock), carriers, the mux, inner TLS, drain and backoff. The specification that this crate implements is
 //! `docs/protocol.md`.
 
+pub mod backoff;
+pub mod carrier;
+pub mod drain;
+pub mod enrolment;
 pub mod fault;
 pub mod ids;
 pub mod inner;
