@@ -1,1 +1,3 @@
 //! The towline relay: sessions, routing, access decisions, registry, enrolment.
+
+pub mod registry;
