@@ -8,6 +8,7 @@ mod enrolments;
 mod error;
 mod follow;
 mod instances;
+mod name;
 mod roles;
 mod snapshot;
 
@@ -23,6 +24,7 @@ pub use enrolments::{Enrolled, EnrolmentOffer};
 pub use error::RegistryError;
 pub use follow::{LOOK_EVERY, follow};
 pub use instances::{Instance, PRESENCE_EVERY, Presence, Sighting};
+pub use name::{ClusterName, NameError};
 pub use roles::{Role, RoleAssignment, SubjectKind};
 pub use snapshot::{Cluster, Grants, Snapshot};
 use sqlx::{

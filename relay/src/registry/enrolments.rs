@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use sqlx::{Row as _, Sqlite, Transaction};
 use towline_tunnel::{ids::ClusterId, keys::VerifyingKey};
 
-use super::{Registry, RegistryError, seconds};
+use super::{ClusterName, Registry, RegistryError, seconds};
 
 /// What an enrolment token offers. Only the hash of its secret is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct EnrolmentOffer {
     /// SHA-256 of the secret.
     pub secret_hash: [u8; 32],
     /// The name under which the cluster will be enrolled.
-    pub name: String,
+    pub name: ClusterName,
     /// Whether another cluster's key may take over the name, with the name's role assignments.
     pub replaces: bool,
     /// When it ends.
@@ -62,7 +62,7 @@ impl Registry {
              VALUES (?, ?, ?, ?, ?)",
         )
         .bind(&offer.secret_hash[..])
-        .bind(&offer.name)
+        .bind(offer.name.as_str())
         .bind(offer.replaces)
         .bind(seconds(now))
         .bind(seconds(offer.expires_at))

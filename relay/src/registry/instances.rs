@@ -3,9 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use sqlx::{Row as _, sqlite::SqliteRow};
-use towline_tunnel::ids::{ClusterId, InstanceId, KeyHash};
+use towline_tunnel::ids::{ClusterId, InstanceId};
 
 use super::{Registry, RegistryError, seconds, time};
+use crate::certificates::{Holder, Issued};
 
 /// An online instance is noted this often. See [`Registry::note_presence`].
 pub const PRESENCE_EVERY: Duration = Duration::from_secs(30);
@@ -63,33 +64,28 @@ pub struct Sighting {
 }
 
 impl Registry {
-    /// Records a certificate that was issued to an instance.
+    /// Records a certificate that was issued to an instance. False where the instance's id is another key's or
+    /// cluster's, or was revoked: the certificate must then not be handed out.
     ///
     /// # Errors
-    /// If the file can't be written; the certificate must then not be handed out.
-    pub async fn record_certificate(
-        &self,
-        instance: InstanceId,
-        cluster: ClusterId,
-        key: KeyHash,
-        serial: &str,
-        not_after: SystemTime,
-    ) -> Result<(), RegistryError> {
+    /// If the file can't be written; the certificate must then not be handed out either.
+    pub async fn record_certificate(&self, holder: &Holder, issued: &Issued) -> Result<bool, RegistryError> {
         let mut tx = self.writing().await?;
-        sqlx::query(
+        let done = sqlx::query(
             "INSERT INTO instances (id, cluster, key_hash, serial, not_after) VALUES (?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET serial = excluded.serial, not_after = excluded.not_after
-             WHERE cluster = excluded.cluster AND key_hash = excluded.key_hash",
+             WHERE cluster = excluded.cluster AND key_hash = excluded.key_hash AND revoked_at IS NULL",
         )
-        .bind(instance.to_string())
-        .bind(cluster.to_string())
-        .bind(key.to_string())
-        .bind(serial)
-        .bind(seconds(not_after))
+        .bind(holder.instance.to_string())
+        .bind(holder.cluster.to_string())
+        .bind(holder.key.hash().to_string())
+        .bind(&issued.serial)
+        .bind(seconds(issued.not_after))
         .execute(&mut *tx)
         .await
         .map_err(|error| self.error(error))?;
-        tx.commit().await.map_err(|error| self.error(error))
+        tx.commit().await.map_err(|error| self.error(error))?;
+        Ok(done.rows_affected() > 0)
     }
 
     /// Notes who is online and who went away, in one transaction. Call on changes, gathered for a second, and every

@@ -3,11 +3,12 @@ use std::{os::unix::fs::PermissionsExt as _, sync::mpsc};
 use tokio::time::timeout;
 use towline_tunnel::{
     fault::{Fault, Report},
-    ids::{InstanceId, KeyHash},
+    ids::InstanceId,
     keys::SigningKey,
 };
 
 use super::*;
+use crate::certificates::{Holder, Issued};
 
 const WITHIN: Duration = Duration::from_secs(10);
 
@@ -20,8 +21,12 @@ fn later(seconds: u64) -> SystemTime {
 }
 
 async fn offer(registry: &Registry, secret: u8, name: &str, replaces: bool) -> [u8; 32] {
-    let offer =
-        EnrolmentOffer { secret_hash: [secret; 32], name: name.into(), replaces, expires_at: later(3600) };
+    let offer = EnrolmentOffer {
+        secret_hash: [secret; 32],
+        name: name.parse().unwrap(),
+        replaces,
+        expires_at: later(3600),
+    };
     registry.offer_enrolment(&offer, now()).await.unwrap();
     offer.secret_hash
 }
@@ -225,8 +230,12 @@ async fn instances_are_seen_revoked_and_forgotten() {
     let cluster = key.public().cluster_id();
     let (one, two) = (InstanceId::random(), InstanceId::random());
     for id in [one, two] {
-        let hash = KeyHash::of_spki(id.as_bytes());
-        registry.record_certificate(id, cluster, hash, "0a", later(3600)).await.unwrap();
+        let holder = Holder { cluster, instance: id, key: SigningKey::generate().public() };
+        let issued = Issued { der: vec![], serial: "0a".into(), not_after: later(3600) };
+        assert!(registry.record_certificate(&holder, &issued).await.unwrap());
+        assert!(registry.record_certificate(&holder, &issued).await.unwrap(), "renewed");
+        let thief = Holder { key: SigningKey::generate().public(), ..holder };
+        assert!(!registry.record_certificate(&thief, &issued).await.unwrap(), "an id is its first holder's");
     }
     let before = registry.snapshot().revision;
     let seen = Sighting { instance: one, presence: Presence::Online, program: "towline-agent/0.1".into() };
@@ -290,8 +299,12 @@ async fn a_locked_registry_is_an_error_within_seconds() {
 }
 
 async fn offer_result(registry: &Registry) -> Result<(), RegistryError> {
-    let offer =
-        EnrolmentOffer { secret_hash: [1; 32], name: "x".into(), replaces: false, expires_at: later(1) };
+    let offer = EnrolmentOffer {
+        secret_hash: [1; 32],
+        name: "x".parse().unwrap(),
+        replaces: false,
+        expires_at: later(1),
+    };
     registry.offer_enrolment(&offer, now()).await
 }
 

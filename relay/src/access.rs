@@ -1,0 +1,218 @@
+//! Who may open which cluster, decided from memory for each OPEN.
+
+use std::{sync::Arc, time::SystemTime};
+
+use towline_tunnel::{ids::ClusterId, proto::CloseReason};
+
+use crate::registry::{Cluster, Grants, Registry, SubjectKind};
+
+/// Longest answer to "which group?": a token with more groups than this is judged by its first ones only.
+/// Entra sends at most 200; a lookup each is what one OPEN may cost.
+pub const MAX_GROUPS: usize = 1000;
+
+/// A caller, as the relay's verifier knows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Made from the token's claims by the relay's rules.
+    pub username: String,
+    /// Issuer, `#` and stable claim.
+    pub principal: String,
+    /// Groups of the relay token.
+    pub groups: Vec<String>,
+}
+
+/// Whether a caller may open a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// They may.
+    Allow {
+        /// The cluster.
+        cluster: Arc<Cluster>,
+        /// When the last assignment that lets them in ends, if it does.
+        until: Option<SystemTime>,
+    },
+    /// They may not.
+    Deny(CloseReason),
+}
+
+impl Decision {
+    /// Whether they may.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allow { .. })
+    }
+}
+
+/// Decides from role assignments, as last read from the registry.
+#[derive(Clone, Debug)]
+pub struct AccessControl {
+    registry: Registry,
+}
+
+impl AccessControl {
+    /// Decides from this registry's snapshot.
+    pub fn new(registry: Registry) -> Self {
+        Self { registry }
+    }
+
+    /// Whether the caller may open the cluster with this id now.
+    pub fn decide(&self, caller: &Caller, cluster: ClusterId, now: SystemTime) -> Decision {
+        let known = self.registry.snapshot();
+        let Some(cluster) = known.cluster(cluster).filter(|cluster| cluster.enabled) else {
+            return Decision::Deny(CloseReason::ClusterUnknown);
+        };
+        match known.grants(cluster.id).and_then(|grants| end(grants, caller, now)) {
+            Some(until) => Decision::Allow { cluster: Arc::clone(cluster), until },
+            None => Decision::Deny(CloseReason::Forbidden),
+        }
+    }
+
+    /// The same for the cluster with this name: what a client may ask before it has an id.
+    pub fn resolve(&self, caller: &Caller, name: &str, now: SystemTime) -> Decision {
+        let id = self.registry.snapshot().cluster_named(name).map(|cluster| cluster.id);
+        match id {
+            Some(id) => self.decide(caller, id, now),
+            None => Decision::Deny(CloseReason::ClusterUnknown),
+        }
+    }
+}
+
+/// The latest end of the grants that let this caller in at `now`; `Some(None)` is without end.
+fn end(grants: &Grants, caller: &Caller, now: SystemTime) -> Option<Option<SystemTime>> {
+    let groups = caller.groups.iter().take(MAX_GROUPS).map(|group| (SubjectKind::Group, group));
+    let names = [(SubjectKind::User, &caller.username), (SubjectKind::Principal, &caller.principal)];
+    names
+        .into_iter()
+        .chain(groups)
+        .filter_map(|(kind, subject)| grants.end(kind, subject))
+        .filter(|end| end.is_none_or(|end| now < end))
+        .reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use towline_tunnel::keys::SigningKey;
+
+    use super::*;
+    use crate::registry::{EnrolmentOffer, Role, RoleAssignment};
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn alice() -> Caller {
+        Caller {
+            username: "alice".into(),
+            principal: "https://idp#1".into(),
+            groups: vec!["dev".into(), "ops".into()],
+        }
+    }
+
+    /// A registry with two clusters, `a` and `b`.
+    struct Fixture {
+        _folder: tempfile::TempDir,
+        registry: Registry,
+        a: ClusterId,
+        b: ClusterId,
+    }
+
+    impl Fixture {
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let registry = Registry::open(folder.path()).await.unwrap();
+            let mut ids = Vec::new();
+            for (n, name) in ["a", "b"].into_iter().enumerate() {
+                let offer = EnrolmentOffer {
+                    secret_hash: [n as u8; 32],
+                    name: name.parse().unwrap(),
+                    replaces: false,
+                    expires_at: at(10),
+                };
+                registry.offer_enrolment(&offer, at(0)).await.unwrap();
+                let key = SigningKey::generate().public();
+                registry.enrol(&offer.secret_hash, &key, at(0)).await.unwrap();
+                ids.push(key.cluster_id());
+            }
+            Self { _folder: folder, registry, a: ids[0], b: ids[1] }
+        }
+
+        async fn assign(&self, kind: SubjectKind, subject: &str, cluster: ClusterId, end: Option<u64>) {
+            let assignment = RoleAssignment {
+                kind,
+                subject: subject.into(),
+                role: Role::ClusterUser,
+                cluster,
+                expires_at: end.map(at),
+            };
+            self.registry.assign_role(&assignment, at(0)).await.unwrap();
+        }
+
+        fn decide(&self, caller: &Caller, cluster: ClusterId, now: u64) -> Decision {
+            AccessControl::new(self.registry.clone()).decide(caller, cluster, at(now))
+        }
+    }
+
+    #[tokio::test]
+    async fn t14_a_role_on_one_cluster_opens_no_other() {
+        let fixture = Fixture::new().await;
+        fixture.assign(SubjectKind::User, "alice", fixture.a, None).await;
+        assert!(fixture.decide(&alice(), fixture.a, 1).is_allowed());
+        assert_eq!(fixture.decide(&alice(), fixture.b, 1), Decision::Deny(CloseReason::Forbidden));
+        let nowhere = SigningKey::generate().public().cluster_id();
+        assert_eq!(fixture.decide(&alice(), nowhere, 1), Decision::Deny(CloseReason::ClusterUnknown));
+    }
+
+    #[tokio::test]
+    async fn each_of_a_callers_names_may_let_them_in() {
+        for (kind, subject) in [
+            (SubjectKind::User, "alice"),
+            (SubjectKind::Principal, "https://idp#1"),
+            (SubjectKind::Group, "ops"),
+        ] {
+            let fixture = Fixture::new().await;
+            fixture.assign(kind, subject, fixture.a, None).await;
+            assert!(fixture.decide(&alice(), fixture.a, 1).is_allowed(), "{kind}");
+        }
+    }
+
+    /// A username is what its owner may have chosen: it opens nothing that was given to a group or a principal.
+    #[tokio::test]
+    async fn a_name_of_one_kind_is_not_taken_for_another() {
+        let fixture = Fixture::new().await;
+        fixture.assign(SubjectKind::Group, "alice", fixture.a, None).await;
+        fixture.assign(SubjectKind::Principal, "alice", fixture.a, None).await;
+        fixture.assign(SubjectKind::User, "ops", fixture.a, None).await;
+        fixture.assign(SubjectKind::User, "https://idp#1", fixture.a, None).await;
+        fixture.assign(SubjectKind::User, "ALICE", fixture.a, None).await;
+        assert_eq!(fixture.decide(&alice(), fixture.a, 1), Decision::Deny(CloseReason::Forbidden));
+    }
+
+    #[tokio::test]
+    async fn the_assignment_that_lasts_longest_decides() {
+        let fixture = Fixture::new().await;
+        fixture.assign(SubjectKind::User, "alice", fixture.a, Some(100)).await;
+        fixture.assign(SubjectKind::Group, "dev", fixture.a, Some(200)).await;
+        let until = |now| match fixture.decide(&alice(), fixture.a, now) {
+            Decision::Allow { until, .. } => until,
+            Decision::Deny(reason) => panic!("{reason:?}"),
+        };
+        assert_eq!(until(50), Some(at(200)));
+        assert_eq!(until(150), Some(at(200)));
+        assert_eq!(fixture.decide(&alice(), fixture.a, 200), Decision::Deny(CloseReason::Forbidden));
+        fixture.assign(SubjectKind::Group, "ops", fixture.a, None).await;
+        assert_eq!(until(50), None);
+    }
+
+    #[tokio::test]
+    async fn a_name_is_resolved_for_those_who_may_open_it() {
+        let fixture = Fixture::new().await;
+        fixture.assign(SubjectKind::User, "alice", fixture.a, None).await;
+        let access = AccessControl::new(fixture.registry.clone());
+        assert!(
+            matches!(access.resolve(&alice(), "a", at(1)), Decision::Allow { cluster, .. } if cluster.id == fixture.a)
+        );
+        assert_eq!(access.resolve(&alice(), "b", at(1)), Decision::Deny(CloseReason::Forbidden));
+        assert_eq!(access.resolve(&alice(), "c", at(1)), Decision::Deny(CloseReason::ClusterUnknown));
+    }
+}

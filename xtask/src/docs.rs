@@ -1,0 +1,21 @@
+//! `cargo xtask docs`: pages that are made from code.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, ensure};
+
+/// Has the tests that compare such pages write them instead.
+///
+/// # Errors
+/// If the tests can't run.
+pub fn run() -> anyhow::Result<ExitCode> {
+    let status = Command::new("cargo")
+        .args(["test", "--quiet", "--package", "towline-tunnel", "--lib", "page"])
+        .env("TOWLINE_BLESS", "1")
+        .current_dir(crate::root())
+        .status()
+        .context("cargo can't be run")?;
+    ensure!(status.success(), "the pages could not be written");
+    println!("wrote docs/errors.md");
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,56 @@
+//! Development tasks of towline. `cargo xtask --help` lists them.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::{checks, cluster, docs, threats};
+
+#[derive(Debug, Parser)]
+#[command(about, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run every check and test.
+    Test(checks::TestArguments),
+    /// A real Kubernetes cluster on this machine.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Write the pages that are made from code (docs/errors.md).
+    Docs,
+    /// List each threat with its test and result.
+    Threats(threats::ThreatsArguments),
+    /// The direct-or-through table: every case twice, on a real cluster.
+    E2e {
+        /// Passed on; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Real kubectl through relay, agent and proxy, before your eyes.
+    Demo {
+        /// Passed on; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Test(arguments) => checks::run(&arguments),
+        Task::Cluster(command) => cluster::run(command),
+        Task::Docs => docs::run(),
+        Task::Threats(arguments) => threats::run(&arguments),
+        Task::E2e { rest } => checks::cargo_run("towline-e2e", "towline-e2e", &rest),
+        Task::Demo { rest } => checks::cargo_run("towline-e2e", "towline-demo", &rest),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! `cargo xtask threats`: each row of `docs/threats.md` with its tests and their last result.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+
+/// What to list.
+#[derive(Args, Debug)]
+pub struct ThreatsArguments {
+    /// Fail where a row that is due has no passing test.
+    #[arg(long)]
+    strict: bool,
+}
+
+/// One row of the table.
+#[derive(Debug)]
+struct Threat {
+    id: String,
+    attack: String,
+    due: bool,
+}
+
+/// Where `cargo xtask test` keeps each test's result.
+pub fn results_file() -> PathBuf {
+    crate::root().join("target/towline/test-results.tsv")
+}
+
+/// Lists the rows.
+///
+/// # Errors
+/// If the table or the sources can't be read.
+pub fn run(arguments: &ThreatsArguments) -> anyhow::Result<ExitCode> {
+    let missing = list()?;
+    Ok(if arguments.strict && !missing.is_empty() {
+        eprintln!("error: no passing test for {}", missing.join(", "));
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Lists the rows; fails where one that is due has no passing test.
+///
+/// # Errors
+/// Which rows these are.
+pub fn check() -> anyhow::Result<()> {
+    let missing = list()?;
+    ensure!(missing.is_empty(), "no passing test for {}", missing.join(", "));
+    Ok(())
+}
+
+/// Prints the table; returns the ids that are due and not proven.
+fn list() -> anyhow::Result<Vec<String>> {
+    let threats = threats()?;
+    let tests = tests()?;
+    let results = results();
+    let mut missing = Vec::new();
+    println!("{:<5} {:<9} {:<72} test", "id", "result", "attack or fault");
+    for threat in threats {
+        let found = tests.get(&threat.id).map(Vec::as_slice).unwrap_or_default();
+        let passed = |test: &&String| results.get(test.as_str()).map(String::as_str) == Some("ok");
+        let verdict = match (found.is_empty(), found.iter().all(|test| passed(&test))) {
+            (true, _) if threat.due => "MISSING",
+            (true, _) => "not yet",
+            (false, true) => "passed",
+            (false, false) if results.is_empty() => "not run",
+            (false, false) => "FAILED",
+        };
+        if threat.due && verdict != "passed" {
+            missing.push(threat.id.clone());
+        }
+        let attack: String = threat.attack.chars().take(70).collect();
+        println!("{:<5} {verdict:<9} {attack:<72} {}", threat.id, found.first().map_or("", String::as_str));
+        for test in found.iter().skip(1) {
+            println!("{:<88} {test}", "");
+        }
+    }
+    Ok(missing)
+}
+
+/// Rows `| T1 | attack | expected | due |`.
+fn threats() -> anyhow::Result<Vec<Threat>> {
+    let page =
+        fs::read_to_string(crate::root().join("docs/threats.md")).context("docs/threats.md can't be read")?;
+    let rows = page.lines().filter(|line| line.starts_with("| T")).filter_map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [id, attack, _, due] = cells.as_slice() else { return None };
+        Some(Threat {
+            id: (*id).to_owned(),
+            attack: (*attack).to_owned(),
+            due: due.trim_matches('|').trim() == "now",
+        })
+    });
+    let rows: Vec<Threat> = rows.collect();
+    ensure!(!rows.is_empty(), "docs/threats.md has no rows");
+    Ok(rows)
+}
+
+/// Test functions by the threats in their names: `t11_…`, `t43_and_t45_…`.
+fn tests() -> anyhow::Result<BTreeMap<String, Vec<String>>> {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut folders = vec![crate::root()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if path.is_dir() && !name.starts_with('.') && name != "target" {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                collect(&path, &mut found)?;
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn collect(path: &Path, found: &mut BTreeMap<String, Vec<String>>) -> anyhow::Result<()> {
+    let text = fs::read_to_string(path)?;
+    for line in text.lines() {
+        let line = line.trim_start();
+        let line = line.strip_prefix("async ").unwrap_or(line);
+        let Some(name) = line.strip_prefix("fn t").and_then(|rest| rest.split('(').next()) else { continue };
+        for part in format!("t{name}").split('_').take(3) {
+            if let Some(number) = part.strip_prefix('t').and_then(|digits| digits.parse::<u32>().ok()) {
+                found.entry(format!("T{number}")).or_default().push(format!("t{name}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The last results by the test's own name, without its module.
+fn results() -> HashMap<String, String> {
+    let text = fs::read_to_string(results_file()).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.split_once('\t'))
+        .map(|(name, result)| (name.rsplit("::").next().unwrap_or(name).to_owned(), result.to_owned()))
+        .collect()
+}
