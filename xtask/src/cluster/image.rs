@@ -85,7 +85,7 @@ fn archive(folder: &Path, name: &str, root: &Path, config: serde_json::Value) ->
     fs::write(contents.join(&config_name), config)?;
     let manifest = json!([{ "Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"] }]);
     fs::write(contents.join("manifest.json"), manifest.to_string())?;
-    let path = contents.with_extension("tar");
+    let path = folder.join("images").join(format!("{}.tar", name.replace(['/', ':'], "_")));
     tar(&contents, &path)?;
     fs::remove_dir_all(&contents)?;
     fs::remove_dir_all(root)?;
