@@ -2,5 +2,8 @@
 
 pub mod access;
 pub mod certificates;
+pub mod health;
 pub mod keys;
+pub mod metrics;
 pub mod registry;
+pub mod tls;

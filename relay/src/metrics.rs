@@ -1,0 +1,201 @@
+//! What the relay counts, for Prometheus.
+//!
+//! Handles are plain atomics, made once: counting on the path of a stream costs no lock and no look-up.
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
+    registry::Registry,
+};
+use towline_tunnel::proto::{CloseReason, ledger::Ledger};
+
+/// Where something was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Before a session: TCP, TLS, HTTP, WebSocket.
+    Connection,
+    /// At a session's beginning: HELLO to WELCOME.
+    Session,
+    /// At OPEN.
+    Stream,
+}
+
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Session => "session",
+            Self::Stream => "stream",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refusal {
+    stage: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Direction {
+    direction: &'static str,
+}
+
+/// The relay's metrics. Clones count into the same ones.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Sessions of clients, open now.
+    pub client_sessions: Gauge,
+    /// Sessions of agents, open now.
+    pub agent_sessions: Gauge,
+    /// Sessions of clients, ever.
+    pub client_sessions_opened: Counter,
+    /// Sessions of agents, ever.
+    pub agent_sessions_opened: Counter,
+    /// Streams, open now.
+    pub streams: Gauge,
+    /// Streams that were opened.
+    pub opens: Counter,
+    /// Bytes of stream data written towards agents.
+    pub bytes_to_agents: Counter,
+    /// Bytes of stream data written towards clients.
+    pub bytes_to_clients: Counter,
+    /// From an accepted TCP connection to WELCOME, in seconds.
+    pub handshake_seconds: Histogram,
+    /// From a client's OPEN to the agent's OPENED, in seconds.
+    pub open_seconds: Histogram,
+    /// 1 while the registry's file can be used.
+    pub registry_available: Gauge,
+    refusals: Family<Refusal, Counter>,
+    registry: Arc<Registry>,
+}
+
+impl Metrics {
+    /// All at zero. Buffered bytes are read from the ledger when somebody asks.
+    pub fn new(ledger: Ledger) -> Self {
+        let mut registry = Registry::with_prefix("towline_relay");
+        let sessions = Family::<Kind, Gauge>::default();
+        registry.register("sessions", "Authenticated sessions open now", sessions.clone());
+        let opened = Family::<Kind, Counter>::default();
+        registry.register("sessions_opened", "Authenticated sessions that began", opened.clone());
+        let streams = Gauge::default();
+        registry.register("streams", "Streams open now", streams.clone());
+        let opens = Counter::default();
+        registry.register("opens", "Streams that were opened", opens.clone());
+        let bytes = Family::<Direction, Counter>::default();
+        registry.register("bytes", "Stream data passed on, in bytes", bytes.clone());
+        let refusals = Family::<Refusal, Counter>::default();
+        registry.register("refusals", "What was refused, and why", refusals.clone());
+        // 1 ms to 16 s: a deadline of 10 s falls into the last bucket but one.
+        let latencies = || Histogram::new((0..15).map(|n| 0.001 * f64::from(1 << n)));
+        let handshake_seconds = latencies();
+        registry.register(
+            "handshake_seconds",
+            "From TCP accept to WELCOME, in seconds",
+            handshake_seconds.clone(),
+        );
+        let open_seconds = latencies();
+        registry.register("open_seconds", "From OPEN to OPENED, in seconds", open_seconds.clone());
+        let registry_available = Gauge::default();
+        registry.register(
+            "registry_available",
+            "1 while the registry can be used",
+            registry_available.clone(),
+        );
+        registry.register_collector(Box::new(Buffered(ledger)));
+
+        let kind = |kind| Kind { kind };
+        let direction = |direction| Direction { direction };
+        Self {
+            client_sessions: sessions.get_or_create_owned(&kind("client")),
+            agent_sessions: sessions.get_or_create_owned(&kind("agent")),
+            client_sessions_opened: opened.get_or_create_owned(&kind("client")),
+            agent_sessions_opened: opened.get_or_create_owned(&kind("agent")),
+            streams,
+            opens,
+            bytes_to_agents: bytes.get_or_create_owned(&direction("to_agent")),
+            bytes_to_clients: bytes.get_or_create_owned(&direction("to_client")),
+            handshake_seconds,
+            open_seconds,
+            registry_available,
+            refusals,
+            registry: Arc::new(registry),
+        }
+    }
+
+    /// Counts a refusal. Reasons are few and of our own making: a peer can't make up labels.
+    pub fn refused(&self, stage: Stage, reason: CloseReason) {
+        self.refusals.get_or_create(&Refusal { stage: stage.name(), reason: reason.text() }).inc();
+    }
+
+    /// The page that Prometheus reads (OpenMetrics text).
+    pub fn page(&self) -> String {
+        let mut page = String::new();
+        // Writing to a String does not fail; what an encoder can't write is missing from the page.
+        let _written = text::encode(&mut page, &self.registry);
+        page
+    }
+}
+
+#[derive(Debug)]
+struct Buffered(Ledger);
+
+impl Collector for Buffered {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let promised = ConstGauge::new(self.0.promised());
+        let metric = encoder.encode_descriptor(
+            "buffered_bytes",
+            "Bytes promised to peers beyond each stream's floor",
+            None,
+            promised.metric_type(),
+        )?;
+        promised.encode(metric)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_has_every_metric_and_what_was_counted() {
+        let ledger = Ledger::new(1000);
+        let metrics = Metrics::new(ledger.clone());
+        metrics.client_sessions.inc();
+        metrics.agent_sessions.inc_by(2);
+        metrics.opens.inc();
+        metrics.bytes_to_agents.inc_by(5);
+        metrics.handshake_seconds.observe(0.02);
+        metrics.refused(Stage::Stream, CloseReason::Forbidden);
+        assert!(ledger.reserve(300, true));
+        let page = metrics.clone().page();
+        for line in [
+            r#"towline_relay_sessions{kind="client"} 1"#,
+            r#"towline_relay_sessions{kind="agent"} 2"#,
+            "towline_relay_streams 0",
+            "towline_relay_opens_total 1",
+            r#"towline_relay_bytes_total{direction="to_agent"} 5"#,
+            r#"towline_relay_bytes_total{direction="to_client"} 0"#,
+            r#"towline_relay_refusals_total{stage="stream",reason="forbidden"} 1"#,
+            "towline_relay_handshake_seconds_count 1",
+            "towline_relay_open_seconds_count 0",
+            "towline_relay_buffered_bytes 300",
+            "towline_relay_registry_available 0",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");
+        }
+    }
+}
