@@ -127,6 +127,8 @@ fn deny() -> anyhow::Result<()> {
                 .current_dir(std::env::temp_dir()),
         )?;
     }
+    // Offline, cargo-deny needs the sources of every target, not only of this machine's.
+    cargo(&["fetch", "--quiet", "--locked"])?;
     run_command(
         Command::new(&program)
             .args(["--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"])
