@@ -12,6 +12,10 @@ use crate::{
     session::message::Secret,
 };
 
+/// Stands in ENROL where a token's secret would: a further instance of a cluster that is enrolled already, such as a
+/// restarted pod, which the cluster's identity key vouches for. A token's secret has 32 bytes and is never this.
+pub const JOIN: &[u8] = b"join";
+
 const PREFIX: &str = "tle1.";
 const RELAY: u16 = 1 | CRITICAL;
 const KEY: u16 = 2 | CRITICAL;

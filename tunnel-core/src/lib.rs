@@ -9,6 +9,7 @@ pub mod carrier;
 pub mod drain;
 pub mod enrolment;
 pub mod fault;
+pub mod head;
 pub mod ids;
 pub mod inner;
 pub mod keys;
