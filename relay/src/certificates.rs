@@ -3,7 +3,10 @@
 //! A certificate says: this key is this instance's of this cluster. It lets an instance come back without the
 //! cluster's identity key, and ends by itself; revoking is for one that was stolen meanwhile.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -20,7 +23,7 @@ use towline_tunnel::{
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::registry::Snapshot;
+use crate::registry::{Cluster, Snapshot};
 
 /// How long a certificate lasts where nothing else is said.
 pub const DEFAULT_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -54,6 +57,19 @@ pub struct Holder {
     pub instance: InstanceId,
     /// The instance's key.
     pub key: VerifyingKey,
+}
+
+impl Holder {
+    /// The holder's cluster, if neither it nor the instance was withdrawn. For sessions that already began, too.
+    ///
+    /// # Errors
+    /// If one of them was.
+    pub fn standing<'a>(&self, known: &'a Snapshot) -> Result<&'a Arc<Cluster>, CertificateError> {
+        if known.is_revoked(self.instance) {
+            return Err(CertificateError::Revoked);
+        }
+        known.cluster(self.cluster).filter(|cluster| cluster.enabled).ok_or(CertificateError::ClusterGone)
+    }
 }
 
 /// A certificate that was accepted.
@@ -180,12 +196,7 @@ impl CertificateAuthority {
         {
             return Err(CertificateError::OtherHolder);
         }
-        if known.is_revoked(holder.instance) {
-            return Err(CertificateError::Revoked);
-        }
-        if !known.cluster(holder.cluster).is_some_and(|cluster| cluster.enabled) {
-            return Err(CertificateError::ClusterGone);
-        }
+        holder.standing(known)?;
         accepted(&der).ok_or(CertificateError::Malformed)
     }
 }
@@ -208,7 +219,7 @@ fn accepted(der: &CertificateDer<'_>) -> Option<Accepted> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::{EnrolmentOffer, Registry};
+    use crate::registry::{EnrolmentOffer, Recorded, Registry};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -309,7 +320,7 @@ mod tests {
         let (one, two) = (holder(&cluster), holder(&cluster));
         let [first, second] = [one, two].map(|holder| authority.issue(&holder, now()).unwrap());
         for (holder, issued) in [(&one, &first), (&two, &second)] {
-            assert!(registry.record_certificate(holder, issued).await.unwrap());
+            assert_eq!(registry.record_certificate(holder, issued, 9, now()).await.unwrap(), Recorded::Yes);
         }
         registry.revoke_instance(one.instance, now()).await.unwrap();
         let judge = |holder: &Holder, issued: &Issued| {

@@ -10,6 +10,7 @@ mod follow;
 mod instances;
 mod name;
 mod roles;
+mod settings;
 mod snapshot;
 
 use std::{
@@ -23,7 +24,7 @@ use std::{
 pub use enrolments::{Enrolled, EnrolmentOffer};
 pub use error::RegistryError;
 pub use follow::{LOOK_EVERY, follow};
-pub use instances::{Instance, PRESENCE_EVERY, Presence, Sighting};
+pub use instances::{Instance, PRESENCE_EVERY, Presence, Recorded, Sighting};
 pub use name::{ClusterName, NameError};
 pub use roles::{Role, RoleAssignment, SubjectKind};
 pub use snapshot::{Cluster, Grants, Snapshot};

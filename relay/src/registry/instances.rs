@@ -63,14 +63,42 @@ pub struct Sighting {
     pub program: String,
 }
 
+/// Whether a certificate was recorded; only then it may be handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It was.
+    Yes,
+    /// The instance's id is another key's or cluster's, or was revoked.
+    Taken,
+    /// The cluster has too many instances.
+    TooMany,
+}
+
 impl Registry {
-    /// Records a certificate that was issued to an instance. False where the instance's id is another key's or
-    /// cluster's, or was revoked: the certificate must then not be handed out.
+    /// Records a certificate that was issued to an instance, one of at most `max` of its cluster.
     ///
     /// # Errors
-    /// If the file can't be written; the certificate must then not be handed out either.
-    pub async fn record_certificate(&self, holder: &Holder, issued: &Issued) -> Result<bool, RegistryError> {
+    /// If the file can't be written.
+    pub async fn record_certificate(
+        &self,
+        holder: &Holder,
+        issued: &Issued,
+        max: u32,
+        now: SystemTime,
+    ) -> Result<Recorded, RegistryError> {
         let mut tx = self.writing().await?;
+        let others =
+            sqlx::query("SELECT count(*) FROM instances WHERE cluster = ? AND not_after >= ? AND id <> ?")
+                .bind(holder.cluster.to_string())
+                .bind(seconds(now))
+                .bind(holder.instance.to_string())
+                .fetch_one(&mut *tx)
+                .await
+                .and_then(|row| row.try_get::<i64, _>(0))
+                .map_err(|error| self.error(error))?;
+        if others >= i64::from(max) {
+            return Ok(Recorded::TooMany);
+        }
         let done = sqlx::query(
             "INSERT INTO instances (id, cluster, key_hash, serial, not_after) VALUES (?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET serial = excluded.serial, not_after = excluded.not_after
@@ -85,7 +113,7 @@ impl Registry {
         .await
         .map_err(|error| self.error(error))?;
         tx.commit().await.map_err(|error| self.error(error))?;
-        Ok(done.rows_affected() > 0)
+        Ok(if done.rows_affected() > 0 { Recorded::Yes } else { Recorded::Taken })
     }
 
     /// Notes who is online and who went away, in one transaction. Call on changes, gathered for a second, and every

@@ -232,10 +232,18 @@ async fn instances_are_seen_revoked_and_forgotten() {
     for id in [one, two] {
         let holder = Holder { cluster, instance: id, key: SigningKey::generate().public() };
         let issued = Issued { der: vec![], serial: "0a".into(), not_after: later(3600) };
-        assert!(registry.record_certificate(&holder, &issued).await.unwrap());
-        assert!(registry.record_certificate(&holder, &issued).await.unwrap(), "renewed");
+        assert_eq!(registry.record_certificate(&holder, &issued, 9, now()).await.unwrap(), Recorded::Yes);
+        assert_eq!(
+            registry.record_certificate(&holder, &issued, 9, now()).await.unwrap(),
+            Recorded::Yes,
+            "renewed"
+        );
         let thief = Holder { key: SigningKey::generate().public(), ..holder };
-        assert!(!registry.record_certificate(&thief, &issued).await.unwrap(), "an id is its first holder's");
+        assert_eq!(
+            registry.record_certificate(&thief, &issued, 9, now()).await.unwrap(),
+            Recorded::Taken,
+            "an id is its first holder's"
+        );
     }
     let before = registry.snapshot().revision;
     let seen = Sighting { instance: one, presence: Presence::Online, program: "towline-agent/0.1".into() };
