@@ -1,15 +1,21 @@
 //! The towline relay: sessions, routing, access decisions, registry, enrolment.
 
+pub mod accept;
 pub mod access;
+pub mod app;
 pub mod authenticate;
 pub mod certificates;
+pub mod cli;
 pub mod clock;
+pub mod dial;
 pub mod enrol;
+pub mod forward;
 pub mod health;
 pub mod keys;
 pub mod limits;
 pub mod metrics;
 pub mod registry;
+pub mod sessions;
 pub mod throttle;
 pub mod tls;
 pub mod values;

@@ -599,6 +599,11 @@ impl<R: Clone> Leg<R> {
         self.streams.drain().filter_map(|(_, mut stream)| stream.to.take()).collect()
     }
 
+    /// The streams that go on somewhere, and where.
+    pub fn routes(&self) -> impl Iterator<Item = (StreamId, &R)> {
+        self.streams.iter().filter_map(|(id, stream)| Some((*id, stream.to.as_ref()?)))
+    }
+
     /// Streams that are open or not yet forgotten.
     pub fn stream_count(&self) -> usize {
         self.streams.len()

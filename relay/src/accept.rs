@@ -1,0 +1,376 @@
+//! From a TCP connection to a session: TLS, HTTP, WebSocket, handshake; all within one deadline.
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{
+    body::Incoming, server::conn::http1, server::conn::http2, service::service_fn, upgrade::OnUpgrade,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_rustls::TlsAcceptor;
+use towline_tunnel::{
+    carrier::{
+        CONNECT_PATH, SUBPROTOCOL, tune,
+        websocket::{WebSocketCarrier, accept_key},
+    },
+    drain::DrainWatcher,
+    mux::{Side, drive},
+    proto::{CloseReason, leg::LegConfig},
+    session::{self, AcceptError, Channel, Exporter, control::Control},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    app::Relay,
+    authenticate::Peer,
+    forward::{RENEWALS, RelayConn, Renewal},
+    metrics::Stage,
+    sessions::Place,
+};
+
+/// Streams at once on one h2 connection: health checks, and later the API.
+const H2_STREAMS: u32 = 16;
+/// h2 requests reset before they were answered, after which the connection ends (CVE-2023-44487).
+const H2_RESETS: usize = 16;
+/// After an error of accept(2), mostly EMFILE: there is nothing to accept with until something closes.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Takes connections until the drain begins; then waits for those that are open.
+pub async fn listen(listener: TcpListener, relay: Arc<Relay>, drain: DrainWatcher) {
+    let acceptor = TlsAcceptor::from(relay.tls());
+    let handshakes = Arc::new(Semaphore::new(relay.limits().max_handshakes as usize));
+    let mut connections = JoinSet::new();
+    loop {
+        // Beyond the limit, connections wait in the kernel's backlog: each handshake before them ends within its
+        // deadline.
+        let place = Arc::clone(&handshakes).acquire_owned();
+        let accepted = tokio::select! {
+            () = drain.begun() => break,
+            accepted = async { (place.await, listener.accept().await) } => accepted,
+            Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                log_panic(ended);
+                continue;
+            }
+        };
+        let (handshake, (stream, from)) = match accepted {
+            (Ok(place), Ok(accepted)) => (place, accepted),
+            (_, Err(error)) => {
+                warn!(%error, "no connection could be accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+            (Err(_), _) => break,
+        };
+        let (relay, acceptor) = (Arc::clone(&relay), acceptor.clone());
+        connections.spawn(async move { tcp(stream, from, &acceptor, handshake, relay).await });
+    }
+    drop(listener);
+    while let Some(ended) = connections.join_next().await {
+        log_panic(ended);
+    }
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a connection's task panicked");
+    }
+}
+
+async fn tcp(
+    stream: TcpStream,
+    from: SocketAddr,
+    acceptor: &TlsAcceptor,
+    handshake: OwnedSemaphorePermit,
+    relay: Arc<Relay>,
+) {
+    let deadline = Instant::now() + relay.limits().handshake_timeout;
+    if let Err(error) = tune(&stream) {
+        debug!(%from, %error, "a connection was dead at once");
+        return;
+    }
+    match timeout_at(deadline, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let exporter = session::exporter(stream.get_ref().1);
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            connection(stream, exporter, http2, from, deadline, handshake, relay).await;
+        }
+        Ok(Err(error)) => {
+            relay.metrics().refused(Stage::Connection, CloseReason::FrameMalformed);
+            debug!(%from, %error, "a TLS handshake failed");
+        }
+        Err(_) => {
+            relay.metrics().refused(Stage::Connection, CloseReason::Timeout);
+            debug!(%from, "a TLS handshake took too long");
+        }
+    }
+}
+
+/// Serves one connection, whose outer TLS (if any) ended before, until it ends.
+///
+/// `exporter` is that TLS's, and `deadline` what remains for the handshake.
+pub async fn connection<IO>(
+    io: IO,
+    exporter: Option<Exporter>,
+    http2: bool,
+    from: SocketAddr,
+    deadline: Instant,
+    handshake: OwnedSemaphorePermit,
+    relay: Arc<Relay>,
+) where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let upgrade: Arc<Mutex<Option<OnUpgrade>>> = Arc::default();
+    let served = timeout_at(deadline, http(io, http2, &relay, Arc::clone(&upgrade))).await;
+    let taken = upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let upgraded = match (served, taken) {
+        (Ok(Ok(())), Some(upgrade)) => timeout_at(deadline, upgrade).await,
+        (Ok(Ok(())), None) => return,
+        (Ok(Err(error)), _) => {
+            relay.metrics().refused(Stage::Connection, CloseReason::FrameMalformed);
+            debug!(%from, %error, "an HTTP connection ended");
+            return;
+        }
+        (Err(_), _) => {
+            relay.metrics().refused(Stage::Connection, CloseReason::Timeout);
+            debug!(%from, "a connection did not become a session in time");
+            return;
+        }
+    };
+    let Ok(Ok(upgraded)) = upgraded else { return };
+    let Ok(parts) = upgraded.downcast::<TokioIo<IO>>() else {
+        debug_assert!(false, "an upgraded connection is what was served");
+        return;
+    };
+    if !parts.read_buf.is_empty() {
+        // RFC 6455, section 4.1: a client sends nothing before the server's answer.
+        relay.metrics().refused(Stage::Connection, CloseReason::FrameMalformed);
+        return;
+    }
+    let carrier = WebSocketCarrier::server(parts.io.into_inner()).await;
+    session(carrier, exporter, from, deadline, handshake, relay).await;
+}
+
+async fn http<IO>(
+    io: IO,
+    http2: bool,
+    relay: &Arc<Relay>,
+    upgrade: Arc<Mutex<Option<OnUpgrade>>>,
+) -> hyper::Result<()>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let max_header = usize::try_from(relay.limits().max_header_bytes).unwrap_or(usize::MAX);
+    let readiness = relay.readiness();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = answer(request, &readiness, &upgrade);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    if http2 {
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(max_header).unwrap_or(u32::MAX))
+            .max_concurrent_streams(H2_STREAMS)
+            .max_pending_accept_reset_streams(H2_RESETS)
+            .max_local_error_reset_streams(H2_RESETS)
+            .initial_stream_window_size(16 * 1024)
+            .initial_connection_window_size(64 * 1024)
+            .max_send_buf_size(16 * 1024)
+            .serve_connection(TokioIo::new(io), service)
+            .await
+    } else {
+        http1::Builder::new()
+            .max_buf_size(max_header.max(8 * 1024))
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades()
+            .await
+    }
+}
+
+fn answer(
+    mut request: Request<Incoming>,
+    readiness: &crate::health::Readiness,
+    upgrade: &Mutex<Option<OnUpgrade>>,
+) -> Response<Full<Bytes>> {
+    if request.uri().path() != CONNECT_PATH {
+        return match *request.method() {
+            Method::GET | Method::HEAD => readiness
+                .answer(request.uri().path())
+                .unwrap_or_else(|| text(StatusCode::NOT_FOUND, "a towline relay; there is nothing here\n")),
+            _ => text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n"),
+        };
+    }
+    if request.version() != http::Version::HTTP_11 || *request.method() != Method::GET {
+        return text(StatusCode::UPGRADE_REQUIRED, "a websocket upgrade with GET and HTTP/1.1 is needed\n");
+    }
+    match accept_key(request.headers()) {
+        Ok(key) => {
+            *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(hyper::upgrade::on(&mut request));
+            let mut response = text(StatusCode::SWITCHING_PROTOCOLS, "");
+            let headers = response.headers_mut();
+            headers.remove(header::CONTENT_TYPE);
+            headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+            if let Ok(key) = HeaderValue::from_str(&key) {
+                headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
+            }
+            response
+        }
+        Err(wrong) => {
+            let mut response = text(StatusCode::UPGRADE_REQUIRED, wrong);
+            response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            response
+        }
+    }
+}
+
+fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+async fn session<IO>(
+    carrier: WebSocketCarrier<IO>,
+    exporter: Option<Exporter>,
+    from: SocketAddr,
+    deadline: Instant,
+    handshake: OwnedSemaphorePermit,
+    relay: Arc<Relay>,
+) where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let begun = Instant::now();
+    let address = from.ip();
+    let admit = |credential| admit(credential, address, &relay);
+    let accepted = timeout_at(deadline, session::accept(carrier, exporter, relay.identity(), admit)).await;
+    let (channel, welcome, (peer, place)) = match accepted.unwrap_or(Err(AcceptError::Timeout)) {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            if matches!(error, AcceptError::Proof | AcceptError::Message(_)) {
+                relay.authenticator().note_failure(address);
+            }
+            relay.metrics().refused(Stage::Session, error.reason());
+            info!(%from, %error, "a session was refused");
+            return;
+        }
+    };
+    drop(handshake);
+    relay.metrics().handshake_seconds.observe(begun.elapsed().as_secs_f64());
+    run(channel, welcome.channel, peer, place, from, &relay).await;
+}
+
+async fn admit(
+    credential: session::Credential,
+    address: IpAddr,
+    relay: &Relay,
+) -> Result<(session::Welcome, (Peer, Place)), session::Refused> {
+    if let Some(refused) = relay.draining() {
+        return Err(refused);
+    }
+    let mut place = relay.places().enter(address)?;
+    let (welcome, peer) = relay.authenticator().authenticate(credential, address).await?;
+    if let Peer::Client(client) = &peer {
+        place.of_user(&client.caller.principal)?;
+    }
+    Ok((welcome, (peer, place)))
+}
+
+async fn run<IO>(
+    channel: Channel<WebSocketCarrier<IO>>,
+    id: towline_tunnel::ids::ChannelId,
+    peer: Peer,
+    _place: Place,
+    from: SocketAddr,
+    relay: &Relay,
+) where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (max_streams, sessions, opened) = match &peer {
+        Peer::Client(client) => {
+            info!(channel = %id, %from, principal = client.caller.principal, program = client.program, "a client's session began");
+            let limit = relay.limits().max_streams_per_client;
+            (limit, &relay.metrics().client_sessions, &relay.metrics().client_sessions_opened)
+        }
+        Peer::Agent(agent) => {
+            info!(
+                channel = %id, %from, cluster = %agent.cluster.id, name = agent.cluster.name,
+                instance = %agent.holder.instance, program = agent.program, "an agent's session began"
+            );
+            let limit = relay.limits().max_streams_per_agent;
+            (limit, &relay.metrics().agent_sessions, &relay.metrics().agent_sessions_opened)
+        }
+    };
+    sessions.inc();
+    opened.inc();
+    let config = LegConfig {
+        side: Side::Acceptor,
+        max_streams: max_streams as usize,
+        ledger: relay.ledger().child(relay.limits().max_buffered_bytes_per_session),
+        jitter: id.0.to_le_bytes()[0],
+    };
+    let (renewals, questions) = mpsc::channel(RENEWALS);
+    let conn = RelayConn::new(
+        peer,
+        id,
+        config,
+        Arc::clone(relay.switchboard()),
+        relay.limits().open_timeout,
+        renewals,
+    );
+    let guard = relay.sessions().register(Arc::clone(&conn));
+    if let Some(refused) = relay.draining() {
+        // The drain began while nobody knew of this session.
+        conn.go_away(refused.reason, refused.delay, "");
+    }
+    let stop = conn.stop().clone();
+    let closed = tokio::select! {
+        closed = drive(channel, &*conn, BytesMut::new(), stop) => closed,
+        () = renew(&conn, questions, relay) => return,
+        () = expire(&conn, relay) => return,
+    };
+    let (reason, detail) = closed.reason();
+    info!(channel = %id, reason = reason.text(), detail, "a session ended");
+    drop(guard);
+    sessions.dec();
+}
+
+/// Answers an agent's questions for certificates; never returns.
+async fn renew(conn: &RelayConn, mut questions: mpsc::Receiver<Renewal>, relay: &Relay) {
+    while let Some(Renewal { id, key }) = questions.recv().await {
+        let Some(agent) = conn.agent() else { continue };
+        let answer = match relay.authenticator().renew(agent, &key).await {
+            Ok(issued) => Control::Renewed { certificate: issued.der },
+            Err(refused) => Control::Failed { reason: refused.reason, detail: refused.detail },
+        };
+        conn.control(answer.encode(id));
+    }
+    std::future::pending().await
+}
+
+/// A client's session takes no new streams once its token is expired; never returns.
+async fn expire(conn: &RelayConn, relay: &Relay) {
+    let Some(client) = conn.client() else { return std::future::pending().await };
+    let left = client.expires_at.duration_since(relay.clock().now()).unwrap_or_default();
+    sleep(left).await;
+    conn.go_away(CloseReason::TokenExpired, Duration::ZERO, "");
+    std::future::pending().await
+}

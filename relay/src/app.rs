@@ -1,0 +1,347 @@
+//! Wires a relay together, and is the only place that does.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use rustls::ServerConfig;
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use towline_identity::{IssuerConfig, Verifier};
+use towline_tunnel::{
+    backoff,
+    carrier::dial::RelayAddress,
+    drain::{DrainTrigger, DrainWatcher, drain},
+    fault::{Fault, Report},
+    ids::KeyHash,
+    proto::{CloseReason, ledger::Ledger},
+    session::{Refused, RelayIdentity},
+};
+use tracing::{info, warn};
+
+use crate::{
+    accept,
+    access::AccessControl,
+    authenticate::Authenticator,
+    certificates::CertificateAuthority,
+    clock::Clock,
+    dial::Switchboard,
+    enrol::PublicAddress,
+    health::{self, Readiness},
+    keys::RelayKeys,
+    limits::Limits,
+    metrics::Metrics,
+    registry::{self, Registry},
+    sessions::{Places, Sessions},
+    tls::{OuterTls, TlsSource},
+};
+
+/// Peers of a relay that drains come back to its successor within this time, spread over it.
+const RETURN_WITHIN: Duration = Duration::from_secs(5);
+/// After the drain's deadline connections are closed, and have this long to say so.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// What a relay is started with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Keys, registry, and its own TLS authority.
+    pub data_dir: PathBuf,
+    /// Where agents and clients arrive.
+    pub listen: SocketAddr,
+    /// Where metrics are served.
+    pub metrics_listen: SocketAddr,
+    /// The outer certificate.
+    pub tls: TlsSource,
+    /// What agents and clients dial; the listener's address where none is given.
+    pub public: Option<RelayAddress>,
+    /// Whose tokens for the relay's audience are accepted.
+    pub issuer: IssuerConfig,
+    /// How long an agent instance's certificate lasts.
+    pub certificate_life: Duration,
+    /// How long streams may go on after a drain began.
+    pub drain_timeout: Duration,
+    /// What peers can make grow.
+    pub limits: Limits,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// A relay: what its connections share.
+#[derive(Debug)]
+pub struct Relay {
+    tls: OuterTls,
+    identity: RelayIdentity,
+    authenticator: Authenticator,
+    sessions: Sessions,
+    places: Places,
+    switchboard: Arc<Switchboard>,
+    metrics: Metrics,
+    readiness: Arc<Readiness>,
+    ledger: Ledger,
+    limits: Limits,
+    clock: Clock,
+    drain: DrainWatcher,
+}
+
+impl Relay {
+    pub(crate) fn tls(&self) -> Arc<ServerConfig> {
+        self.tls.config()
+    }
+    pub(crate) fn identity(&self) -> &RelayIdentity {
+        &self.identity
+    }
+    pub(crate) fn authenticator(&self) -> &Authenticator {
+        &self.authenticator
+    }
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
+    }
+    pub(crate) fn switchboard(&self) -> &Arc<Switchboard> {
+        &self.switchboard
+    }
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+    pub(crate) fn readiness(&self) -> Arc<Readiness> {
+        Arc::clone(&self.readiness)
+    }
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+    /// The limits that it was started with.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// What newcomers are told while the relay drains.
+    pub(crate) fn draining(&self) -> Option<Refused> {
+        self.drain.has_begun().then(|| {
+            let mut refused = Refused::new(CloseReason::Draining, "");
+            refused.delay = return_delay();
+            refused
+        })
+    }
+}
+
+fn return_delay() -> Duration {
+    let within = u64::try_from(RETURN_WITHIN.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(backoff::random() % within)
+}
+
+/// A relay that serves.
+#[derive(Debug)]
+pub struct Running {
+    relay: Arc<Relay>,
+    registry: Registry,
+    address: SocketAddr,
+    metrics_address: SocketAddr,
+    public: PublicAddress,
+    identity_hash: KeyHash,
+    tasks: JoinSet<()>,
+    trigger: DrainTrigger,
+    drain_timeout: Duration,
+}
+
+/// Binds, opens and starts everything; fails if any of it can't be had.
+///
+/// # Errors
+/// If a port is busy, a file can't be used, or the issuer's settings are wrong.
+pub async fn start(config: Config) -> Result<Running, Report> {
+    let listener = bind(config.listen).await?;
+    let metrics_listener = bind(config.metrics_listen).await?;
+    start_on(config, listener, metrics_listener).await
+}
+
+async fn start_on(
+    config: Config,
+    listener: TcpListener,
+    metrics_listener: TcpListener,
+) -> Result<Running, Report> {
+    let no_address = |error| Report::caused_by(Fault::Internal, "a listener has no address", error);
+    let address = listener.local_addr().map_err(no_address)?;
+    let metrics_address = metrics_listener.local_addr().map_err(no_address)?;
+    let clock = config.clock;
+    let now = clock.now();
+    let keys = RelayKeys::load_or_create(&config.data_dir)?;
+    let registry = Registry::open(&config.data_dir).await?;
+    registry.begin_serving(now).await?;
+    let tls = OuterTls::load(config.tls, now)?;
+    let verifier =
+        Verifier::new(config.issuer).map_err(|error| Report::new(Fault::ConfigInvalid, error.to_string()))?;
+    let ledger = Ledger::new(config.limits.max_buffered_bytes);
+    let metrics = Metrics::new(ledger.clone());
+    metrics.registry_available.set(1);
+    let readiness = Arc::new(Readiness::new());
+    let relay_address = match config.public {
+        Some(public) => public,
+        None => RelayAddress::parse(&address.to_string())?,
+    };
+    let public =
+        PublicAddress { relay: relay_address, ca_pem: tls.own_authority().map(|own| own.pem.clone()) };
+    public.note(&registry).await?;
+    let authority = CertificateAuthority::new(&keys.authority, config.certificate_life)?;
+    let sessions = Sessions::default();
+    let access = AccessControl::new(registry.clone());
+    let (trigger, watcher) = drain();
+    let relay = Arc::new(Relay {
+        identity: RelayIdentity::new(Arc::clone(&keys.identity))?,
+        authenticator: Authenticator::new(
+            verifier,
+            registry.clone(),
+            authority,
+            keys.ticket_key(),
+            &config.limits,
+            clock.clone(),
+        ),
+        places: Places::new(&config.limits),
+        switchboard: Arc::new(Switchboard::new(
+            access,
+            sessions.clone(),
+            Arc::clone(&keys.tickets),
+            clock.clone(),
+            metrics.clone(),
+        )),
+        sessions: sessions.clone(),
+        metrics: metrics.clone(),
+        readiness: Arc::clone(&readiness),
+        ledger,
+        limits: config.limits,
+        clock: clock.clone(),
+        drain: watcher.clone(),
+        tls: tls.clone(),
+    });
+    let mut tasks = JoinSet::new();
+    tasks.spawn(tls.follow());
+    tasks.spawn(follow_registry(registry.clone(), metrics.clone(), Arc::clone(&readiness)));
+    tasks.spawn(sessions.follow(registry.clone(), clock));
+    tasks.spawn(withdraw(Arc::clone(&relay), registry.clone()));
+    tasks.spawn(keep_keys_fresh(Arc::clone(&relay)));
+    tasks.spawn(health::serve(metrics_listener, metrics, Arc::clone(&readiness), watcher.clone()));
+    tasks.spawn(accept::listen(listener, Arc::clone(&relay), watcher));
+    readiness.set_accepting(true);
+    info!(listen = %address, metrics = %metrics_address, public = %public.relay, key = %keys.identity_hash(), "the relay serves");
+    Ok(Running {
+        relay,
+        registry,
+        address,
+        metrics_address,
+        public,
+        identity_hash: keys.identity_hash(),
+        tasks,
+        trigger,
+        drain_timeout: config.drain_timeout,
+    })
+}
+
+impl Running {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it serves metrics.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics_address
+    }
+
+    /// What agents and clients dial, and the authority of its TLS where it is its own.
+    pub fn public(&self) -> &PublicAddress {
+        &self.public
+    }
+
+    /// What agents and clients pin.
+    pub fn identity_hash(&self) -> KeyHash {
+        self.identity_hash
+    }
+
+    /// Clusters, roles and enrolment tokens.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The relay itself, for [`accept::connection`].
+    pub fn relay(&self) -> &Arc<Relay> {
+        &self.relay
+    }
+
+    /// Drains: takes nothing new, lets streams end for as long as was configured, then closes what is left. Says
+    /// whether all streams ended by themselves.
+    pub async fn drain(mut self) -> bool {
+        info!("the relay drains");
+        self.relay.readiness.set_accepting(false);
+        self.trigger.begin();
+        for conn in self.relay.sessions.all() {
+            conn.go_away(CloseReason::Draining, return_delay(), "");
+        }
+        let quiet = timeout(self.drain_timeout, self.relay.sessions.quiet()).await.is_ok();
+        for conn in self.relay.sessions.all() {
+            conn.stop().cancel();
+        }
+        let gone = async {
+            while !self.relay.sessions.all().is_empty() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _in_time = timeout(LAST_WORDS, gone).await;
+        self.relay.sessions.write_changes(&self.registry, &self.relay.clock).await;
+        self.tasks.shutdown().await;
+        self.registry.close().await;
+        info!(quiet, "the relay has ended");
+        quiet
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Report> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let fault = match error.kind() {
+            std::io::ErrorKind::AddrInUse => Fault::PortBusy,
+            _ => Fault::ConfigInvalid,
+        };
+        Report::caused_by(fault, format!("can't listen on {address}"), error)
+    })
+}
+
+async fn follow_registry(registry: Registry, metrics: Metrics, readiness: Arc<Readiness>) {
+    registry::follow(registry, move |available| {
+        metrics.registry_available.set(i64::from(available));
+        readiness.set_registry(available);
+    })
+    .await;
+}
+
+/// Ends what is no longer allowed, whenever the registry changes; never returns.
+async fn withdraw(relay: Arc<Relay>, registry: Registry) {
+    let mut changes = registry.changes();
+    while changes.changed().await.is_ok() {
+        let known = Arc::clone(&changes.borrow_and_update());
+        for conn in relay.sessions.all() {
+            if let Some(agent) = conn.agent()
+                && let Err(error) = agent.holder.standing(&known)
+            {
+                warn!(channel = %conn.channel(), instance = %agent.holder.instance, %error, "an agent's session was ended");
+                conn.go_away(CloseReason::CertificateRefused, Duration::ZERO, &error.to_string());
+                conn.stop().cancel();
+            }
+            if let Some(client) = conn.client() {
+                conn.end_streams_not(|cluster| {
+                    // A token that is expired ends no stream here: the agent judges those.
+                    !matches!(
+                        relay.switchboard.allowed(client, cluster),
+                        Err((CloseReason::Forbidden | CloseReason::ClusterUnknown, _))
+                    )
+                });
+            }
+        }
+    }
+}
+
+async fn keep_keys_fresh(relay: Arc<Relay>) {
+    relay.authenticator.verifier().keep_fresh().await;
+}

@@ -1,0 +1,162 @@
+//! The command line of `towline-relay`.
+
+mod clusters;
+mod enroll;
+mod roles;
+mod serve;
+mod table;
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::SystemTime,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use towline_tunnel::fault::{Fault, Report};
+use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
+
+use crate::{keys::RelayKeys, registry::Registry};
+
+/// A blind relay for kubectl: agents dial in, people are connected to them, and nothing that passes can be read here.
+#[derive(Debug, Parser)]
+#[command(name = "towline-relay", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve agents and clients
+    Serve(Box<serve::Serve>),
+    /// Print the hash of the relay's identity key, which agents and clients pin
+    Key(Place),
+    /// Make a one-time token that lets a cluster in
+    Enroll(enroll::Enroll),
+    /// List the connected clusters
+    Clusters(clusters::Clusters),
+    /// List the agent instances of all clusters
+    Instances(clusters::Instances),
+    /// End an agent instance's certificates and session, for good
+    RevokeInstance(clusters::RevokeInstance),
+    /// Take a cluster out: its agents, and the roles on it
+    RemoveCluster(clusters::RemoveCluster),
+    /// Say who may open which cluster
+    #[command(subcommand)]
+    Role(roles::Role),
+}
+
+/// Where the relay keeps its keys and its registry.
+#[derive(Args, Clone, Debug)]
+struct Place {
+    /// Folder of the relay's keys and registry
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TOWLINE_RELAY_DATA_DIR",
+        default_value = "/var/lib/towline-relay"
+    )]
+    data_dir: PathBuf,
+}
+
+impl Place {
+    /// The registry of a relay that served from here at least once: a mistyped folder is not a new relay.
+    async fn registry(&self) -> Result<Registry, Report> {
+        let file = self.data_dir.join(crate::registry::FILE);
+        if !file.exists() {
+            return Err(Report::new(
+                Fault::FileUnreadable,
+                format!(
+                    "{} is not there: give the --data-dir of a relay that was started once",
+                    file.display()
+                ),
+            ));
+        }
+        Ok(Registry::open(&self.data_dir).await?)
+    }
+
+    fn keys(&self) -> Result<RelayKeys, Report> {
+        RelayKeys::load_or_create(&self.data_dir)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For scripts
+    Json,
+}
+
+/// Runs the program; its exit code is the fault's (`docs/errors.md`).
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Report::caused_by(Fault::Internal, "no runtime can be made", error)),
+    };
+    match runtime.block_on(run(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(report) => fail(&report),
+    }
+}
+
+fn fail(report: &Report) -> ExitCode {
+    eprintln!("{report}");
+    ExitCode::from(report.exit_code())
+}
+
+async fn run(command: Command) -> Result<(), Report> {
+    let now = SystemTime::now();
+    match command {
+        Command::Serve(serve) => serve.run().await,
+        Command::Key(place) => print(&place.keys()?.identity_hash().to_string()),
+        Command::Enroll(enroll) => enroll.run(now).await,
+        Command::Clusters(clusters) => clusters.run(now).await,
+        Command::Instances(instances) => instances.run(now).await,
+        Command::RevokeInstance(revoke) => revoke.run(now).await,
+        Command::RemoveCluster(remove) => remove.run().await,
+        Command::Role(role) => role.run(now).await,
+    }
+}
+
+/// What a command is asked for goes to standard output, and everything else to standard error.
+fn print(text: &str) -> Result<(), Report> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}") {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => {
+            written.map_err(|error| Report::caused_by(Fault::FileUnwritable, "standard output", error))
+        }
+    }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_span_events(FmtSpan::NONE)
+        .with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        builder.with_target(false).init();
+    } else {
+        builder.json().init();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

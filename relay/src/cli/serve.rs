@@ -1,0 +1,167 @@
+//! `towline-relay serve`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{ArgGroup, Args};
+use tokio::signal::unix::{SignalKind, signal};
+use towline_identity::{IssuerConfig, IssuerSettings};
+use towline_tunnel::{
+    carrier::dial::RelayAddress,
+    fault::{Fault, Report},
+};
+
+use super::Place;
+use crate::{
+    app::{self, Config},
+    clock::Clock,
+    limits::Limits,
+    tls::TlsSource,
+    values::duration,
+};
+
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("certificate").required(true).args(["tls_cert", "tls_self_signed"])))]
+pub(super) struct Serve {
+    #[command(flatten)]
+    place: Place,
+
+    /// Address and port for agents and clients
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:443")]
+    listen: SocketAddr,
+
+    /// Address and port for /metrics, /healthz and /readyz; not for the public
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    metrics_listen: SocketAddr,
+
+    /// What agents and clients dial, such as <https://relay.example.com>
+    #[arg(long, value_name = "URL")]
+    public_url: Option<String>,
+
+    /// PEM file with the certificate and its chain; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// PEM file with the certificate's key
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Make an authority and a certificate for this DNS name or IP address (repeatable)
+    #[arg(long, value_name = "NAME", conflicts_with = "tls_cert")]
+    tls_self_signed: Vec<String>,
+
+    #[command(flatten)]
+    issuer: IssuerArgs,
+
+    /// How long an agent instance's certificate lasts; it is renewed after two thirds
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    certificate_life: Duration,
+
+    /// How long streams may go on after SIGTERM
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    drain_timeout: Duration,
+
+    #[command(flatten)]
+    limits: Limits,
+}
+
+/// Whose tokens for the relay are accepted: names and meanings of kube-apiserver's flags.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "People's tokens for the relay (OIDC)")]
+struct IssuerArgs {
+    /// Issuer's https URL
+    #[arg(long, value_name = "URL")]
+    oidc_issuer_url: String,
+    /// Audience that tokens for the relay have
+    #[arg(long, value_name = "ID", default_value = "towline-relay")]
+    oidc_client_id: String,
+    /// Claim that is the username
+    #[arg(long, value_name = "CLAIM")]
+    oidc_username_claim: Option<String>,
+    /// Prefix of usernames; `-` for none
+    #[arg(long, value_name = "PREFIX")]
+    oidc_username_prefix: Option<String>,
+    /// Claim that holds the groups
+    #[arg(long, value_name = "CLAIM")]
+    oidc_groups_claim: Option<String>,
+    /// Prefix of groups
+    #[arg(long, value_name = "PREFIX")]
+    oidc_groups_prefix: Option<String>,
+    /// A claim that must have this value (repeatable)
+    #[arg(long, value_name = "KEY=VALUE")]
+    oidc_required_claim: Vec<String>,
+    /// The only authorities (PEM) that the issuer is trusted by
+    #[arg(long, value_name = "FILE")]
+    oidc_ca_file: Option<PathBuf>,
+    /// Signature algorithms that are accepted
+    #[arg(long, value_name = "ALGS", value_delimiter = ',', default_value = "RS256")]
+    oidc_signing_algs: Vec<String>,
+}
+
+impl IssuerArgs {
+    fn parse(self) -> Result<IssuerConfig, Report> {
+        IssuerConfig::parse(IssuerSettings {
+            issuer_url: self.oidc_issuer_url,
+            client_id: self.oidc_client_id,
+            username_claim: self.oidc_username_claim,
+            username_prefix: self.oidc_username_prefix,
+            groups_claim: self.oidc_groups_claim,
+            groups_prefix: self.oidc_groups_prefix,
+            required_claims: self.oidc_required_claim,
+            ca_file: self.oidc_ca_file,
+            signing_algs: self.oidc_signing_algs,
+        })
+        .map_err(|error| Report::new(Fault::ConfigInvalid, error.to_string()))
+    }
+}
+
+impl Serve {
+    fn config(self) -> Result<Config, Report> {
+        let data_dir = self.place.data_dir;
+        let tls = match (self.tls_cert, self.tls_key) {
+            (Some(certificate), Some(key)) => TlsSource::Files { certificate, key },
+            _ => TlsSource::SelfSigned { names: self.tls_self_signed, data_dir: data_dir.clone() },
+        };
+        if self.public_url.is_none() && self.listen.ip().is_unspecified() {
+            let listen = self.listen;
+            return Err(Report::new(
+                Fault::ConfigInvalid,
+                format!(
+                    "--listen {listen} is every address of this machine: say with --public-url which one peers dial"
+                ),
+            ));
+        }
+        Ok(Config {
+            data_dir,
+            listen: self.listen,
+            metrics_listen: self.metrics_listen,
+            tls,
+            public: self.public_url.as_deref().map(RelayAddress::parse).transpose()?,
+            issuer: self.issuer.parse()?,
+            certificate_life: self.certificate_life,
+            drain_timeout: self.drain_timeout,
+            limits: self.limits,
+            clock: Clock::system(),
+        })
+    }
+
+    pub(super) async fn run(self) -> Result<(), Report> {
+        let config = self.config()?;
+        let no_signals = |error| Report::caused_by(Fault::Internal, "signals can't be caught", error);
+        let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+        std::fs::create_dir_all(&config.data_dir).map_err(|error| {
+            Report::caused_by(Fault::FileUnwritable, config.data_dir.display().to_string(), error)
+        })?;
+        let running = app::start(config).await?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::select! {
+            _quiet = running.drain() => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,183 @@
+//! Where a client's stream goes: decides, signs the ticket, picks the agent's session and opens the stream on it.
+
+use std::{
+    collections::{HashMap, hash_map::RandomState},
+    hash::BuildHasher as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use towline_tunnel::{
+    ids::{ChannelId, ClusterId, KeyHash},
+    keys::SigningKey,
+    proto::{CloseReason, OpenRequest},
+    session::control::Control,
+    ticket::{MAX_LIFE, Ticket},
+};
+
+use crate::{
+    access::{AccessControl, Caller, Decision},
+    authenticate::{ClientPeer, Peer},
+    clock::Clock,
+    forward::{Renewal, Route},
+    metrics::Metrics,
+    sessions::Sessions,
+};
+
+/// A ticket is used again for this much of its life: a signature each minute and user, not each stream.
+const TICKET_USED_FOR: Duration = Duration::from_secs(60);
+/// Tickets kept; where there are more, all are made anew.
+const MAX_TICKETS: usize = 16 * 1024;
+
+/// Why a stream is refused, and a few words for the person.
+pub type Refusal = (CloseReason, &'static str);
+
+/// Connects clients' streams with agents.
+#[derive(Debug)]
+pub struct Switchboard {
+    access: AccessControl,
+    sessions: Sessions,
+    ticket_key: Arc<SigningKey>,
+    tickets: Mutex<HashMap<(ClusterId, KeyHash), Signed>>,
+    shares: RandomState,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Signed {
+    bytes: Bytes,
+    principal: String,
+    expires: SystemTime,
+    renew_at: SystemTime,
+}
+
+impl Switchboard {
+    /// Connects what `access` allows with the agents in `sessions`.
+    pub fn new(
+        access: AccessControl,
+        sessions: Sessions,
+        ticket_key: Arc<SigningKey>,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            access,
+            sessions,
+            ticket_key,
+            tickets: Mutex::default(),
+            shares: RandomState::new(),
+            clock,
+            metrics,
+        }
+    }
+
+    /// What the relay counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Whether a client may have streams to a cluster now, and until when at most.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn allowed(&self, client: &ClientPeer, cluster: ClusterId) -> Result<SystemTime, Refusal> {
+        let now = self.clock.now();
+        if now >= client.expires_at {
+            return Err((CloseReason::TokenExpired, "the token of this session is expired"));
+        }
+        match self.access.decide(&client.caller, cluster, now) {
+            Decision::Allow { until, .. } => {
+                Ok(until.map_or(client.expires_at, |until| until.min(client.expires_at)))
+            }
+            Decision::Deny(reason) => Err((reason, "")),
+        }
+    }
+
+    /// Opens the other half of a client's stream, `from`, on a session of the cluster's agent.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn connect(
+        &self,
+        client: &ClientPeer,
+        channel: ChannelId,
+        mut request: OpenRequest,
+        from: Route,
+    ) -> Result<Route, Refusal> {
+        let until = self.allowed(client, request.cluster)?;
+        let agent = self.sessions.agent_of(request.cluster).ok_or((CloseReason::AgentOffline, ""))?;
+        request.channel = Some(channel);
+        // Opaque and different in each run: agents can be fair to users without learning who they are.
+        request.share = self.shares.hash_one(&client.caller.principal);
+        request.ticket = Some(self.ticket(&client.caller, client.run_key.hash(), request.cluster, until));
+        let stream = agent.open(request, from).map_err(|reason| match reason {
+            CloseReason::LimitReached => (reason, "too many streams of the agent (--max-streams-per-agent)"),
+            _ => (CloseReason::AgentOffline, "the agent is going away"),
+        })?;
+        Ok(Route { conn: agent, stream })
+    }
+
+    fn ticket(&self, caller: &Caller, run_key: KeyHash, cluster: ClusterId, until: SystemTime) -> Bytes {
+        let now = self.clock.now();
+        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = tickets.get(&(cluster, run_key))
+            && held.principal == caller.principal
+            && now < held.renew_at
+            && held.expires <= until
+        {
+            return held.bytes.clone();
+        }
+        let life = until.duration_since(now).unwrap_or_default().min(MAX_LIFE);
+        let ticket = Ticket::new(cluster, caller.principal.clone(), run_key, now, life);
+        let bytes = ticket.sign(&self.ticket_key);
+        if tickets.len() >= MAX_TICKETS {
+            tickets.clear();
+        }
+        let renew_at = now + TICKET_USED_FOR.min(life / 2);
+        let signed =
+            Signed { bytes: bytes.clone(), principal: ticket.principal, expires: ticket.expires, renew_at };
+        tickets.insert((cluster, run_key), signed);
+        bytes
+    }
+
+    /// Answers a CONTROL message. Questions for the registry's file go to `renew`, and are answered later; false from
+    /// it means that too many wait.
+    pub fn answer(&self, peer: &Peer, payload: &[u8], renew: impl FnOnce(Renewal) -> bool) -> Option<Bytes> {
+        let failed =
+            |id, reason, detail: &str| Some(Control::Failed { reason, detail: detail.into() }.encode(id));
+        let (id, question) = match Control::decode(payload) {
+            Ok(read) => read,
+            Err(error) => {
+                let id = payload.get(1..5).and_then(|id| id.try_into().ok()).map_or(0, u32::from_be_bytes);
+                return failed(id, CloseReason::FrameUnknown, &error.to_string());
+            }
+        };
+        match (question, peer) {
+            (Control::Resolve { name }, Peer::Client(client)) => {
+                match self.access.resolve(&client.caller, &name, self.clock.now()) {
+                    Decision::Allow { cluster, .. } => {
+                        let online = self.sessions.is_online(cluster.id);
+                        let resolved =
+                            Control::Resolved { cluster: cluster.id, name: cluster.name.clone(), online };
+                        Some(resolved.encode(id))
+                    }
+                    Decision::Deny(reason) => failed(id, reason, ""),
+                }
+            }
+            (Control::Renew { key }, Peer::Agent(_)) => {
+                if renew(Renewal { id, key }) {
+                    None
+                } else {
+                    failed(id, CloseReason::LimitReached, "too many renewals at once")
+                }
+            }
+            (Control::Resolve { .. } | Control::Renew { .. }, _) => {
+                failed(id, CloseReason::Forbidden, "not for this kind of peer")
+            }
+            // Answers to what was never asked.
+            _ => None,
+        }
+    }
+}

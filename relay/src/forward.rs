@@ -1,0 +1,447 @@
+//! One connection at the relay, and how its streams go on over another: table entries, no task and no channel each.
+//!
+//! A frame is taken under its own connection's lock, which is released before the other connection's is taken: never
+//! both at once, so no order of locks is needed. All frames of one stream and direction are carried by one reader,
+//! so they stay in order.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use towline_tunnel::{
+    ids::{ChannelId, ClusterId},
+    keys::VerifyingKey,
+    mux::Machine,
+    proto::{
+        CloseReason, OpenRequest,
+        frame::{self, StreamId},
+        leg::{Leg, LegConfig, LegEvent, Progress},
+        link::Violation,
+    },
+};
+use tracing::{debug, info};
+
+use crate::{
+    authenticate::{AgentPeer, ClientPeer, Peer},
+    dial::Switchboard,
+    metrics::{Metrics, Stage},
+};
+
+/// Where a stream goes on.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The other connection.
+    pub conn: Arc<RelayConn>,
+    /// The stream's id there.
+    pub stream: StreamId,
+}
+
+/// Renewals of certificates that may wait on one agent's session.
+pub const RENEWALS: usize = 4;
+
+/// A question that needs the registry's file: answered by the session's task, not by its reader.
+#[derive(Debug)]
+pub struct Renewal {
+    /// The question's id.
+    pub id: u32,
+    /// The key that a certificate is asked for.
+    pub key: VerifyingKey,
+}
+
+/// One authenticated connection of a client or an agent.
+pub struct RelayConn {
+    me: Weak<RelayConn>,
+    peer: Peer,
+    channel: ChannelId,
+    state: Mutex<State>,
+    output: Notify,
+    stop: CancellationToken,
+    going: AtomicBool,
+    switchboard: Arc<Switchboard>,
+    renewals: mpsc::Sender<Renewal>,
+    open_timeout: Duration,
+}
+
+struct State {
+    leg: Leg<Route>,
+    closed: bool,
+    /// Streams whose agent has not answered, by when they were opened.
+    opening: HashMap<StreamId, Instant>,
+    queue: VecDeque<(Instant, StreamId)>,
+    /// As last told to the metrics.
+    counted: usize,
+}
+
+impl fmt::Debug for RelayConn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RelayConn({})", self.channel)
+    }
+}
+
+impl RelayConn {
+    /// A connection whose peer was authenticated; questions for the registry come out of `renewals`.
+    pub fn new(
+        peer: Peer,
+        channel: ChannelId,
+        config: LegConfig,
+        switchboard: Arc<Switchboard>,
+        open_timeout: Duration,
+        renewals: mpsc::Sender<Renewal>,
+    ) -> Arc<Self> {
+        let leg = Leg::new(config, tokio::time::Instant::now().into_std());
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            peer,
+            channel,
+            state: Mutex::new(State {
+                leg,
+                closed: false,
+                opening: HashMap::new(),
+                queue: VecDeque::new(),
+                counted: 0,
+            }),
+            output: Notify::new(),
+            stop: CancellationToken::new(),
+            going: AtomicBool::new(false),
+            switchboard,
+            renewals,
+            open_timeout,
+        })
+    }
+
+    /// The channel's id, as all hops log it.
+    pub fn channel(&self) -> ChannelId {
+        self.channel
+    }
+
+    /// The agent at the other end, if it is one.
+    pub fn agent(&self) -> Option<&AgentPeer> {
+        match &self.peer {
+            Peer::Agent(agent) => Some(agent),
+            Peer::Client(_) => None,
+        }
+    }
+
+    /// The client at the other end, if it is one.
+    pub fn client(&self) -> Option<&ClientPeer> {
+        match &self.peer {
+            Peer::Client(client) => Some(client),
+            Peer::Agent(_) => None,
+        }
+    }
+
+    /// Whether new streams may be opened on it.
+    pub fn takes_streams(&self) -> bool {
+        !self.going.load(Ordering::Relaxed)
+    }
+
+    /// Streams that are open or not yet forgotten.
+    pub fn stream_count(&self) -> usize {
+        self.lock().leg.stream_count()
+    }
+
+    /// Cancelled when the connection shall end.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Says that no new streams are taken here; those that are open go on.
+    pub fn go_away(&self, reason: CloseReason, delay: Duration, detail: &str) {
+        self.going.store(true, Ordering::Relaxed);
+        self.lock().leg.go_away(reason, delay, detail);
+        self.output.notify_one();
+    }
+
+    /// Queues a CONTROL message; false where too many wait.
+    pub fn control(&self, payload: Bytes) -> bool {
+        let queued = self.lock().leg.control(payload);
+        self.output.notify_one();
+        queued
+    }
+
+    /// Opens a stream on this connection, whose other half is `to`.
+    ///
+    /// # Errors
+    /// If it takes none.
+    pub fn open(&self, request: OpenRequest, to: Route) -> Result<StreamId, CloseReason> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(CloseReason::AgentOffline);
+        }
+        let stream = state.leg.open(request, to);
+        drop(state);
+        self.output.notify_one();
+        stream
+    }
+
+    /// Ends those streams of a client that it may no longer have open.
+    pub fn end_streams_not(&self, allowed: impl Fn(ClusterId) -> bool) {
+        let mut ended = Vec::new();
+        let mut state = self.lock();
+        for (stream, route) in state.leg.routes() {
+            if route.conn.agent().is_some_and(|agent| !allowed(agent.cluster.id)) {
+                ended.push((stream, route.clone()));
+            }
+        }
+        for (stream, _) in &ended {
+            state.leg.reset(*stream, CloseReason::Forbidden, "the role was removed");
+        }
+        drop(state);
+        self.output.notify_one();
+        for (stream, route) in ended {
+            info!(channel = %self.channel, stream, "a stream was ended: its role was removed");
+            route.conn.reset(route.stream, CloseReason::Forbidden, "");
+        }
+    }
+
+    /// The connection is gone: ends its streams on the other connections. Done by its session's guard.
+    pub(crate) fn close(&self) {
+        self.going.store(true, Ordering::Relaxed);
+        let mut state = self.lock();
+        state.closed = true;
+        state.opening.clear();
+        state.queue.clear();
+        let routes = state.leg.close();
+        self.count_streams(&mut state);
+        drop(state);
+        let offline = self.agent().is_some();
+        let detail =
+            if offline { "the agent's connection was lost" } else { "the client's connection was lost" };
+        for route in routes {
+            route.conn.reset(route.stream, CloseReason::Detached, detail);
+        }
+        self.stop.cancel();
+    }
+
+    fn reset(&self, stream: StreamId, reason: CloseReason, detail: &str) {
+        self.lock().leg.reset(stream, reason, detail);
+        self.output.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn metrics(&self) -> &Metrics {
+        self.switchboard.metrics()
+    }
+
+    /// A stream is counted once: on its client's connection.
+    fn count_streams(&self, state: &mut State) {
+        if self.client().is_some() {
+            let now = state.leg.stream_count();
+            let change = i64::try_from(now).unwrap_or(0) - i64::try_from(state.counted).unwrap_or(0);
+            self.metrics().streams.inc_by(change);
+            state.counted = now;
+        }
+    }
+
+    /// Takes frames until there is none, or one that must be answered before the next.
+    fn take(
+        &self,
+        bytes: &mut BytesMut,
+        events: &mut Vec<LegEvent<Route>>,
+        now: Instant,
+    ) -> Result<bool, Violation> {
+        let mut state = self.lock();
+        let more = loop {
+            let Some(frame) = frame::decode(bytes)? else { break false };
+            if let Some(event) = state.leg.on_frame(frame, now)? {
+                let stop = matches!(event, LegEvent::Open { .. });
+                events.push(event);
+                if stop {
+                    break true;
+                }
+            }
+        };
+        self.count_streams(&mut state);
+        let output = state.leg.has_output();
+        drop(state);
+        if output {
+            self.output.notify_one();
+        }
+        Ok(more)
+    }
+
+    fn carry(&self, event: LegEvent<Route>, now: Instant) {
+        let metrics = self.metrics();
+        let passed_to = match event {
+            LegEvent::Open { stream, request } => return self.on_open(stream, request, now),
+            LegEvent::Control(payload) => return self.on_control(&payload),
+            LegEvent::GoAway(goaway) => {
+                debug!(channel = %self.channel, reason = goaway.reason.text(), "the peer takes no new streams");
+                self.going.store(true, Ordering::Relaxed);
+                return;
+            }
+            LegEvent::Opened { to, opened } => {
+                to.conn.answered(to.stream, now);
+                to.conn.lock().leg.opened(to.stream, opened);
+                to
+            }
+            LegEvent::Data { to, payload, fin, blocked } => {
+                let bytes = payload.len() as u64;
+                let direction = if self.client().is_some() {
+                    &metrics.bytes_to_agents
+                } else {
+                    &metrics.bytes_to_clients
+                };
+                direction.inc_by(bytes);
+                to.conn.lock().leg.forward(to.stream, payload, fin, blocked);
+                to
+            }
+            LegEvent::Credit { to, received, limit } => {
+                to.conn.lock().leg.credit(to.stream, received, limit);
+                to
+            }
+            LegEvent::Reset { to, reason, detail } => {
+                to.conn.answered(to.stream, now);
+                to.conn.lock().leg.reset(to.stream, reason, &detail);
+                to
+            }
+        };
+        passed_to.conn.output.notify_one();
+    }
+
+    fn on_open(&self, stream: StreamId, request: OpenRequest, now: Instant) {
+        let key = request.key;
+        let Some(client) = self.client() else {
+            // Only the far side of a client's stream is opened towards agents: they open none.
+            return self.reset(stream, CloseReason::Forbidden, "agents open no streams");
+        };
+        let Some(me) = self.me.upgrade() else { return };
+        let cluster = request.cluster;
+        match self.switchboard.connect(client, self.channel, request, Route { conn: me, stream }) {
+            Ok(route) => {
+                let agent_stream = route.stream;
+                let mut state = self.lock();
+                state.leg.bind(stream, route, 0);
+                state.opening.insert(stream, now);
+                state.queue.push_back((now, stream));
+                drop(state);
+                self.metrics().opens.inc();
+                debug!(channel = %self.channel, stream, agent_stream, %key, %cluster, "a stream was opened");
+                // The role may have gone between the decision and now, when nobody knew of the stream.
+                if let Err((reason, _)) = self.switchboard.allowed(client, cluster) {
+                    self.refuse_route(stream, reason);
+                }
+            }
+            Err((reason, detail)) => {
+                self.metrics().refused(Stage::Stream, reason);
+                info!(channel = %self.channel, stream, %cluster, reason = reason.text(), "a stream was refused");
+                self.reset(stream, reason, detail);
+            }
+        }
+    }
+
+    fn refuse_route(&self, stream: StreamId, reason: CloseReason) {
+        let mut state = self.lock();
+        let route = state.leg.routes().find(|(id, _)| *id == stream).map(|(_, route)| route.clone());
+        state.leg.reset(stream, reason, "");
+        drop(state);
+        self.output.notify_one();
+        if let Some(route) = route {
+            route.conn.reset(route.stream, reason, "");
+        }
+    }
+
+    /// The agent answered an OPEN, or refused it.
+    fn answered(&self, stream: StreamId, now: Instant) {
+        let mut state = self.lock();
+        if let Some(opened) = state.opening.remove(&stream) {
+            self.metrics().open_seconds.observe(now.saturating_duration_since(opened).as_secs_f64());
+            while state.queue.front().is_some_and(|(_, id)| !state.opening.contains_key(id)) {
+                state.queue.pop_front();
+            }
+        }
+    }
+
+    fn on_control(&self, payload: &Bytes) {
+        let answer =
+            self.switchboard.answer(&self.peer, payload, |renewal| self.renewals.try_send(renewal).is_ok());
+        if let Some(answer) = answer
+            && !self.control(answer)
+        {
+            debug!(channel = %self.channel, "an answer was dropped: too many wait");
+        }
+    }
+}
+
+impl Machine for RelayConn {
+    fn on_bytes(&self, bytes: &mut BytesMut, now: Instant) -> Result<(), Violation> {
+        let mut events = Vec::new();
+        loop {
+            let more = self.take(bytes, &mut events, now);
+            // What came before a violation was sound: it is carried.
+            for event in events.drain(..) {
+                self.carry(event, now);
+            }
+            if !more? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn fill(&self, out: &mut BytesMut) -> usize {
+        let mut progress: Vec<Progress<Route>> = Vec::new();
+        let mut state = self.lock();
+        let payload = state.leg.fill(out, &mut progress);
+        self.count_streams(&mut state);
+        drop(state);
+        for Progress { to, written } in progress {
+            to.conn.lock().leg.passed(to.stream, written);
+            to.conn.output.notify_one();
+        }
+        payload
+    }
+
+    fn on_written(&self, payload: usize, now: Instant) {
+        self.lock().leg.on_written(payload, now);
+    }
+
+    fn deadline(&self) -> Instant {
+        let state = self.lock();
+        let link = state.leg.deadline();
+        state.queue.front().map_or(link, |(opened, _)| link.min(*opened + self.open_timeout))
+    }
+
+    fn tick(&self, now: Instant) -> Result<(), Violation> {
+        let mut late = Vec::new();
+        let mut state = self.lock();
+        while let Some((opened, stream)) = state.queue.front().copied()
+            && now >= opened + self.open_timeout
+        {
+            state.queue.pop_front();
+            if state.opening.remove(&stream).is_some() {
+                late.push(stream);
+            }
+        }
+        let ticked = state.leg.tick(now);
+        drop(state);
+        for stream in late {
+            self.metrics().refused(Stage::Stream, CloseReason::Timeout);
+            self.refuse_route(stream, CloseReason::Timeout);
+        }
+        ticked
+    }
+
+    fn output(&self) -> &Notify {
+        &self.output
+    }
+
+    fn last_words(&self, reason: CloseReason, detail: &str) {
+        // Whoever stopped the connection may have queued a better reason.
+        if reason == CloseReason::Draining && !self.takes_streams() {
+            return;
+        }
+        self.lock().leg.go_away(reason, Duration::ZERO, detail);
+    }
+}

@@ -1,0 +1,314 @@
+//! Who is connected now: agents by cluster, everyone by address and user, and what the registry is told of it.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::sleep};
+use towline_tunnel::{
+    ids::{ClusterId, InstanceId},
+    proto::CloseReason,
+    session::Refused,
+};
+use tracing::warn;
+
+use crate::{
+    clock::Clock,
+    forward::RelayConn,
+    limits::Limits,
+    registry::{PRESENCE_EVERY, Presence, Registry, Sighting},
+    throttle::network,
+};
+
+/// Changes of presence are gathered for this long before they are written.
+const GATHERED_FOR: Duration = Duration::from_secs(1);
+/// Whoever is refused for want of room should not come back at once.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Counts sessions against their limits.
+#[derive(Clone, Debug)]
+pub struct Places(Arc<PlacesInner>);
+
+#[derive(Debug)]
+struct PlacesInner {
+    max: u32,
+    max_per_address: u32,
+    max_per_user: u32,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: u32,
+    addresses: HashMap<IpAddr, u32>,
+    users: HashMap<String, u32>,
+}
+
+/// One session's place; dropping it frees it.
+#[derive(Debug)]
+pub struct Place {
+    of: Arc<PlacesInner>,
+    address: IpAddr,
+    user: Option<String>,
+}
+
+fn take<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: K, max: u32) -> bool {
+    let count = counts.entry(key).or_insert(0);
+    let room = *count < max;
+    *count += u32::from(room);
+    room
+}
+
+fn give_back<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+fn full(flag: &str) -> Refused {
+    let mut refused = Refused::new(CloseReason::LimitReached, format!("too many sessions ({flag})"));
+    refused.delay = RETRY_AFTER;
+    refused
+}
+
+impl Places {
+    /// No session yet.
+    pub fn new(limits: &Limits) -> Self {
+        Self(Arc::new(PlacesInner {
+            max: limits.max_sessions,
+            max_per_address: limits.max_sessions_per_address,
+            max_per_user: limits.max_sessions_per_user,
+            taken: Mutex::default(),
+        }))
+    }
+
+    /// A place for a session from this address.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn enter(&self, address: IpAddr) -> Result<Place, Refused> {
+        let address = network(address);
+        let mut taken = self.0.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.all >= self.0.max {
+            return Err(full("--max-sessions"));
+        }
+        if !take(&mut taken.addresses, address, self.0.max_per_address) {
+            return Err(full("--max-sessions-per-address"));
+        }
+        taken.all += 1;
+        Ok(Place { of: Arc::clone(&self.0), address, user: None })
+    }
+}
+
+impl Place {
+    /// The session is this user's: counts it as theirs, too.
+    ///
+    /// # Errors
+    /// If they have too many.
+    pub fn of_user(&mut self, principal: &str) -> Result<(), Refused> {
+        let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if !take(&mut taken.users, principal.to_owned(), self.of.max_per_user) {
+            return Err(full("--max-sessions-per-user"));
+        }
+        self.user = Some(principal.to_owned());
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.all -= 1;
+        give_back(&mut taken.addresses, &self.address);
+        if let Some(user) = &self.user {
+            give_back(&mut taken.users, user);
+        }
+    }
+}
+
+/// Every session that is open: agents by the cluster that they serve, and clients.
+#[derive(Clone, Debug, Default)]
+pub struct Sessions(Arc<SessionsInner>);
+
+#[derive(Debug, Default)]
+struct SessionsInner {
+    open: Mutex<Open>,
+    /// Spreads streams over a cluster's agents.
+    turn: AtomicUsize,
+    changed: Mutex<HashMap<InstanceId, Sighting>>,
+    changes: Notify,
+    ended: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    agents: HashMap<ClusterId, Vec<Arc<RelayConn>>>,
+    clients: Vec<Arc<RelayConn>>,
+}
+
+/// A session that is known; dropping it ends its streams and forgets it.
+#[derive(Debug)]
+pub struct SessionGuard {
+    sessions: Sessions,
+    conn: Arc<RelayConn>,
+}
+
+impl Sessions {
+    /// Makes a session known.
+    pub fn register(&self, conn: Arc<RelayConn>) -> SessionGuard {
+        let mut open = self.lock();
+        match conn.agent() {
+            Some(agent) => open.agents.entry(agent.cluster.id).or_default().push(Arc::clone(&conn)),
+            None => open.clients.push(Arc::clone(&conn)),
+        }
+        drop(open);
+        self.note(&conn, Presence::Online);
+        SessionGuard { sessions: self.clone(), conn }
+    }
+
+    /// An agent session that takes new streams for this cluster; several take turns.
+    pub fn agent_of(&self, cluster: ClusterId) -> Option<Arc<RelayConn>> {
+        let open = self.lock();
+        let agents = open.agents.get(&cluster)?;
+        let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
+        let order = (0..agents.len()).map(|n| &agents[(turn + n) % agents.len()]);
+        order.into_iter().find(|conn| conn.takes_streams()).cloned()
+    }
+
+    /// Whether an agent of this cluster is connected.
+    pub fn is_online(&self, cluster: ClusterId) -> bool {
+        self.lock().agents.contains_key(&cluster)
+    }
+
+    /// All sessions that are open now.
+    pub fn all(&self) -> Vec<Arc<RelayConn>> {
+        let open = self.lock();
+        open.agents.values().flatten().chain(&open.clients).cloned().collect()
+    }
+
+    /// Waits until no session of a client has streams, or all are gone.
+    pub async fn quiet(&self) {
+        loop {
+            let ended = self.0.ended.notified();
+            if self.lock().clients.iter().all(|conn| conn.stream_count() == 0) {
+                return;
+            }
+            // Streams end without telling this place: looked at again shortly.
+            tokio::select! {
+                () = ended => {}
+                () = sleep(Duration::from_millis(100)) => {}
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, conn: &RelayConn, presence: Presence) {
+        let Some(agent) = conn.agent() else { return };
+        let instance = agent.holder.instance;
+        let sighting = Sighting { instance, presence, program: agent.program.clone() };
+        self.0.changed.lock().unwrap_or_else(PoisonError::into_inner).insert(instance, sighting);
+        self.0.changes.notify_one();
+    }
+
+    /// Tells the registry who comes and goes; never returns. Sessions don't depend on it.
+    pub async fn follow(self, registry: Registry, clock: Clock) {
+        loop {
+            tokio::select! {
+                () = self.0.changes.notified() => sleep(GATHERED_FOR).await,
+                () = sleep(PRESENCE_EVERY) => {
+                    for conn in self.all() {
+                        self.note(&conn, Presence::Online);
+                    }
+                }
+            }
+            self.write_changes(&registry, &clock).await;
+        }
+    }
+
+    /// Writes what changed since the last time.
+    pub async fn write_changes(&self, registry: &Registry, clock: &Clock) {
+        let changed = std::mem::take(&mut *self.0.changed.lock().unwrap_or_else(PoisonError::into_inner));
+        if changed.is_empty() {
+            return;
+        }
+        let sightings: Vec<Sighting> = changed.into_values().collect();
+        if let Err(error) = registry.note_presence(&sightings, clock.now()).await {
+            warn!(%error, "who is online was not noted");
+        }
+    }
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        let conn = &self.conn;
+        let mut open = self.sessions.lock();
+        match conn.agent() {
+            Some(agent) => {
+                let cluster = agent.cluster.id;
+                if let Some(agents) = open.agents.get_mut(&cluster) {
+                    agents.retain(|other| !Arc::ptr_eq(other, conn));
+                    if agents.is_empty() {
+                        open.agents.remove(&cluster);
+                    }
+                }
+            }
+            None => open.clients.retain(|other| !Arc::ptr_eq(other, conn)),
+        }
+        let another = conn.agent().is_some_and(|agent| {
+            open.agents.get(&agent.cluster.id).is_some_and(|agents| {
+                agents.iter().any(|other| {
+                    other.agent().is_some_and(|other| other.holder.instance == agent.holder.instance)
+                })
+            })
+        });
+        drop(open);
+        // A replacement that came before this one went is still there.
+        if !another {
+            self.sessions.note(conn, Presence::Away);
+        }
+        conn.close();
+        self.sessions.0.ended.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_are_counted_by_address_and_user_and_in_all() {
+        let limits = Limits {
+            max_sessions: 4,
+            max_sessions_per_address: 2,
+            max_sessions_per_user: 1,
+            ..Limits::default()
+        };
+        let places = Places::new(&limits);
+        let at = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let mut first = places.enter(at(1)).unwrap();
+        first.of_user("alice").unwrap();
+        let mut second = places.enter(at(1)).unwrap();
+        assert!(second.of_user("alice").unwrap_err().detail.contains("per-user"));
+        assert!(places.enter(at(1)).unwrap_err().detail.contains("per-address"));
+        let _others = [places.enter(at(2)).unwrap(), places.enter(at(3)).unwrap()];
+        assert!(places.enter(at(4)).unwrap_err().detail.contains("--max-sessions)"));
+        drop(first);
+        second.of_user("alice").unwrap();
+        drop(second);
+        let taken = places.0.taken.lock().unwrap();
+        assert_eq!((taken.all, taken.addresses.len(), taken.users.len()), (2, 2, 0));
+    }
+}
