@@ -1,1 +1,3 @@
-//! What people run: a local endpoint through which kubectl reaches clusters behind a towline relay.
+//! What people run: a local endpoint through which kubectl reaches clusters behind a relay.
+
+pub mod kubeconfig;
