@@ -1,0 +1,209 @@
+//! A real relay on loopback, and peers that speak its protocol by the real library.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{path::PathBuf, time::Duration};
+
+use bytes::BytesMut;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use towline_identity::{
+    IssuerConfig, IssuerSettings,
+    dev::{DevIssuer, TokenRequest},
+};
+use towline_relay::{
+    app::{self, Config, Running},
+    clock::Clock,
+    enrol::{TokenRequest as EnrolRequest, make_token},
+    limits::Limits,
+    registry::{Role, RoleAssignment, SubjectKind},
+    tls::TlsSource,
+};
+use towline_tunnel::{
+    carrier::dial::Dialler,
+    fault::Report,
+    ids::{ClusterId, InstanceId, StreamKey},
+    keys::SigningKey,
+    mux::{Closed, Connection, EndpointConfig, Ledger, MuxStream, OpenRequest, Side},
+    session::{Identify, Session, connect, message::Secret},
+};
+
+/// What a test waits for at most.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+pub(crate) struct Bench {
+    pub(crate) folder: TempDir,
+    pub(crate) issuer: DevIssuer,
+    pub(crate) relay: Running,
+    pub(crate) ca: PathBuf,
+}
+
+/// A connected cluster: its key, and the mux connection of its one agent.
+pub(crate) struct Agent {
+    pub(crate) identity: SigningKey,
+    pub(crate) instance: InstanceId,
+    pub(crate) key: SigningKey,
+    pub(crate) certificate: Vec<u8>,
+    pub(crate) connection: Connection,
+    pub(crate) driver: JoinHandle<Closed>,
+}
+
+impl Agent {
+    pub(crate) fn cluster(&self) -> ClusterId {
+        self.identity.public().cluster_id()
+    }
+}
+
+pub(crate) struct Client {
+    pub(crate) connection: Connection,
+    pub(crate) driver: JoinHandle<Closed>,
+}
+
+impl Client {
+    pub(crate) fn open(&self, cluster: ClusterId) -> MuxStream {
+        self.connection.open(OpenRequest::new(StreamKey::random(), cluster)).unwrap()
+    }
+}
+
+pub(crate) fn limits() -> Limits {
+    Limits::default()
+}
+
+impl Bench {
+    pub(crate) async fn new(limits: Limits) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let issuer = DevIssuer::start(0).await.unwrap();
+        let issuer_ca = folder.path().join("issuer.pem");
+        std::fs::write(&issuer_ca, issuer.ca_pem()).unwrap();
+        let data_dir = folder.path().join("relay");
+        std::fs::create_dir(&data_dir).unwrap();
+        let config = Config {
+            data_dir: data_dir.clone(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            metrics_listen: "127.0.0.1:0".parse().unwrap(),
+            tls: TlsSource::SelfSigned { names: vec!["127.0.0.1".into()], data_dir },
+            public: None,
+            issuer: IssuerConfig::parse(IssuerSettings {
+                issuer_url: issuer.url(),
+                client_id: "towline-relay".into(),
+                username_prefix: Some("-".into()),
+                groups_claim: Some("groups".into()),
+                signing_algs: vec!["ES256".into()],
+                ca_file: Some(issuer_ca),
+                ..IssuerSettings::default()
+            })
+            .unwrap(),
+            certificate_life: Duration::from_secs(3600),
+            drain_timeout: Duration::from_secs(20),
+            limits,
+            clock: Clock::system(),
+        };
+        let relay = app::start(config).await.unwrap();
+        let ca = folder.path().join("ca.pem");
+        std::fs::write(&ca, relay.public().ca_pem.as_ref().unwrap()).unwrap();
+        Self { folder, issuer, relay, ca }
+    }
+
+    /// A session on which nobody runs the mux: its process stands still.
+    pub(crate) async fn still(&self, identify: Identify<'_>) -> Session<impl Sized> {
+        let (carrier, exporter) = self.dialler().dial().await.unwrap();
+        connect(carrier, exporter, self.relay.identity_hash(), identify).await.unwrap()
+    }
+
+    fn dialler(&self) -> Dialler {
+        Dialler::new(self.relay.public().relay.clone(), Some(&self.ca)).unwrap()
+    }
+
+    pub(crate) async fn session(
+        &self,
+        identify: Identify<'_>,
+        side_instance: InstanceId,
+    ) -> Result<(Connection, JoinHandle<Closed>, towline_tunnel::session::Welcome), Report> {
+        let (carrier, exporter) = self.dialler().dial().await?;
+        let Session { channel, welcome } =
+            connect(carrier, exporter, self.relay.identity_hash(), identify).await?;
+        let config = EndpointConfig {
+            side: Side::Dialler,
+            max_streams: 1000,
+            ledger: Ledger::new(64 << 20),
+            instance: side_instance,
+            jitter: 0,
+        };
+        let (connection, driver) = Connection::new(channel, BytesMut::new(), config);
+        Ok((connection, tokio::spawn(driver.run()), welcome))
+    }
+
+    pub(crate) async fn enrolment_secret(&self, name: &str) -> Secret {
+        let request = EnrolRequest {
+            name: name.parse().unwrap(),
+            ttl: Duration::from_secs(60),
+            replaces: false,
+            address: self.relay.public().clone(),
+        };
+        let now = std::time::SystemTime::now();
+        make_token(self.relay.registry(), self.relay.identity_hash(), request, now).await.unwrap().secret
+    }
+
+    pub(crate) async fn agent(&self, name: &str) -> Agent {
+        let (identity, key) = (SigningKey::generate(), SigningKey::generate());
+        let instance = InstanceId::random();
+        let secret = self.enrolment_secret(name).await;
+        let identify = Identify::Enrol { secret: &secret, cluster: &identity, instance, key: &key };
+        let (connection, driver, welcome) = self.session(identify, instance).await.unwrap();
+        let certificate = welcome.certificate.unwrap();
+        let agent = Agent { identity, instance, key, certificate, connection, driver };
+        agent
+    }
+
+    /// An agent that sends back on each stream what comes on it.
+    pub(crate) async fn echo(&self, name: &str) -> Agent {
+        let agent = self.agent(name).await;
+        let connection = agent.connection.clone();
+        tokio::spawn(async move {
+            while let Ok((_, stream)) = connection.accept().await {
+                tokio::spawn(async move {
+                    let (mut reader, mut writer) = tokio::io::split(stream);
+                    if tokio::io::copy(&mut reader, &mut writer).await.is_ok() {
+                        let _gone = tokio::io::AsyncWriteExt::shutdown(&mut writer).await;
+                    }
+                });
+            }
+        });
+        agent
+    }
+
+    pub(crate) fn token(&self, user: &str, groups: &[&str]) -> Secret {
+        Secret::new(self.issuer.mint(&TokenRequest::new(user, groups, "towline-relay")).unwrap())
+    }
+
+    pub(crate) async fn client(&self, user: &str) -> Client {
+        let (token, run_key) = (self.token(user, &[]), SigningKey::generate());
+        let identify = Identify::Client { token: &token, run_key: &run_key };
+        let (connection, driver, _) = self.session(identify, InstanceId::random()).await.unwrap();
+        Client { connection, driver }
+    }
+
+    pub(crate) fn assignment(&self, user: &str, cluster: ClusterId) -> RoleAssignment {
+        RoleAssignment {
+            kind: SubjectKind::User,
+            subject: user.into(),
+            role: Role::ClusterUser,
+            cluster,
+            expires_at: None,
+        }
+    }
+
+    pub(crate) async fn allow(&self, user: &str, cluster: ClusterId) {
+        let assignment = self.assignment(user, cluster);
+        self.relay.registry().assign_role(&assignment, std::time::SystemTime::now()).await.unwrap();
+    }
+}
+
+/// Looks again until it holds; fails after [`SOON`].
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let within = tokio::time::timeout(SOON, async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(within.await.is_ok(), "{what} within {SOON:?}");
+}
