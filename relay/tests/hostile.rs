@@ -41,9 +41,9 @@ async fn drip<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO, bytes: &[u8]) {
         if io.write_all(&[*bytes.next().unwrap()]).await.is_err() || io.flush().await.is_err() {
             return;
         }
-        match timeout(Duration::from_millis(20), io.read(&mut buffer)).await {
-            Ok(Ok(0) | Err(_)) => return,
-            Ok(Ok(_)) | Err(_) => {}
+        let read = timeout(Duration::from_millis(20), io.read(&mut buffer)).await;
+        if matches!(read, Ok(Ok(0) | Err(_))) {
+            return;
         }
     }
 }

@@ -150,8 +150,7 @@ impl Bench {
         let identify = Identify::Enrol { secret: &secret, cluster: &identity, instance, key: &key };
         let (connection, driver, welcome) = self.session(identify, instance).await.unwrap();
         let certificate = welcome.certificate.unwrap();
-        let agent = Agent { identity, instance, key, certificate, connection, driver };
-        agent
+        Agent { identity, instance, key, certificate, connection, driver }
     }
 
     /// An agent that sends back on each stream what comes on it.
