@@ -1,3 +1,4 @@
 //! What people run: a local endpoint through which kubectl reaches clusters behind a relay.
 
 pub mod kubeconfig;
+pub mod local;

@@ -1,0 +1,158 @@
+//! The folder that keeps keys and what was agreed to: 0700, its files 0600.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use towline_tunnel::{
+    fault::{Fault, Report},
+    ids::{ClusterId, StreamKey},
+    session::message::Secret,
+};
+
+/// No file in here comes near this.
+const LONGEST: u64 = 1 << 20;
+
+/// The state folder of one user.
+#[derive(Clone, Debug)]
+pub struct StateFolder(PathBuf);
+
+impl StateFolder {
+    /// Where it is unless somebody says otherwise: `towline` in `XDG_STATE_HOME` or `~/.local/state`.
+    ///
+    /// # Errors
+    /// If neither that variable nor a home folder is set.
+    pub fn default_path() -> Result<PathBuf, Report> {
+        let absolute = |path: &PathBuf| path.is_absolute();
+        std::env::var_os("XDG_STATE_HOME")
+            .map(PathBuf::from)
+            .filter(absolute)
+            .or_else(|| std::env::home_dir().filter(absolute).map(|home| home.join(".local").join("state")))
+            .map(|base| base.join("towline"))
+            .ok_or_else(|| Report::new(Fault::ConfigInvalid, "no home folder is set; use --state-dir"))
+    }
+
+    /// Opens the folder, or makes it.
+    ///
+    /// # Errors
+    /// If it can't be made, belongs to somebody else, or others may look inside.
+    pub fn open(path: &Path) -> Result<Self, Report> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| Report::caused_by(Fault::FileUnwritable, path.display().to_string(), error))?;
+        let about = fs::metadata(path)
+            .map_err(|error| Report::caused_by(Fault::FileUnreadable, path.display().to_string(), error))?;
+        let unsafe_to_use = |why: &str| {
+            Report::new(Fault::FileUnreadable, format!("the state folder {} {why}", path.display()))
+        };
+        if about.uid() != rustix::process::geteuid().as_raw() {
+            return Err(unsafe_to_use("belongs to another user"));
+        }
+        if about.mode() & 0o077 != 0 {
+            return Err(unsafe_to_use("can be opened by others; chmod 700 it"));
+        }
+        Ok(Self(path.to_path_buf()))
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A file's content; none where there is no file.
+    ///
+    /// # Errors
+    /// If it can't be read, or others than its owner may.
+    pub(super) fn read(&self, name: &str) -> Result<Option<Secret>, Report> {
+        let path = self.0.join(name);
+        let failed =
+            |error: io::Error| Report::caused_by(Fault::FileUnreadable, path.display().to_string(), error);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        if file.metadata().map_err(failed)?.mode() & 0o077 != 0 {
+            let why = "holds a private key and can be read by others; remove it";
+            return Err(Report::new(Fault::FileUnreadable, format!("{} {why}", path.display())));
+        }
+        let mut bytes = Vec::new();
+        file.take(LONGEST).read_to_end(&mut bytes).map_err(failed)?;
+        Ok(Some(Secret::new(bytes)))
+    }
+
+    /// Replaces a file, whole or not at all.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Report> {
+        let path = self.0.join(name);
+        let temporary = self.0.join(format!(".{name}.{}", StreamKey::random()));
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|error| {
+            let _gone = fs::remove_file(&temporary);
+            Report::caused_by(Fault::FileUnwritable, path.display().to_string(), error)
+        })
+    }
+
+    /// Held while files are looked at and made, so that two processes make one authority between them.
+    pub(super) fn lock(&self) -> Result<File, Report> {
+        let file = self.lock_file("lock")?;
+        file.lock()
+            .map_err(|error| Report::caused_by(Fault::FileUnwritable, self.0.display().to_string(), error))?;
+        Ok(file)
+    }
+
+    /// Says that this process serves a cluster. The lock goes with the process, however it ends.
+    ///
+    /// # Errors
+    /// If another process serves it.
+    pub fn serve(&self, cluster: ClusterId, name: &str) -> Result<ClusterLock, Report> {
+        let mut file = self.lock_file(&format!("{cluster}.serving"))?;
+        let failed =
+            |error: io::Error| Report::caused_by(Fault::FileUnwritable, self.0.display().to_string(), error);
+        match file.try_lock() {
+            Ok(()) => {
+                file.set_len(0).map_err(failed)?;
+                writeln!(file, "{}", std::process::id()).map_err(failed)?;
+                Ok(ClusterLock { _file: file })
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _unknown = file.rewind().and_then(|()| file.read_to_string(&mut holder));
+                let holder = holder.trim();
+                let holder = if holder.is_empty() { String::new() } else { format!(", process {holder}") };
+                Err(Report::new(Fault::ProxyAlreadyRuns, format!("{name}{holder}")))
+            }
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        }
+    }
+
+    fn lock_file(&self, name: &str) -> Result<File, Report> {
+        let path = self.0.join(name);
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| Report::caused_by(Fault::FileUnwritable, path.display().to_string(), error))
+    }
+}
+
+/// Held for as long as a process serves a cluster.
+#[derive(Debug)]
+pub struct ClusterLock {
+    _file: File,
+}
