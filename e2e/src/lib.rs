@@ -1,1 +1,9 @@
-//! The towline programs against a real kube-apiserver, with real kubectl.
+//! The three programs as processes, a real cluster, and real kubectl: what towline promises, tried from outside.
+//!
+//! [`stage`] sets everything up; [`table`] runs each case of `cases/` directly and through towline, and compares.
+
+pub mod case;
+pub mod process;
+pub mod programs;
+pub mod stage;
+pub mod table;

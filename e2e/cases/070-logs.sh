@@ -1,0 +1,17 @@
+# logs: whole, tail, since, follow to the end, previous, of a missing container
+# also: every-kubectl
+kubectl run talker --image="$IMAGE" --restart=Never --command -- sh -c 'for n in 1 2 3 4 5; do echo line $n; done'
+kubectl wait pod/talker --for=jsonpath='{.status.phase}'=Succeeded --timeout=60s
+kubectl logs talker
+kubectl logs talker --tail=2
+kubectl logs talker --since=1h | wc -l
+kubectl logs talker -c nothing; echo "exit $?"
+kubectl delete pod talker --now >/dev/null
+kubectl run slow --image="$IMAGE" --restart=Never --command -- sh -c 'for n in 1 2 3; do echo slow $n; sleep 0.3; done'
+kubectl wait pod/slow --for=jsonpath='{.status.phase}'=Running --timeout=60s >/dev/null 2>&1
+kubectl logs -f slow
+kubectl delete pod slow --now >/dev/null
+kubectl run again --image="$IMAGE" --restart=OnFailure --command -- sh -c 'if [ -e /tmp/x ]; then sleep 60; fi; echo first; exit 1'
+for n in $(seq 200); do [ "$(kubectl get pod again -o jsonpath='{.status.containerStatuses[0].restartCount}')" = 1 ] && break; sleep 0.1; done
+kubectl logs again --previous
+kubectl delete pod again --now >/dev/null

@@ -1,0 +1,14 @@
+# attach: what the container writes, what it reads, and its end
+# also: spdy
+kubectl run echoer --image="$IMAGE" --restart=Never --stdin --command -- sh -c 'while read line; do echo "got $line"; [ "$line" = bye ] && exit 0; done'
+kubectl wait pod/echoer --for=condition=Ready --timeout=60s
+python3 - <<'PY'
+import subprocess
+attach = subprocess.Popen(["kubectl", "attach", "-i", "-q", "echoer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+for line in ("one", "two", "bye"):
+    attach.stdin.write(line + "\n"); attach.stdin.flush()
+    print(attach.stdout.readline().strip())
+print("exit", attach.wait(20))
+PY
+kubectl wait pod/echoer --for=jsonpath='{.status.phase}'=Succeeded --timeout=30s
+kubectl delete pod echoer --now >/dev/null

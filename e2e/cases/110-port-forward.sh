@@ -1,0 +1,32 @@
+# port-forward: 200 connections at once, a half-closed one, one to a port where nobody listens
+# also: spdy
+kubectl exec box -- sh -c 'mkdir -p /tmp/www && seq 1 20000 > /tmp/www/numbers && httpd -p 8080 -h /tmp/www; (nc -ll -p 9000 -e wc -c >/dev/null 2>&1 &)'
+python3 - <<'PY'
+import hashlib, socket, subprocess, threading, sys
+forward = subprocess.Popen(["kubectl", "port-forward", "pod/box", ":8080", ":9000", ":9999"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+ports = {}
+while len(ports) < 3:
+    words = forward.stdout.readline().split()
+    if "127.0.0.1" in words[2]: ports[int(words[-1])] = int(words[2].rsplit(":", 1)[1])
+results, lock = {}, threading.Lock()
+def fetch():
+    try:
+        s = socket.create_connection(("127.0.0.1", ports[8080]), 60)
+        s.sendall(b"GET /numbers HTTP/1.0\r\n\r\n")
+        got = b""
+        while chunk := s.recv(65536): got += chunk
+        result = hashlib.sha256(got.split(b"\r\n\r\n", 1)[1]).hexdigest()[:16]
+    except OSError as error: result = type(error).__name__
+    with lock: results[result] = results.get(result, 0) + 1
+threads = [threading.Thread(target=fetch) for _ in range(200)]
+for t in threads: t.start()
+for t in threads: t.join()
+print(results)
+s = socket.create_connection(("127.0.0.1", ports[9000]), 60)
+s.sendall(b"x" * 300_000); s.shutdown(socket.SHUT_WR)
+answer = b""
+while chunk := s.recv(4096): answer += chunk
+print("counted after half-close:", answer.decode().strip())
+forward.terminate(); print("ended", forward.wait(20) != 0)
+PY
+kubectl exec box -- sh -c 'killall httpd nc 2>/dev/null; true'

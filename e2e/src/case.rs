@@ -1,0 +1,186 @@
+//! One case of the table: a script, and what came of it.
+
+use std::{
+    fs,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+
+/// No case takes longer; one that hangs is killed and fails.
+const WITHIN: Duration = Duration::from_secs(240);
+
+/// A script of `cases/`.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// File name without ending.
+    pub name: String,
+    /// Its first line.
+    pub title: String,
+    /// Again over SPDY/3.1.
+    pub also_spdy: bool,
+    /// Again with each kubectl that is found.
+    pub every_kubectl: bool,
+    script: PathBuf,
+}
+
+impl Case {
+    /// All cases, in order.
+    ///
+    /// # Errors
+    /// If the folder or a script can't be read.
+    pub fn all() -> anyhow::Result<Vec<Self>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+        let mut scripts: Vec<PathBuf> = fs::read_dir(&folder)
+            .with_context(|| folder.display().to_string())?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<_, _>>()?;
+        scripts.retain(|path| path.extension().is_some_and(|ending| ending == "sh"));
+        scripts.sort();
+        scripts.into_iter().map(Self::read).collect()
+    }
+
+    fn read(script: PathBuf) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(&script).with_context(|| script.display().to_string())?;
+        let mut comments = text.lines().map_while(|line| line.strip_prefix("# "));
+        let title = comments.next().with_context(|| format!("{} has no title", script.display()))?.to_owned();
+        let also: Vec<&str> = comments
+            .filter_map(|line| line.strip_prefix("also: "))
+            .flat_map(|list| list.split(", "))
+            .collect();
+        let name = script.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        Ok(Self {
+            name,
+            title,
+            also_spdy: also.contains(&"spdy"),
+            every_kubectl: also.contains(&"every-kubectl"),
+            script,
+        })
+    }
+}
+
+/// Which way a case goes, and as whom.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// `direct` or `through`.
+    pub name: &'static str,
+    /// The user's kubeconfig; its context names the namespace.
+    pub kubeconfig: PathBuf,
+    /// The kubeconfig of a user who may do nothing.
+    pub restricted: PathBuf,
+    /// A namespace of its own.
+    pub namespace: String,
+    /// For caches and scratch files.
+    pub folder: PathBuf,
+}
+
+/// How a case is run.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    /// As the table shows it; empty for the usual one.
+    pub name: String,
+    /// A folder with `kubectl` and `helm` in it.
+    pub programs: PathBuf,
+    /// SPDY/3.1 instead of WebSocket.
+    pub spdy: bool,
+}
+
+/// What came of a script.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Standard output.
+    pub stdout: String,
+    /// Its exit code, or how it was ended.
+    pub ended: String,
+    /// Standard error: shown where two outcomes differ, not compared.
+    pub stderr: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Outcome {
+    /// Whether this is the same as another, as far as it is compared.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.stdout == other.stdout && self.ended == other.ended
+    }
+}
+
+impl Case {
+    /// Runs the script one way.
+    ///
+    /// # Errors
+    /// If it can't be run at all.
+    pub fn run(&self, way: &Way, variant: &Variant, image: &str) -> anyhow::Result<Outcome> {
+        let scratch = way.folder.join(format!("{}-{}", self.name, variant.name.replace([' ', '/'], "-")));
+        fs::create_dir_all(&scratch)?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut command = Command::new("bash");
+        command
+            .arg("-u")
+            .arg(&self.script)
+            .env("PATH", format!("{}:{path}", variant.programs.display()))
+            .env("KUBECONFIG", &way.kubeconfig)
+            .env("RESTRICTED", &way.restricted)
+            .env("NAMESPACE", &way.namespace)
+            .env("IMAGE", image)
+            .env("SCRATCH", &scratch)
+            .env("HOME", way.folder.join("home"))
+            .env("KUBECACHEDIR", way.folder.join("cache"))
+            .env("LC_ALL", "C")
+            .current_dir(&scratch);
+        if variant.spdy {
+            command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false");
+            command.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
+        }
+        let outcome = run_within(command, WITHIN)?;
+        let _removed = fs::remove_dir_all(&scratch);
+        Ok(outcome)
+    }
+}
+
+/// Runs a command in a process group of its own, which is killed after the deadline.
+///
+/// # Errors
+/// If it can't be run at all.
+pub fn run_within(mut command: Command, within: Duration) -> anyhow::Result<Outcome> {
+    let begun = Instant::now();
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("{:?} can't be run", command.get_program()))?;
+    let group = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+    let group = group.context("no process id")?;
+    let (done, ended) = mpsc::channel();
+    let waiting = thread::spawn(move || {
+        // The pipes end when the last process of the group has closed them.
+        let _told = done.send(child.wait_with_output());
+    });
+    let (output, late) = match ended.recv_timeout(within) {
+        Ok(output) => (output, false),
+        Err(_) => {
+            rustix::process::kill_process_group(group, rustix::process::Signal::KILL)?;
+            (ended.recv().context("the command's end was not told")?, true)
+        }
+    };
+    ensure!(waiting.join().is_ok(), "waiting for a command panicked");
+    let output = output?;
+    let ended = match (output.status.code(), output.status.signal()) {
+        _ if late => format!("killed after {within:?}"),
+        (Some(code), _) => format!("exit {code}"),
+        (None, signal) => format!("signal {}", signal.unwrap_or_default()),
+    };
+    Ok(Outcome {
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        ended,
+        took: begun.elapsed(),
+    })
+}

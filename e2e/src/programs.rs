@@ -1,0 +1,56 @@
+//! The programs under test, as cargo built them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+
+/// towline's programs.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// `towline-relay`.
+    pub relay: PathBuf,
+    /// `towline-agent`.
+    pub agent: PathBuf,
+    /// `towline`.
+    pub client: PathBuf,
+}
+
+impl Programs {
+    /// Builds the programs (nothing to do where they are fresh) beside the one that runs, and says where they are.
+    ///
+    /// # Errors
+    /// If they can't be built.
+    pub fn build() -> anyhow::Result<Self> {
+        let me = std::env::current_exe().context("this program's own path is not known")?;
+        // target/debug/PROGRAM, or target/debug/deps/TEST.
+        let folder = me.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+        let folder = folder.context("this program lies in no folder")?;
+        let mut build = std::process::Command::new(env!("CARGO"));
+        build.args(["build", "--quiet"]);
+        for (package, program) in
+            [("towline-relay", "towline-relay"), ("towline-agent", "towline-agent"), ("towline", "towline")]
+        {
+            build.args(["--package", package, "--bin", program]);
+        }
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        let status = build.current_dir(xtask::root()).status().context("cargo can't be run")?;
+        ensure!(status.success(), "the programs can't be built");
+        let program = |name: &str| -> anyhow::Result<PathBuf> {
+            let path = folder.join(name);
+            ensure!(path.exists(), "{} was not built", path.display());
+            Ok(path)
+        };
+        Ok(Self {
+            relay: program("towline-relay")?,
+            agent: program("towline-agent")?,
+            client: program("towline")?,
+        })
+    }
+
+    /// The folder that they lie in.
+    pub fn folder(&self) -> &Path {
+        self.client.parent().unwrap_or(Path::new("/"))
+    }
+}

@@ -1,0 +1,278 @@
+//! A cluster, an identity provider, relay, agent and proxies: everything that a journey needs, and its end.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tempfile::TempDir;
+use towline_identity::dev::{DevIssuer, TokenRequest};
+use xtask::cluster::{BUSYBOX_IMAGE, Cluster};
+
+use crate::{process::Process, programs::Programs};
+
+/// What a program may take to be ready.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+/// The name under which the cluster is enrolled.
+pub const CLUSTER_NAME: &str = "edge";
+/// Audiences of the two tokens that a person has.
+pub const RELAY_AUDIENCE: &str = "towline-relay";
+/// See [`RELAY_AUDIENCE`].
+pub const CLUSTER_AUDIENCE: &str = "towline-cluster";
+
+/// Relay, agent, issuer and folders of one journey. Dropping it stops all of it, but not the cluster.
+#[derive(Debug)]
+pub struct Stage {
+    /// The programs.
+    pub programs: Programs,
+    /// The cluster that the agent serves.
+    pub cluster: Cluster,
+    /// Who gives people their tokens.
+    pub issuer: DevIssuer,
+    /// The relay.
+    pub relay: Process,
+    /// Host and port of the relay.
+    pub relay_address: String,
+    /// The hash of its identity key.
+    pub relay_key: String,
+    /// The agent.
+    pub agent: Process,
+    /// The cluster's id.
+    pub cluster_id: String,
+    folder: TempDir,
+}
+
+impl Stage {
+    /// Starts relay and agent, and enrols the cluster.
+    ///
+    /// # Errors
+    /// Whatever fails, with the log of the program.
+    pub async fn set(cluster: Cluster, programs: Programs) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("towline-e2e-").tempdir()?;
+        let issuer = DevIssuer::start(0).await.context("the issuer can't be started")?;
+        fs::write(folder.path().join("issuer-ca.pem"), issuer.ca_pem())?;
+        let (relay, relay_address) = start_relay(&programs, folder.path(), &issuer, "127.0.0.1:0")?;
+        let relay_key =
+            said(Command::new(&programs.relay).arg("key").arg("--data-dir").arg(relay_dir(folder.path())))?;
+        let token = said(
+            Command::new(&programs.relay)
+                .args(["enroll", CLUSTER_NAME, "--data-dir"])
+                .arg(relay_dir(folder.path())),
+        )?;
+        let token_file = folder.path().join("enrolment-token");
+        write_private(&token_file, &token)?;
+        let agent = start_agent(&programs, folder.path(), &issuer, &cluster, Some(&token_file))?;
+        let cluster_id =
+            said(Command::new(&programs.agent).arg("id").arg("--data-dir").arg(folder.path().join("agent")))?;
+        Ok(Self { programs, cluster, issuer, relay, relay_address, relay_key, agent, cluster_id, folder })
+    }
+
+    /// Where everything of this stage is.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The relay's folder.
+    pub fn relay_dir(&self) -> PathBuf {
+        relay_dir(self.folder.path())
+    }
+
+    /// `towline-relay` with a command of its own and this relay's folder.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn relay_command(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        said(Command::new(&self.programs.relay).args(arguments).arg("--data-dir").arg(self.relay_dir()))
+    }
+
+    /// Starts the relay again on its old address, after it was stopped or killed.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn restart_relay(&mut self) -> anyhow::Result<()> {
+        self.relay.kill();
+        let address = self.relay_address.clone();
+        (self.relay, self.relay_address) =
+            start_relay(&self.programs, self.folder.path(), &self.issuer, &address)?;
+        Ok(())
+    }
+
+    /// Starts the agent again, with what it keeps in its folder.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn restart_agent(&mut self) -> anyhow::Result<()> {
+        self.agent.kill();
+        self.agent = start_agent(&self.programs, self.folder.path(), &self.issuer, &self.cluster, None)?;
+        Ok(())
+    }
+
+    /// Lets a user open the cluster.
+    ///
+    /// # Errors
+    /// If the relay's command fails.
+    pub fn let_in(&self, user: &str) -> anyhow::Result<()> {
+        let assign = ["role", "assign", "--user", user, "--role", "cluster-user", "--cluster", CLUSTER_NAME];
+        self.relay_command(&assign).map(|_| ())
+    }
+
+    /// Writes fresh tokens for a user into files, and says which.
+    ///
+    /// # Errors
+    /// If they can't be made or written.
+    pub fn tokens(&self, user: &str, groups: &[&str], lifetime: Duration) -> anyhow::Result<Tokens> {
+        let mint = |audience: &str| {
+            let mut request = TokenRequest::new(user, groups, audience);
+            request.lifetime = lifetime;
+            self.issuer.mint(&request)
+        };
+        let tokens = Tokens {
+            relay: self.folder.path().join(format!("{user}.relay-token")),
+            cluster: self.folder.path().join(format!("{user}.cluster-token")),
+        };
+        write_private(&tokens.relay, &mint(RELAY_AUDIENCE)?)?;
+        write_private(&tokens.cluster, &mint(CLUSTER_AUDIENCE)?)?;
+        Ok(tokens)
+    }
+
+    /// The flags of every client command for this relay and these tokens.
+    pub fn client_flags(&self, tokens: &Tokens) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        [
+            "--relay",
+            &format!("https://{}", self.relay_address),
+            "--relay-key",
+            &self.relay_key,
+            "--relay-ca-file",
+            &path(&self.relay_dir().join("tls-ca.pem")),
+            "--relay-token-file",
+            &path(&tokens.relay),
+            "--cluster-token-file",
+            &path(&tokens.cluster),
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+
+    /// Starts a proxy for the cluster and waits until it is ready. Its kubeconfig is a file of its own.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub fn proxy(&self, name: &str, tokens: &Tokens) -> anyhow::Result<Proxy> {
+        let kubeconfig = self.folder.path().join(format!("{name}.kubeconfig"));
+        let mut command = Command::new(&self.programs.client);
+        command
+            .arg("proxy")
+            .args(self.client_flags(tokens))
+            .args(["--cluster", &self.cluster_id, "--port", "0", "--kubeconfig"])
+            .arg(&kubeconfig)
+            .arg("--state-dir")
+            .arg(self.folder.path().join(format!("{name}.state")));
+        let mut process =
+            Process::start(&format!("proxy {name}"), &mut command, &self.log(&format!("proxy-{name}")))?;
+        process.wait_for(&["ready"], READY_WITHIN)?;
+        Ok(Proxy { process, kubeconfig })
+    }
+
+    /// Where the log of a program of this stage is.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("{name}.log"))
+    }
+}
+
+/// The two tokens of one user, in files.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// For the relay.
+    pub relay: PathBuf,
+    /// For the cluster.
+    pub cluster: PathBuf,
+}
+
+/// A proxy that is ready.
+#[derive(Debug)]
+pub struct Proxy {
+    /// The program.
+    pub process: Process,
+    /// What it wrote for kubectl.
+    pub kubeconfig: PathBuf,
+}
+
+fn relay_dir(folder: &Path) -> PathBuf {
+    folder.join("relay")
+}
+
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
+    let new = path.with_extension("new");
+    let _old = fs::remove_file(&new);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(text.as_bytes())?;
+    Ok(fs::rename(new, path)?)
+}
+
+fn start_relay(
+    programs: &Programs,
+    folder: &Path,
+    issuer: &DevIssuer,
+    listen: &str,
+) -> anyhow::Result<(Process, String)> {
+    let mut command = Command::new(&programs.relay);
+    command
+        .args(["serve", "--listen", listen, "--tls-self-signed", "127.0.0.1", "--data-dir"])
+        .arg(relay_dir(folder))
+        .args(["--oidc-issuer-url", &issuer.url(), "--oidc-client-id", RELAY_AUDIENCE])
+        .args(["--oidc-username-prefix", "-", "--oidc-groups-claim", "groups"])
+        .args(["--oidc-signing-algs", "ES256", "--drain-timeout", "10s", "--oidc-ca-file"])
+        .arg(folder.join("issuer-ca.pem"));
+    let mut process = Process::start("the relay", &mut command, &folder.join("relay.log"))?;
+    let line = process.wait_for(&["the relay serves"], READY_WITHIN)?;
+    let line: serde_json::Value = serde_json::from_str(&line).context("the relay's log is JSON")?;
+    let address = line["fields"]["listen"].as_str().context("the relay logs where it listens")?.to_owned();
+    Ok((process, address))
+}
+
+fn start_agent(
+    programs: &Programs,
+    folder: &Path,
+    issuer: &DevIssuer,
+    cluster: &Cluster,
+    enrolment: Option<&Path>,
+) -> anyhow::Result<Process> {
+    let mut command = Command::new(&programs.agent);
+    command
+        .args(["run", "--data-dir"])
+        .arg(folder.join("agent"))
+        .arg("--kubeconfig")
+        .arg(cluster.kubeconfig())
+        .args(["--oidc-issuer-url", &issuer.url(), "--oidc-client-id", CLUSTER_AUDIENCE])
+        .args(["--oidc-username-prefix", "-", "--oidc-groups-claim", "groups"])
+        .args(["--oidc-signing-algs", "ES256", "--oidc-ca-file"])
+        .arg(folder.join("issuer-ca.pem"));
+    if let Some(file) = enrolment {
+        command.arg("--enrolment-token-file").arg(file);
+    }
+    let mut process = Process::start("the agent", &mut command, &folder.join("agent.log"))?;
+    process.wait_for(&["connected"], READY_WITHIN)?;
+    Ok(process)
+}
+
+/// What a command prints, without the end of the line.
+fn said(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("{:?} can't be run", command.get_program()))?;
+    anyhow::ensure!(
+        output.status.success(),
+        "{:?} failed: {}",
+        command.get_program(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The image that pods run.
+pub fn image() -> &'static str {
+    BUSYBOX_IMAGE
+}
