@@ -7,6 +7,7 @@
 
 mod authority;
 mod endpoint;
+mod known;
 mod state;
 
 pub use authority::{Authority, ClientIdentity};

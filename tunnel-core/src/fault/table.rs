@@ -51,6 +51,9 @@ faults! {
     TokenFileUnusable = "TL-CFG-005", Client, Unauthenticated, You,
         "the token file can't be used", "The file is missing, empty, or holds something that is not one token.",
         "write a fresh token to the named file; it is read again when it changes";
+    ClusterUnconfirmed = "TL-CFG-006", Client, Untrusted, You,
+        "nobody has confirmed which cluster the name means", "The relay says which id a name has; only you can know whether that is right, and there is no terminal to ask you on.",
+        "name the cluster by its id, which is its pin (`--cluster NAME=ID`; `towline-agent id` prints it in the cluster), or run this once on a terminal";
 
     // KUB: kubeconfig and the local endpoint.
     KubeconfigUnreadable = "TL-KUB-001", Client, Usage, You,

@@ -1,0 +1,273 @@
+//! The session with the relay: dialled, kept, and dialled again.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::BytesMut;
+use tokio::{
+    sync::{Mutex, Notify, watch},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use towline_tunnel::{
+    backoff::{self, Backoff},
+    carrier::dial::Dialler,
+    fault::{Fault, Report},
+    ids::{ChannelId, InstanceId, KeyHash},
+    keys::SigningKey,
+    mux::{Closed, Connection, EndpointConfig, Ledger, Side},
+    session::{self, Identify},
+};
+
+use super::cause::may_pass;
+use crate::token::Tokens;
+
+/// The first delay's ceiling, and the last one's, between attempts.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// A session that stood this long has earned a fresh start.
+const STEADY: Duration = Duration::from_secs(10);
+/// Requests do not make the dialler try more often than this.
+const SPACING: Duration = Duration::from_millis(300);
+/// While the relay is away for no longer than this, requests wait for it instead of failing: it may be restarting.
+const HOLD: Duration = Duration::from_secs(10);
+/// No request waits longer than this for a session.
+const PATIENCE: Duration = Duration::from_secs(13);
+/// Sessions that take no new streams, kept until theirs end.
+const MAX_OLD: usize = 4;
+/// At shutdown, for GOAWAY to reach the relay.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Streams on one session: far more than one person's programs open at once.
+const MAX_STREAMS: usize = 4096;
+/// What this process promises to hold for its streams, in bytes.
+const PROMISES: u64 = 256 << 20;
+
+/// How the relay is reached and who asks.
+#[derive(Debug)]
+pub struct LinkConfig {
+    /// Dials it.
+    pub dialler: Dialler,
+    /// The hash of its identity key.
+    pub pin: KeyHash,
+    /// Of this run.
+    pub run_key: Arc<SigningKey>,
+    /// Shown to it.
+    pub tokens: Arc<Tokens>,
+}
+
+/// A session on which streams can be opened.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The mux.
+    pub connection: Connection,
+    /// How every hop's log names the session.
+    pub channel: ChannelId,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Dialling,
+    Up(Session),
+    Down(Report),
+}
+
+#[derive(Clone, Debug)]
+struct View {
+    state: State,
+    /// Attempts that have ended, either way.
+    attempts: u64,
+    /// When the last session was lost. Before the first one nothing is known to be coming back.
+    lost: Option<Instant>,
+}
+
+struct Shared {
+    config: LinkConfig,
+    view: watch::Sender<View>,
+    wanted: Notify,
+    stop: CancellationToken,
+    ledger: Ledger,
+    instance: InstanceId,
+}
+
+/// The session with the relay, kept by a task that ends when this is dropped.
+pub struct Link {
+    shared: Arc<Shared>,
+    /// Questions by CONTROL are asked one at a time; counts them.
+    pub(super) questions: Mutex<u32>,
+    keeper: Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("relay", self.shared.config.dialler.address()).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Begins to dial.
+    pub fn start(config: LinkConfig) -> Self {
+        let view = View { state: State::Dialling, attempts: 0, lost: None };
+        let shared = Arc::new(Shared {
+            config,
+            view: watch::Sender::new(view),
+            wanted: Notify::new(),
+            stop: CancellationToken::new(),
+            ledger: Ledger::new(PROMISES),
+            instance: InstanceId::random(),
+        });
+        let keeper = AbortOnDropHandle::new(tokio::spawn(keep(Arc::clone(&shared))));
+        Self { shared, questions: Mutex::new(0), keeper: Mutex::new(Some(keeper)) }
+    }
+
+    /// Where the relay is.
+    pub fn relay(&self) -> String {
+        self.shared.config.dialler.address().to_string()
+    }
+
+    /// A session on which streams can be opened, as soon as there is one.
+    ///
+    /// # Errors
+    /// The fault of the last attempt: at once where trying again can't help or the relay has been away for a
+    /// while, and after a wait where it may just be restarting.
+    pub async fn session(&self) -> Result<Session, Report> {
+        let begun = Instant::now();
+        let deadline = begun + PATIENCE;
+        let mut views = self.shared.view.subscribe();
+        let seen = views.borrow_and_update().attempts;
+        loop {
+            let view = views.borrow_and_update().clone();
+            match view.state {
+                State::Up(session) if session.connection.is_open() => return Ok(session),
+                State::Up(_) | State::Dialling => {}
+                State::Down(report) => {
+                    let away = view.lost.map_or(HOLD, |lost| lost.elapsed());
+                    let tried = view.attempts > seen;
+                    if tried && (!may_pass(report.fault) || away >= HOLD) {
+                        return Err(report);
+                    }
+                    self.shared.wanted.notify_one();
+                }
+            }
+            match timeout_at(deadline, views.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_stopped)) => return Err(Report::new(Fault::RelayUnreachable, "the proxy is ending")),
+                Err(_elapsed) => return Err(self.overdue(&views.borrow().state)),
+            }
+        }
+    }
+
+    fn overdue(&self, state: &State) -> Report {
+        match state {
+            State::Down(report) => report.clone(),
+            State::Up(_) | State::Dialling => Report::new(Fault::ConnectTimeout, self.relay()),
+        }
+    }
+
+    /// Says goodbye to the relay and ends the session.
+    pub async fn close(&self) {
+        self.shared.stop.cancel();
+        if let Some(keeper) = self.keeper.lock().await.take() {
+            // What is late is dropped, and with it the connection.
+            let _late = timeout(2 * FAREWELL, keeper).await;
+        }
+    }
+}
+
+async fn keep(shared: Arc<Shared>) {
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    let mut drivers: VecDeque<AbortOnDropHandle<Closed>> = VecDeque::new();
+    while !shared.stop.is_cancelled() {
+        shared.view.send_modify(|view| view.state = State::Dialling);
+        let begun = Instant::now();
+        let attempt = tokio::select! {
+            attempt = establish(&shared) => attempt,
+            () = shared.stop.cancelled() => break,
+        };
+        let (report, hint) = match attempt {
+            Ok((session, driver)) => {
+                tracing::info!(relay = %shared.config.dialler.address(), channel = %session.channel, "session established");
+                drivers.retain(|driver| !driver.is_finished());
+                drivers.push_back(driver);
+                if drivers.len() > MAX_OLD {
+                    drivers.pop_front();
+                }
+                shared.view.send_modify(|view| {
+                    view.attempts += 1;
+                    view.lost = None;
+                    view.state = State::Up(session.clone());
+                });
+                let lost = tokio::select! {
+                    lost = lost(&session) => lost,
+                    () = shared.stop.cancelled() => {
+                        session.connection.close();
+                        break;
+                    }
+                };
+                if begun.elapsed() >= STEADY {
+                    backoff.reset();
+                }
+                shared.view.send_modify(|view| view.lost = Some(Instant::now()));
+                lost
+            }
+            Err(report) => {
+                shared.view.send_modify(|view| view.attempts += 1);
+                (report, Duration::ZERO)
+            }
+        };
+        let delay = backoff.after_failure(hint, backoff::random());
+        tracing::warn!(%report, retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), "no session with the relay");
+        shared.view.send_modify(|view| view.state = State::Down(report));
+        wait(&shared, begun, delay, hint).await;
+    }
+    for driver in drivers {
+        let _late = timeout(FAREWELL, driver).await;
+    }
+}
+
+/// Waits for the next attempt. Somebody who wants a session shortens the wait, but never what the relay asked for.
+async fn wait(shared: &Shared, begun: Instant, delay: Duration, hint: Duration) {
+    let now = Instant::now();
+    let soonest = (begun + SPACING).max(now + hint);
+    let wanted = async {
+        shared.wanted.notified().await;
+        tokio::time::sleep_until(soonest).await;
+    };
+    tokio::select! {
+        () = sleep(delay) => {}
+        () = wanted => {}
+        () = shared.stop.cancelled() => {}
+    }
+}
+
+/// Waits until a session ends or takes no new streams; says why, and how long the relay wants to be left alone.
+async fn lost(session: &Session) -> (Report, Duration) {
+    tokio::select! {
+        error = session.connection.closed() => (error.into(), Duration::ZERO),
+        said = session.connection.going_away() => match said {
+            Ok(goaway) => (Report::new(goaway.reason.fault(), goaway.detail), goaway.delay),
+            Err(error) => (error.into(), Duration::ZERO),
+        },
+    }
+}
+
+async fn establish(shared: &Shared) -> Result<(Session, AbortOnDropHandle<Closed>), Report> {
+    let config = &shared.config;
+    // Before dialling: without a token there is nothing to say to the relay.
+    let token = config.tokens.for_relay(SystemTime::now())?;
+    let (carrier, exporter) = config.dialler.dial().await?;
+    let identify = Identify::Client { token: &token, run_key: &config.run_key };
+    let begun = session::connect(carrier, exporter, config.pin, identify).await?;
+    let endpoint = EndpointConfig {
+        side: Side::Dialler,
+        max_streams: MAX_STREAMS,
+        ledger: shared.ledger.clone(),
+        instance: shared.instance,
+        jitter: backoff::random().to_be_bytes()[0],
+    };
+    let (connection, driver) = Connection::new(begun.channel, BytesMut::new(), endpoint);
+    let driver = AbortOnDropHandle::new(tokio::spawn(driver.run()));
+    Ok((Session { connection, channel: begun.welcome.channel }, driver))
+}

@@ -1,0 +1,330 @@
+//! One request of a Kubernetes client, carried to its cluster on one inner connection.
+//!
+//! What the client says about who it is goes: the cluster token takes its place. Bodies stream both ways. An answer
+//! that is cut short never looks whole: its error goes on to the client as a reset stream or a broken connection.
+
+mod body;
+mod upgrade;
+
+use std::{collections::HashMap, error::Error, sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{
+        AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, EXPECT, HOST, PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    },
+    request::Parts,
+    uri::PathAndQuery,
+};
+use http_body_util::{BodyExt as _, Empty, Full};
+use hyper::body::Incoming;
+use towline_tunnel::{
+    fault::{Fault, Report},
+    ids::ClusterId,
+};
+
+pub use body::ResponseBody;
+pub use upgrade::UpgradedCopy;
+
+use crate::{
+    dial::{InnerConnection, Pool, RequestBody, report_of},
+    token::Tokens,
+};
+use body::{Download, Upload};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Takes requests to their clusters.
+#[derive(Debug)]
+pub struct Forwarder {
+    clusters: HashMap<ClusterId, Arc<Pool>>,
+    tokens: Arc<Tokens>,
+}
+
+/// A request that has passed the endpoint's rules.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Where it goes.
+    pub cluster: ClusterId,
+    /// Path and query there, byte for byte.
+    pub path: PathAndQuery,
+    /// Method, headers, extensions.
+    pub parts: Parts,
+    /// Its body.
+    pub body: Incoming,
+}
+
+type Answered = (Response<ResponseBody>, Option<UpgradedCopy>);
+
+impl Forwarder {
+    /// To these clusters, with this person's tokens.
+    pub fn new(clusters: HashMap<ClusterId, Arc<Pool>>, tokens: Arc<Tokens>) -> Self {
+        Self { clusters, tokens }
+    }
+
+    fn pool(&self, cluster: ClusterId) -> Result<&Arc<Pool>, Report> {
+        self.clusters.get(&cluster).ok_or_else(|| {
+            Report::new(Fault::ClusterUnknown, format!("{cluster} is not served by this proxy"))
+        })
+    }
+
+    /// Carries one request, and says what came back. Where the answer is an upgrade, the bytes that follow are
+    /// copied by the future that comes with it.
+    ///
+    /// # Errors
+    /// If there was no answer.
+    pub async fn forward(&self, arrival: Arrival) -> Result<Answered, Report> {
+        let pool = self.pool(arrival.cluster)?;
+        let token = self.authorization()?;
+        if is_upgrade(&arrival.parts.headers) {
+            return upgrade::forward(pool, arrival, token).await;
+        }
+        let (method, uri) = (arrival.parts.method, Uri::from(arrival.path));
+        let headers = onward(arrival.parts.headers, arrival.cluster, token)?;
+        let (upload, sent) = Upload::new(arrival.body);
+        // What may be asked again if an idle connection turns out to be gone: nothing has changed anything.
+        let again = (sent.is_whole() && matches!(method, Method::GET | Method::HEAD))
+            .then(|| (method.clone(), uri.clone(), headers.clone()));
+        let first = build(method, uri, headers, upload.boxed_unsync());
+        let (connection, response) = match exchange(pool, first).await {
+            Err(Unanswered { reused: true, .. }) if again.is_some() => {
+                let (method, uri, headers) = again.ok_or(Fault::Internal)?;
+                exchange_on(pool.dial().await?, build(method, uri, headers, nothing())).await
+            }
+            other => other,
+        }
+        .map_err(|unanswered| unanswered.report)?;
+        let (mut parts, body) = response.into_parts();
+        drop_hop_by_hop(&mut parts.headers);
+        tracing::debug!(cluster = %arrival.cluster, channel = %connection.channel, stream = %connection.stream,
+            status = parts.status.as_u16(), "answered");
+        let download = Download::new(body, connection, Arc::clone(pool), sent);
+        Ok((Response::from_parts(parts, download.boxed_unsync()), None))
+    }
+
+    /// Asks a cluster for `/version`: whether everything between here and its apiserver works.
+    ///
+    /// # Errors
+    /// What does not.
+    pub async fn probe(&self, cluster: ClusterId) -> Result<(), Report> {
+        let pool = self.pool(cluster)?;
+        let headers = onward(HeaderMap::new(), cluster, self.authorization()?)?;
+        let request = build(Method::GET, Uri::from_static("/version"), headers, nothing());
+        let (connection, response) = exchange(pool, request).await.map_err(|unanswered| unanswered.report)?;
+        let status = response.status();
+        let body = http_body_util::Limited::new(response.into_body(), 64 * 1024).collect().await;
+        let body = body.map_err(|error| report_of(error.as_ref()))?.to_bytes();
+        pool.put_back(connection);
+        match told(&body) {
+            Some(report) => Err(report),
+            None if status.is_server_error() => {
+                Err(Report::new(Fault::ApiserverUnreachable, format!("/version answered {status}")))
+            }
+            // Even a refusal is the apiserver's own: the way there works.
+            None => Ok(()),
+        }
+    }
+
+    fn authorization(&self) -> Result<HeaderValue, Report> {
+        let token = self.tokens.for_cluster(SystemTime::now())?;
+        let mut value = HeaderValue::from_bytes(&[b"Bearer ", token.reveal()].concat())
+            .map_err(|_| Report::new(Fault::TokenFileUnusable, "the cluster token is not printable text"))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+/// The fault that one of our programs named in a `Status`.
+fn told(body: &[u8]) -> Option<Report> {
+    let status: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let code = status["details"]["causes"][0]["reason"].as_str()?;
+    let fault = *Fault::ALL.iter().find(|fault| fault.code() == code)?;
+    let message = status["message"].as_str().unwrap_or_default();
+    // The message is a report already; what it saw stands in its first parentheses.
+    let head = message.split(&format!(" [{code}]")).next().unwrap_or_default();
+    let detail = head.split_once(fault.title()).map_or("", |(_, rest)| rest.trim());
+    let detail = detail.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')).unwrap_or(detail);
+    Some(Report::new(fault, detail))
+}
+
+/// The answer to a request that failed: a `Status` that kubectl prints as one line.
+pub fn refusal(report: &Report) -> Response<ResponseBody> {
+    let body = Full::new(Bytes::from(report.status_json())).map_err(|never| match never {}).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() =
+        StatusCode::from_u16(report.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn nothing() -> RequestBody {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+fn build(method: Method, uri: Uri, headers: HeaderMap, body: RequestBody) -> Request<RequestBody> {
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    request
+}
+
+/// Why there is no answer.
+struct Unanswered {
+    report: Report,
+    /// The connection had carried other requests before: the agent may have ended it.
+    reused: bool,
+}
+
+impl From<Report> for Unanswered {
+    fn from(report: Report) -> Self {
+        Self { report, reused: false }
+    }
+}
+
+type Exchanged = Result<(InnerConnection, Response<Incoming>), Unanswered>;
+
+/// Sends a request on the next connection that takes it; one that was not sent at all goes to another connection.
+async fn exchange(pool: &Arc<Pool>, mut request: Request<RequestBody>) -> Exchanged {
+    loop {
+        let mut connection = pool.take().await?;
+        match connection.send(request).await {
+            Ok(response) => return Ok((connection, response)),
+            Err(mut error) => match error.take_message() {
+                Some(unsent) if connection.reused => request = unsent,
+                _ => {
+                    let report = report_of(&error.into_error());
+                    return Err(Unanswered { report, reused: connection.reused });
+                }
+            },
+        }
+    }
+}
+
+async fn exchange_on(mut connection: InnerConnection, request: Request<RequestBody>) -> Exchanged {
+    match connection.send(request).await {
+        Ok(response) => Ok((connection, response)),
+        Err(error) => Err(report_of(&error.into_error()).into()),
+    }
+}
+
+/// Whether this asks to leave HTTP (RFC 9110, section 7.8).
+fn is_upgrade(headers: &HeaderMap) -> bool {
+    let listed = |value: &HeaderValue| {
+        value
+            .to_str()
+            .is_ok_and(|list| list.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade")))
+    };
+    headers.contains_key(UPGRADE) && headers.get_all(CONNECTION).iter().any(listed)
+}
+
+/// The headers that go on: the client's, without what is this hop's and without its own idea of who it is.
+fn onward(mut headers: HeaderMap, cluster: ClusterId, token: HeaderValue) -> Result<HeaderMap, Report> {
+    drop_hop_by_hop(&mut headers);
+    // Answered here: hyper sends 100 Continue when the body is asked for.
+    headers.remove(EXPECT);
+    headers.insert(AUTHORIZATION, token);
+    let host = HeaderValue::try_from(format!("{cluster}.towline.internal"))
+        .map_err(|error| Report::caused_by(Fault::Internal, "", error))?;
+    headers.insert(HOST, host);
+    Ok(headers)
+}
+
+fn drop_hop_by_hop(headers: &mut HeaderMap) {
+    let of_this_hop = [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ];
+    for name in of_this_hop {
+        headers.remove(name);
+    }
+}
+
+/// An error of a body, as bodies carry it.
+type BodyError = Box<dyn Error + Send + Sync>;
+
+#[cfg(test)]
+mod tests {
+    use hyper::body::Body as _;
+
+    use super::*;
+
+    #[test]
+    fn the_clients_own_credential_and_this_hops_headers_go() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("authorization", "Bearer theirs"),
+            ("connection", "keep-alive"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("expect", "100-continue"),
+            ("host", "127.0.0.1:47011"),
+            ("impersonate-user", "root"),
+            ("accept", "application/json"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        headers.append(AUTHORIZATION, HeaderValue::from_static("Basic more"));
+        let id = ClusterId::of_spki(b"k");
+        let onward = onward(headers, id, HeaderValue::from_static("Bearer ours")).unwrap();
+        let mut left: Vec<(&str, &str)> =
+            onward.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        left.sort_unstable();
+        let host = format!("{id}.towline.internal");
+        // What asks for somebody else's rights goes on: it is the agent's to refuse, and never dropped in silence.
+        assert_eq!(
+            left,
+            [
+                ("accept", "application/json"),
+                ("authorization", "Bearer ours"),
+                ("host", &host),
+                ("impersonate-user", "root")
+            ]
+        );
+    }
+
+    #[test]
+    fn a_fault_that_the_agent_named_is_known_again() {
+        let report = Report::new(Fault::ClusterTokenRefused, "wrong audience");
+        let again = told(report.status_json().as_bytes()).unwrap();
+        assert_eq!((again.fault, again.detail.as_str()), (report.fault, "wrong audience"));
+        let bare = Report::from(Fault::TicketMismatch);
+        assert_eq!(told(bare.status_json().as_bytes()).unwrap().detail, "");
+        assert!(told(br#"{"kind":"Status","message":"pods is forbidden","reason":"Forbidden"}"#).is_none());
+        assert!(told(b"{").is_none() && told(br#"{"major":"1"}"#).is_none());
+    }
+
+    #[test]
+    fn only_a_request_that_says_so_twice_is_an_upgrade() {
+        let with = |fields: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.append(*name, HeaderValue::from_static(value));
+            }
+            is_upgrade(&headers)
+        };
+        assert!(with(&[("upgrade", "SPDY/3.1"), ("connection", "Upgrade")]));
+        assert!(with(&[("upgrade", "websocket"), ("connection", "keep-alive, upgrade")]));
+        assert!(!with(&[("upgrade", "websocket")]) && !with(&[("connection", "upgrade")]));
+    }
+
+    #[test]
+    fn a_refusal_is_a_status_object() {
+        let response = refusal(&Report::new(Fault::AgentOffline, "edge-7"));
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
+        assert!(response.body().size_hint().exact().is_some());
+    }
+}
