@@ -1,6 +1,18 @@
 # attach: what the container writes, what it reads, and its end
 # also: spdy
-kubectl run echoer --image="$IMAGE" --restart=Never --stdin --command -- sh -c 'while read line; do echo "got $line"; [ "$line" = bye ] && exit 0; done'
+kubectl create -f - <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: echoer}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: c
+    image: $IMAGE
+    imagePullPolicy: Never
+    stdin: true
+    command: [sh, -c, 'while read line; do echo "got \$line"; [ "\$line" = bye ] && exit 0; done']
+YAML
 kubectl wait pod/echoer --for=condition=Ready --timeout=60s
 python3 - <<'PY'
 import subprocess

@@ -1,6 +1,6 @@
 # port-forward: 200 connections at once, a half-closed one, one to a port where nobody listens
 # also: spdy
-kubectl exec box -- sh -c 'mkdir -p /tmp/www && seq 1 20000 > /tmp/www/numbers && httpd -p 8080 -h /tmp/www; (nc -ll -p 9000 -e wc -c >/dev/null 2>&1 &)'
+kubectl exec box -- sh -c 'mkdir -p /tmp/www && seq 1 20000 > /tmp/www/numbers && httpd -p 8080 -h /tmp/www; (nc -ll -p 9000 -e sh -c "wc -c > /tmp/counted; cat /tmp/counted" >/dev/null 2>&1 &)'
 python3 - <<'PY'
 import hashlib, socket, subprocess, threading, sys
 forward = subprocess.Popen(["kubectl", "port-forward", "pod/box", ":8080", ":9000", ":9999"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -26,7 +26,8 @@ s = socket.create_connection(("127.0.0.1", ports[9000]), 60)
 s.sendall(b"x" * 300_000); s.shutdown(socket.SHUT_WR)
 answer = b""
 while chunk := s.recv(4096): answer += chunk
-print("counted after half-close:", answer.decode().strip())
+print("answered after half-close:", answer.decode().strip())
 forward.terminate(); print("ended", forward.wait(20) != 0)
 PY
+kubectl exec box -- cat /tmp/counted
 kubectl exec box -- sh -c 'killall httpd nc 2>/dev/null; true'

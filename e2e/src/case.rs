@@ -104,6 +104,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What is written down as expected.
+    pub fn as_text(&self) -> String {
+        format!("{}{}\n", self.stdout, self.ended)
+    }
+
     /// Whether this is the same as another, as far as it is compared.
     pub fn is_like(&self, other: &Self) -> bool {
         self.stdout == other.stdout && self.ended == other.ended
@@ -111,6 +116,24 @@ impl Outcome {
 }
 
 impl Case {
+    /// What must come out, as `cases/NAME.out` has it.
+    ///
+    /// # Errors
+    /// If it was never written down.
+    pub fn expected(&self) -> anyhow::Result<String> {
+        let path = self.script.with_extension("out");
+        fs::read_to_string(&path)
+            .with_context(|| format!("{}: write it with `cargo xtask e2e --direct --bless`", path.display()))
+    }
+
+    /// Takes an outcome as what must come out.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn write_expected(&self, outcome: &Outcome) -> anyhow::Result<()> {
+        Ok(fs::write(self.script.with_extension("out"), outcome.as_text())?)
+    }
+
     /// Runs the script one way.
     ///
     /// # Errors
@@ -137,7 +160,8 @@ impl Case {
             command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false");
             command.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
         }
-        let outcome = run_within(command, WITHIN)?;
+        let mut outcome = run_within(command, WITHIN)?;
+        outcome.stdout = outcome.stdout.replace(&way.namespace, "NAMESPACE");
         let _removed = fs::remove_dir_all(&scratch);
         Ok(outcome)
     }

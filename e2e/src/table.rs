@@ -35,6 +35,8 @@ pub struct Selection {
     pub plain: bool,
     /// Only directly: to try the cases themselves.
     pub direct: bool,
+    /// Take what comes out directly as what is expected.
+    pub bless: bool,
 }
 
 /// One line of the table.
@@ -46,6 +48,8 @@ pub struct Row {
     pub title: String,
     /// Its variant; empty for the usual one.
     pub variant: String,
+    /// What must come of it, where it is written down.
+    pub expected: Option<String>,
     /// What came of it directly.
     pub direct: Outcome,
     /// What came of it through towline.
@@ -58,12 +62,21 @@ impl Row {
         self.through.as_ref().is_none_or(|through| self.direct.is_like(through))
     }
 
-    /// The line as it is printed; where the two differ, with both.
+    /// Whether it came out directly as it must: two failures are equal, too.
+    pub fn is_expected(&self) -> bool {
+        self.expected.as_ref().is_none_or(|expected| *expected == self.direct.as_text())
+    }
+
+    /// The line as it is printed; where something differs, with both.
     pub fn print(&self) -> String {
         let seconds = |outcome: &Outcome| format!("{:.1} s", outcome.took.as_secs_f64());
         let through = self.through.as_ref().map_or_else(|| "-".to_owned(), seconds);
         let variant = if self.variant.is_empty() { "" } else { &self.variant };
-        let verdict = if self.is_equal() { "equal" } else { "DIFFERENT" };
+        let verdict = match (self.is_equal(), self.is_expected()) {
+            (false, _) => "DIFFERENT",
+            (true, false) => "WRONG",
+            (true, true) => "equal",
+        };
         let mut line = format!(
             "{:<26} {:<14} {:<9} {:>8} {:>8}   {}",
             self.case,
@@ -81,6 +94,13 @@ impl Row {
                 );
             }
         }
+        if let (false, Some(expected)) = (self.is_expected(), &self.expected) {
+            line += &format!(
+                "\n--- expected\n{expected}--- direct\n{}--- its standard error\n{}",
+                self.direct.as_text(),
+                self.direct.stderr
+            );
+        }
         line
     }
 }
@@ -97,10 +117,12 @@ pub fn run(
 ) -> anyhow::Result<Vec<Row>> {
     let folder = tempfile::Builder::new().prefix("towline-table-").tempdir()?;
     prepare(cluster)?;
-    let mut ways = vec![direct(cluster, folder.path())?];
+    // A run that was killed leaves its namespaces: each has its own, of one length, so that columns are as wide.
+    let run = format!("{:08x}", rand_u32());
+    let mut ways = vec![direct(cluster, folder.path(), &format!("e2e-{run}-d"))?];
     let _proxies = match stage.filter(|_| !selection.direct) {
         Some(stage) => {
-            let (way, proxies) = through(stage, folder.path())?;
+            let (way, proxies) = through(stage, folder.path(), &format!("e2e-{run}-t"))?;
             ways.push(way);
             Some(proxies)
         }
@@ -136,11 +158,17 @@ pub fn run(
             });
             let outcomes: anyhow::Result<Vec<Outcome>> = outcomes;
             let mut outcomes = outcomes?.into_iter();
+            let direct = outcomes.next().context("a case ran at least directly")?;
+            if selection.bless && usual {
+                case.write_expected(&direct)?;
+            }
             let row = Row {
+                // Older kubectls say some things in other words.
+                expected: (usual || variant.spdy).then(|| case.expected()).transpose()?,
                 case: case.name.clone(),
                 title: case.title.clone(),
                 variant: variant.name.clone(),
-                direct: outcomes.next().context("a case ran at least directly")?,
+                direct,
                 through: outcomes.next(),
             };
             told(&row);
@@ -151,6 +179,12 @@ pub fn run(
         cluster.kubectl_output(&["delete", "namespace", &way.namespace, "--wait=false"])?;
     }
     Ok(rows)
+}
+
+fn rand_u32() -> u32 {
+    let key = towline_tunnel::ids::StreamKey::random();
+    let [a, b, c, d, ..] = *key.as_bytes();
+    u32::from_be_bytes([a, b, c, d])
 }
 
 /// Rights of the user, a kind of object without a size of its own, and many objects to list.
@@ -242,7 +276,7 @@ pub fn apply_with(cluster: &Cluster, arguments: &[&str], input: &str) -> anyhow:
     Ok(())
 }
 
-fn direct(cluster: &Cluster, folder: &Path) -> anyhow::Result<Way> {
+fn direct(cluster: &Cluster, folder: &Path, namespace: &str) -> anyhow::Result<Way> {
     let folder = folder.join("direct");
     fs::create_dir_all(&folder)?;
     let kubeconfig = |user: &str, groups: &[&str]| -> anyhow::Result<PathBuf> {
@@ -267,14 +301,14 @@ fn direct(cluster: &Cluster, folder: &Path) -> anyhow::Result<Way> {
         name: "direct",
         kubeconfig: kubeconfig(USER, &[GROUP])?,
         restricted: kubeconfig(RESTRICTED, &[])?,
-        namespace: "e2e-direct".into(),
+        namespace: namespace.to_owned(),
         folder,
     };
     set_namespace(cluster, &way)?;
     Ok(way)
 }
 
-fn through(stage: &Stage, folder: &Path) -> anyhow::Result<(Way, [crate::stage::Proxy; 2])> {
+fn through(stage: &Stage, folder: &Path, namespace: &str) -> anyhow::Result<(Way, [crate::stage::Proxy; 2])> {
     let folder = folder.join("through");
     fs::create_dir_all(&folder)?;
     stage.let_in(USER)?;
@@ -287,7 +321,7 @@ fn through(stage: &Stage, folder: &Path) -> anyhow::Result<(Way, [crate::stage::
         name: "through",
         kubeconfig,
         restricted: restricted.kubeconfig.clone(),
-        namespace: "e2e-through".into(),
+        namespace: namespace.to_owned(),
         folder,
     };
     set_namespace(&stage.cluster, &way)?;
