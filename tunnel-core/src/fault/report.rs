@@ -1,6 +1,6 @@
 //! One occurrence of a fault, as a person or kubectl sees it.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde_json::json;
 
@@ -17,12 +17,13 @@ pub struct Report {
     /// What was seen this time; may be empty.
     pub detail: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    delay: Duration,
 }
 
 impl Report {
     /// An occurrence of `fault` with what was seen.
     pub fn new(fault: Fault, detail: impl Into<String>) -> Self {
-        Self { fault, detail: detail.into(), source: None }
+        Self { fault, detail: detail.into(), source: None, delay: Duration::ZERO }
     }
 
     /// The same, with the error that caused it.
@@ -31,7 +32,19 @@ impl Report {
         detail: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { fault, detail: detail.into(), source: Some(source.into()) }
+        Self { fault, detail: detail.into(), source: Some(source.into()), delay: Duration::ZERO }
+    }
+
+    /// The same, with a peer's wish when to be asked again; nothing where it is zero.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// How long a peer wishes not to be asked again; zero where it has no wish.
+    pub fn delay(&self) -> Duration {
+        self.delay
     }
 
     /// HTTP status code for an answer that carries this report.
@@ -46,6 +59,12 @@ impl Report {
 
     /// The Kubernetes `Status` object (`v1`, kind `Status`) that kubectl prints as one line.
     pub fn status_json(&self) -> String {
+        let mut details = json!({
+            "causes": [{ "reason": self.fault.code(), "message": self.fault.cause() }],
+        });
+        if !self.delay.is_zero() {
+            details["retryAfterSeconds"] = json!(self.delay.as_secs().max(1));
+        }
         json!({
             "kind": "Status",
             "apiVersion": "v1",
@@ -53,9 +72,7 @@ impl Report {
             "status": "Failure",
             "message": self.to_string(),
             "reason": self.fault.outcome().status_reason(),
-            "details": {
-                "causes": [{ "reason": self.fault.code(), "message": self.fault.cause() }],
-            },
+            "details": details,
             "code": self.http_status(),
         })
         .to_string()
@@ -75,7 +92,7 @@ impl Clone for Report {
             }
             _ => self.detail.clone(),
         };
-        Self { fault: self.fault, detail, source: None }
+        Self { fault: self.fault, detail, source: None, delay: self.delay }
     }
 }
 
@@ -116,6 +133,10 @@ mod tests {
         assert_eq!(status["details"]["causes"][0]["reason"], Fault::ClusterUnknown.code());
         let message = status["message"].as_str().unwrap();
         assert!(message.contains("edge-7") && message.contains("relay"), "{message}");
+        assert!(status["details"]["retryAfterSeconds"].is_null());
+        let report = report.retry_after(Duration::from_millis(2500));
+        let status: serde_json::Value = serde_json::from_str(&report.clone().status_json()).unwrap();
+        assert_eq!(status["details"]["retryAfterSeconds"], 2);
     }
 
     #[test]

@@ -87,10 +87,13 @@ where
     M: Machine,
 {
     let (reader, mut writer) = tokio::io::split(io);
+    // What of a batch is not yet in the carrier. It outlives the writing, which may be dropped half-way: last words
+    // in the middle of a frame would be taken for its payload.
+    let mut batch = BytesMut::new();
     let timer = Timer { changed: Notify::new(), armed: AtomicU64::new(u64::MAX), start: now() };
     let closed = {
         let reading = read(reader, machine, early, &timer);
-        let writing = write(&mut writer, machine);
+        let writing = write(&mut writer, &mut batch, machine);
         let ticking = tick(machine, &timer);
         tokio::select! {
             closed = reading => closed,
@@ -106,10 +109,9 @@ where
     };
     if let Some((reason, detail)) = say {
         machine.last_words(reason, detail);
-        let mut out = BytesMut::new();
-        machine.fill(&mut out);
+        machine.fill(&mut batch);
         let ending = async {
-            writer.write_all(&out).await?;
+            writer.write_all_buf(&mut batch).await?;
             writer.shutdown().await
         };
         // Best effort: the peer may be the reason why the connection ends.
@@ -164,22 +166,20 @@ where
     }
 }
 
-async fn write<IO, M>(writer: &mut WriteHalf<IO>, machine: &M) -> io::Error
+async fn write<IO, M>(writer: &mut WriteHalf<IO>, batch: &mut BytesMut, machine: &M) -> io::Error
 where
     IO: AsyncRead + AsyncWrite,
     M: Machine,
 {
-    let mut out = BytesMut::new();
     loop {
-        out.clear();
-        let payload = machine.fill(&mut out);
-        if out.is_empty() {
+        let payload = machine.fill(batch);
+        if batch.is_empty() {
             // An idle connection holds no buffer.
-            out = BytesMut::new();
+            *batch = BytesMut::new();
             machine.output().notified().await;
             continue;
         }
-        if let Err(error) = writer.write_all(&out).await {
+        if let Err(error) = writer.write_all_buf(batch).await {
             return error;
         }
         if let Err(error) = writer.flush().await {

@@ -183,3 +183,37 @@ async fn control_messages_pass_beside_streams() {
     assert!(left.control(bytes::Bytes::from_static(b"question")));
     assert_eq!(right.next_control().await.unwrap(), "question");
 }
+
+/// Last words in the middle of a frame would be taken for that frame's payload.
+#[tokio::test]
+async fn last_words_come_after_the_batch_that_was_half_written() {
+    let (near, mut far) = duplex(100);
+    let (connection, driver) = Connection::new(near, BytesMut::new(), config(Side::Dialler));
+    let mut stream = connection.open(request()).unwrap();
+    stream.write_all(&[7; 10_000]).await.unwrap();
+    let driving = tokio::spawn(driver.run());
+    let mut wire = BytesMut::new();
+    // The batch is on its way, and does not fit.
+    while wire.len() < 300 {
+        far.read_buf(&mut wire).await.unwrap();
+    }
+    connection.close();
+    while far.read_buf(&mut wire).await.unwrap() > 0 {}
+    assert!(matches!(driving.await.unwrap(), Closed::Stopped));
+    let mut data = 0;
+    loop {
+        match crate::proto::frame::decode(&mut wire).unwrap() {
+            Some(crate::proto::frame::Frame::Data { payload, .. }) => {
+                assert!(payload.iter().all(|byte| *byte == 7));
+                data += payload.len();
+            }
+            Some(crate::proto::frame::Frame::GoAway { reason, .. }) => {
+                assert_eq!(reason, CloseReason::Draining);
+                break;
+            }
+            Some(_) => {}
+            None => panic!("no GOAWAY after {data} bytes"),
+        }
+    }
+    assert_eq!(data, 10_000);
+}

@@ -96,7 +96,13 @@ impl Control {
     pub fn decode(bytes: &[u8]) -> Result<(u32, Self), MessageError> {
         let (head, body) = bytes.split_first_chunk::<5>().ok_or(MessageError::Length(bytes.len()))?;
         let id = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
-        let fields = Fields::parse(body, &[1, 2, 3])?;
+        let known: &[u16] = match head[0] {
+            RESOLVE | RENEW | RENEWED => &[1],
+            FAILED => &[1, 2],
+            RESOLVED => &[1, 2, 3],
+            other => return Err(MessageError::Type(other)),
+        };
+        let fields = Fields::parse(body, known)?;
         let control = match head[0] {
             RESOLVE => Self::Resolve { name: fields.need_text(1, MAX_NAME)?.to_owned() },
             RESOLVED => Self::Resolved {

@@ -179,7 +179,7 @@ impl From<Refused> for Report {
     fn from(refused: Refused) -> Self {
         let detail =
             if refused.detail.is_empty() { refused.reason.text().to_owned() } else { refused.detail };
-        Self::new(refused.reason.fault(), detail)
+        Self::new(refused.reason.fault(), detail).retry_after(refused.delay)
     }
 }
 
@@ -294,7 +294,18 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
     if bytes.len() > MAX_MESSAGE {
         return Err(MessageError::Length(bytes.len()));
     }
-    let fields = Fields::parse(body, &[1, 2, 3, 4, 5, 6, 7])?;
+    // A critical field that this type does not have is not of this version, whatever it is called elsewhere.
+    let known: &[u16] = match kind {
+        BIND => &[1],
+        HELLO => &[1, 2],
+        REFUSED => &[1, 2, 3],
+        AUTH_CLIENT | WELCOME => &[1, 2, 3, 4],
+        RELAY_HELLO => &[1, 2, 3, 4, 5],
+        AUTH_AGENT => &[1, 2, 3, 4, 5, 6],
+        ENROL => &[1, 2, 3, 4, 5, 6, 7],
+        other => return Err(MessageError::Type(other)),
+    };
+    let fields = Fields::parse(body, known)?;
     let key = |tag| -> Result<VerifyingKey, FieldError> {
         VerifyingKey::from_spki(fields.need(tag)?).map_err(|_| FieldError::Value(tag))
     };

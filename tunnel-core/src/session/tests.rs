@@ -239,3 +239,32 @@ proptest! {
         let _ = decode(&bytes[4.min(bytes.len())..]);
     }
 }
+
+/// BIND has one field. A critical one with a number that other messages use is not of this version either.
+#[test]
+fn a_critical_field_that_a_message_does_not_have_is_refused() {
+    let encoded = message::encode(&Message::Bind(BindMode::Outer));
+    assert!(message::decode(&encoded[4..]).is_ok());
+    let mut fields = crate::proto::fields::FieldWriter::new();
+    fields.put(1 | crate::proto::fields::CRITICAL, &[0]).put(5 | crate::proto::fields::CRITICAL, &[0]);
+    let mut changed = vec![encoded[4]];
+    changed.extend_from_slice(&fields.finish());
+    assert!(message::decode(&changed).is_err());
+}
+
+#[tokio::test]
+async fn a_refusal_says_when_to_come_back() {
+    let (key, identity) = identity();
+    let (a, b) = duplex(1024);
+    let (run_key, token) = (SigningKey::generate(), Secret::new("token"));
+    let later = async |_| {
+        let mut refused = Refused::new(CloseReason::LimitReached, "");
+        refused.delay = std::time::Duration::from_secs(9);
+        Err::<(Welcome, ()), _>(refused)
+    };
+    let (dialled, _) = tokio::join!(
+        connect(a, SAME, key.public().hash(), Identify::Client { token: &token, run_key: &run_key }),
+        accept(b, SAME, &identity, later),
+    );
+    assert_eq!(dialled.unwrap_err().delay(), std::time::Duration::from_secs(9));
+}
