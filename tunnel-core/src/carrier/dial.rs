@@ -1,6 +1,6 @@
 //! Dialling the relay: name, TCP, TLS, upgrade. Each step's failure says what it is.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{io, net::Ipv6Addr, path::Path, sync::Arc, time::Duration};
 
 use rustls::{
     CertificateError, ClientConfig, RootCertStore,
@@ -45,14 +45,18 @@ impl RelayAddress {
         };
         let authority: http::uri::Authority =
             rest.trim_end_matches('/').parse().map_err(|_| wrong("not a host name and port"))?;
-        if rest.contains('@') || authority.host().is_empty() {
+        if rest.contains('@') {
             return Err(wrong("not a host name and port"));
         }
         let port = match authority.as_str()[authority.host().len()..].strip_prefix(':') {
             None => 443,
             Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(|| wrong("not a port"))?,
         };
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = match authority.host().strip_prefix('[') {
+            Some(rest) => rest.strip_suffix(']').filter(|address| address.parse::<Ipv6Addr>().is_ok()),
+            None => Some(authority.host()).filter(|host| !host.is_empty() && !host.contains(['[', ']'])),
+        };
+        let host = host.ok_or_else(|| wrong("not a host name and port"))?.to_owned();
         Ok(Self { host, port })
     }
 

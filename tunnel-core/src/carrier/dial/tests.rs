@@ -138,6 +138,10 @@ fn addresses_are_read_strictly() {
         "https://a/path",
         "a:",
         "a:99999",
+        "[]",
+        "*[]",
+        "[::1",
+        "[relay.example]",
     ] {
         assert!(RelayAddress::parse(bad).is_err(), "{bad:?}");
     }
