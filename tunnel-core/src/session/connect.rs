@@ -10,7 +10,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::{
     Channel, Exporter, HANDSHAKE_WITHIN, ReceiveError, Transcript, exporter,
-    message::{self, BindMode, Message, MessageError, Secret, VERSION, Welcome},
+    message::{self, BindMode, MAX_TOKEN, Message, MessageError, Secret, VERSION, Welcome},
     receive, send, tls,
 };
 use crate::{
@@ -92,6 +92,7 @@ async fn handshake<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    identify.check()?;
     let mut transcript = Transcript::new();
     let hello = message::encode(&Message::Hello { versions: vec![VERSION], nonce: random() });
     transcript.add(&hello);
@@ -158,6 +159,18 @@ where
 }
 
 impl Identify<'_> {
+    /// What a user's file holds may be too long to travel.
+    fn check(&self) -> Result<(), Report> {
+        match self {
+            Self::Client { token, .. } if token.reveal().len() > MAX_TOKEN => {
+                let length = token.reveal().len();
+                let detail = format!("the token has {length} bytes; at most {MAX_TOKEN} can be sent");
+                Err(Report::new(Fault::RelayTokenRefused, detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn message(&self, binding: &Exporter, transcript: &[u8; 32]) -> Message {
         let program = concat!("towline/", env!("CARGO_PKG_VERSION")).to_owned();
         match self {
