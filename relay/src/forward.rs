@@ -253,6 +253,7 @@ impl RelayConn {
         now: Instant,
     ) -> Result<bool, Violation> {
         let mut state = self.lock();
+        state.leg.inbound(now);
         let more = loop {
             let Some(frame) = frame::decode(bytes)? else { break false };
             if let Some(event) = state.leg.on_frame(frame, now)? {

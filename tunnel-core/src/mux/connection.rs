@@ -228,6 +228,7 @@ impl Connection {
 impl Machine for Shared {
     fn on_bytes(&self, bytes: &mut BytesMut, now: Instant) -> Result<(), Violation> {
         let result = self.with(|endpoint| {
+            endpoint.inbound(now);
             while let Some(frame) = frame::decode(bytes)? {
                 endpoint.on_frame(frame, now)?;
             }

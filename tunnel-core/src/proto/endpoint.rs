@@ -359,6 +359,11 @@ impl<S: Signal> Endpoint<S> {
         }
     }
 
+    /// Bytes came, perhaps less than a frame: on a slow line one frame takes longer than silence may last.
+    pub fn inbound(&mut self, now: Instant) {
+        self.link.inbound(now);
+    }
+
     /// Takes one frame from the peer.
     ///
     /// # Errors

@@ -190,6 +190,11 @@ impl<R: Clone> Leg<R> {
         }
     }
 
+    /// Bytes came, perhaps less than a frame: on a slow line one frame takes longer than silence may last.
+    pub fn inbound(&mut self, now: Instant) {
+        self.link.inbound(now);
+    }
+
     /// Takes one frame from the peer; what it means for another leg comes back.
     ///
     /// # Errors
