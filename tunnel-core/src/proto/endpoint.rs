@@ -678,7 +678,12 @@ impl<S: Signal> Endpoint<S> {
         }
         let error = StreamError { reason, detail: detail.to_owned() };
         self.closed = Some(error.clone());
-        self.incoming.clear();
+        for (id, _) in self.incoming.drain(..) {
+            // Nobody took it, so nobody will let go of it.
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.released = true;
+            }
+        }
         for stream in self.streams.values_mut() {
             stream.end(error.clone());
             stream.reset = None;
