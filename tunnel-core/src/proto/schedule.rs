@@ -151,6 +151,13 @@ impl Scheduler {
         }
         if !more {
             self.flows.remove(&turn.stream);
+            // Its place goes too: it would count twice once the stream is active again.
+            if let Some(user) = self.users.get_mut(&share)
+                && !was_fresh
+                && user.ring.front() == Some(&turn.stream)
+            {
+                user.ring.pop_front();
+            }
             return;
         }
         match &mut flow.place {
