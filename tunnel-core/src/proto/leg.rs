@@ -376,8 +376,16 @@ impl<R: Clone> Leg<R> {
             return Ok(None);
         }
         self.scheduler.remove(id);
-        let Some(mut stream) = self.streams.remove(&id) else { return Ok(None) };
-        Ok(stream.to.take().map(|to| LegEvent::Reset { to, reason, detail }))
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
+        // Kept while it stands in the link's list: otherwise that list would grow with each stream that comes and goes
+        // while the writer stands still.
+        stream.ended = true;
+        stream.open = None;
+        stream.reset = None;
+        stream.send = SendHalf::new(false);
+        let to = stream.to.take();
+        self.forget_if_over(id);
+        Ok(to.map(|to| LegEvent::Reset { to, reason, detail }))
     }
 
     /// Says where a stream goes on.
@@ -483,7 +491,7 @@ impl<R: Clone> Leg<R> {
         self.scheduler.remove(id);
         if stream.open.take().is_some() {
             // The peer never heard of it.
-            self.streams.remove(&id);
+            self.forget_if_over(id);
         } else {
             stream.reset = Some((reason, detail.to_owned()));
             self.mark(id);

@@ -14,6 +14,8 @@ pub const FRESH_QUANTUM: usize = 4 * 1024;
 const BULK_QUANTUM: i64 = MAX_PAYLOAD as i64;
 /// Sparse bytes after which one bulk quantum is admitted.
 const SPARSE_PER_BULK: usize = 64 * 1024;
+/// Places of streams that ended that may stay in the queue of fresh ones.
+const SLACK: usize = 64;
 /// Lowest that a user's sparse bytes can press its deficit.
 const DEEPEST_DEBT: i64 = -64 * 1024;
 
@@ -67,6 +69,11 @@ impl Scheduler {
     /// `stream` ended. Its places in the queues are passed over when they come up.
     pub fn remove(&mut self, stream: StreamId) {
         self.flows.remove(&stream);
+        // Nothing comes up while the writer stands still.
+        if self.fresh.len() > 2 * self.flows.len() + SLACK {
+            let flows = &self.flows;
+            self.fresh.retain(|stream| matches!(flows.get(stream), Some(Flow { place: Place::Fresh, .. })));
+        }
     }
 
     /// Whether nobody has bytes to send.
