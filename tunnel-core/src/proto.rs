@@ -2,6 +2,7 @@
 //!
 //! `docs/protocol.md` is the specification; names here are its names.
 
+pub mod blocks;
 pub mod endpoint;
 pub mod fields;
 pub mod frame;

@@ -26,8 +26,6 @@ use super::{
 pub const INITIAL_ALLOWANCE: u64 = 256 * 1024;
 /// The largest such allowance.
 pub const MAX_ALLOWANCE: u64 = 4 * 1024 * 1024;
-/// Payloads below this are copied out, so that a few bytes don't hold a whole read block.
-const COPY_BELOW: usize = 1024;
 
 /// Limits of one leg.
 #[derive(Clone, Debug)]
@@ -337,7 +335,6 @@ impl<R: Clone> Leg<R> {
             }
         }
         let Some(to) = self.streams.get(&id).and_then(|stream| stream.to.clone()) else { return Ok(None) };
-        let payload = if payload.len() < COPY_BELOW { Bytes::copy_from_slice(&payload) } else { payload };
         Ok(Some(LegEvent::Data { to, payload, fin, blocked }))
     }
 

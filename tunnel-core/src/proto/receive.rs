@@ -1,23 +1,19 @@
 //! The receiving half of a stream at an endpoint: what came, what was read, and how much more may come.
 
-use std::collections::VecDeque;
-
 use bytes::{Buf, Bytes};
 
-use super::{CloseReason, ledger::Ledger, send::FLOOR};
+use super::{CloseReason, blocks::Blocks, ledger::Ledger, send::FLOOR};
 
 /// A stream's window once it is opened, while the ledger allows.
 pub const INITIAL_WINDOW: u64 = 256 * 1024;
 /// The largest window.
 pub const MAX_WINDOW: u64 = 8 * 1024 * 1024;
-/// Payloads below this are copied out, so that a few bytes don't hold a whole read block.
-const COPY_BELOW: usize = 1024;
 
 /// Offsets and bytes of one direction, as its receiver sees them.
 #[derive(Debug)]
 pub struct ReceiveHalf {
     ledger: Ledger,
-    chunks: VecDeque<Bytes>,
+    unread: Blocks,
     /// Contiguous bytes that came.
     received: u64,
     /// Bytes that the reader took.
@@ -38,7 +34,7 @@ impl ReceiveHalf {
         let window = if ledger.reserve(INITIAL_WINDOW - FLOOR, true) { INITIAL_WINDOW } else { FLOOR };
         Self {
             ledger,
-            chunks: VecDeque::new(),
+            unread: Blocks::default(),
             received: 0,
             consumed: 0,
             limit: window,
@@ -65,9 +61,8 @@ impl ReceiveHalf {
         self.fin = fin;
         if self.discarding {
             self.consumed = after;
-        } else if !payload.is_empty() {
-            let kept = if payload.len() < COPY_BELOW { Bytes::copy_from_slice(&payload) } else { payload };
-            self.chunks.push_back(kept);
+        } else {
+            self.unread.push(payload);
         }
         if blocked && !self.discarding {
             self.grow();
@@ -87,14 +82,11 @@ impl ReceiveHalf {
     pub fn read(&mut self, out: &mut [u8]) -> usize {
         let mut moved = 0;
         while moved < out.len()
-            && let Some(front) = self.chunks.front_mut()
+            && let Some(mut part) = self.unread.pop(out.len() - moved)
         {
-            let part = front.len().min(out.len() - moved);
-            front.split_to(part).copy_to_slice(&mut out[moved..moved + part]);
-            moved += part;
-            if front.is_empty() {
-                self.chunks.pop_front();
-            }
+            let to = moved + part.len();
+            part.copy_to_slice(&mut out[moved..to]);
+            moved = to;
         }
         self.consumed += moved as u64;
         moved
@@ -103,8 +95,7 @@ impl ReceiveHalf {
     /// The reader is gone.
     pub fn discard(&mut self) {
         self.discarding = true;
-        self.chunks.clear();
-        self.chunks.shrink_to_fit();
+        self.unread.clear();
         self.consumed = self.received;
     }
 
@@ -115,12 +106,12 @@ impl ReceiveHalf {
 
     /// Whether everything came and was read.
     pub fn is_exhausted(&self) -> bool {
-        self.fin && self.chunks.is_empty()
+        self.fin && self.unread.is_empty()
     }
 
     /// Whether bytes wait to be read.
     pub fn is_readable(&self) -> bool {
-        !self.chunks.is_empty()
+        !self.unread.is_empty()
     }
 
     /// Bytes that wait to be read.

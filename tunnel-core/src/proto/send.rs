@@ -1,10 +1,12 @@
 //! The sending half of a stream: what is queued, what was sent, what the far endpoint has.
 
-use std::collections::VecDeque;
-
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::frame::{MAX_PAYLOAD, StreamId, put_data_header};
+use super::{
+    blocks::Blocks,
+    frame::{MAX_PAYLOAD, StreamId, put_data_header},
+    receive::MAX_WINDOW,
+};
 
 /// Bytes that either side may send before any credit came. Never withheld.
 pub const FLOOR: u64 = 16 * 1024;
@@ -16,8 +18,8 @@ pub const FLOOR: u64 = 16 * 1024;
 #[derive(Debug)]
 pub struct SendHalf {
     retain: bool,
-    retained: VecDeque<Bytes>,
-    unsent: VecDeque<Bytes>,
+    retained: Blocks,
+    unsent: Blocks,
     /// Offset of the first retained byte.
     base: u64,
     /// Offset of the next byte to send.
@@ -40,8 +42,8 @@ impl SendHalf {
     pub fn new(retain: bool) -> Self {
         Self {
             retain,
-            retained: VecDeque::new(),
-            unsent: VecDeque::new(),
+            retained: Blocks::default(),
+            unsent: Blocks::default(),
             base: 0,
             sent: 0,
             end: 0,
@@ -59,7 +61,7 @@ impl SendHalf {
         debug_assert!(!self.fin_queued, "nothing follows the end");
         if !bytes.is_empty() {
             self.end += bytes.len() as u64;
-            self.unsent.push_back(bytes);
+            self.unsent.push(bytes);
         }
     }
 
@@ -124,30 +126,27 @@ impl SendHalf {
         if received > reachable {
             return false;
         }
-        self.limit = self.limit.max(limit);
         if received == self.end + 1 && self.fin_sent {
             self.fin_received = true;
         }
         self.forget(received.min(self.sent));
+        self.raise_limit(limit);
         true
     }
 
     fn forget(&mut self, received: u64) {
-        while self.base < received {
-            let Some(front) = self.retained.front_mut() else { break };
-            let drop = (received - self.base).min(front.len() as u64);
-            self.base += drop;
-            if drop == front.len() as u64 {
-                self.retained.pop_front();
-            } else {
-                let _ = front.split_to(drop as usize);
-            }
+        while self.base < received
+            && let Some(part) = self.retained.pop((received - self.base) as usize)
+        {
+            self.base += part.len() as u64;
         }
     }
 
-    /// Raises the limit (OPEN and OPENED carry the first one).
+    /// Raises the limit (OPEN and OPENED carry the first one). Who retains goes no further beyond what was received
+    /// than the largest window: otherwise a peer that takes everything and confirms nothing decides how much is held.
     pub fn raise_limit(&mut self, limit: u64) {
-        self.limit = self.limit.max(limit);
+        let reach = if self.retain { self.base + MAX_WINDOW } else { u64::MAX };
+        self.limit = self.limit.max(limit.min(reach));
     }
 
     /// Appends one DATA frame of at most `budget` bytes of payload, if there is one to send; returns the payload's length.
@@ -179,16 +178,11 @@ impl SendHalf {
 
     fn copy(&mut self, out: &mut BytesMut, mut length: usize) {
         while length > 0 {
-            let Some(front) = self.unsent.front_mut() else { break };
-            let part = if front.len() <= length {
-                self.unsent.pop_front().unwrap_or_default()
-            } else {
-                front.split_to(length)
-            };
+            let Some(part) = self.unsent.pop(length) else { break };
             length -= part.len();
             out.put_slice(&part);
             if self.retain {
-                self.retained.push_back(part);
+                self.retained.push(part);
             }
         }
     }
@@ -245,7 +239,7 @@ mod tests {
         assert_eq!(emit(&mut half, 100), data(b"abcdef".to_vec(), false, false));
         assert!(half.credit(4, FLOOR));
         assert_eq!(half.held(), 2);
-        assert_eq!(half.retained.iter().flatten().copied().collect::<Vec<_>>(), b"ef");
+        assert_eq!(half.retained.clone().pop(9).unwrap(), "ef");
         assert!(!half.credit(7, FLOOR));
         assert!(half.credit(2, 0));
         assert_eq!(half.held(), 2);
