@@ -1,0 +1,85 @@
+//! Two state machines, joined directly or through a relay's legs, against a model (see [`sim`]).
+//!
+//! `TOWLINE_CASES` says how many random scripts are played (`cargo xtask soak sim` plays more).
+#![allow(clippy::unwrap_used, reason = "a test that fails here says where")]
+
+mod sim;
+
+use proptest::prelude::*;
+use sim::{Config, Op, World};
+
+fn cases() -> ProptestConfig {
+    let cases = std::env::var("TOWLINE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(400);
+    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() }
+}
+
+fn bytes() -> impl Strategy<Value = u32> {
+    prop_oneof![3 => 0..2_000u32, 3 => 0..40_000u32, 1 => 0..700_000u32]
+}
+
+fn op(rough: bool) -> impl Strategy<Value = Op> {
+    let n = any::<u8>;
+    let yes = any::<bool>;
+    let gentle = prop_oneof![
+        4 => (n(), n(), n(), n()).prop_map(|(from, to, share, eager)| Op::Open { from, to, share, eager }),
+        6 => (n(), yes(), bytes()).prop_map(|(stream, dir, bytes)| Op::Write { stream, dir, bytes }),
+        2 => (n(), yes()).prop_map(|(stream, dir)| Op::Finish { stream, dir }),
+        4 => (n(), yes(), bytes()).prop_map(|(stream, dir, bytes)| Op::Read { stream, dir, bytes }),
+        6 => (n(), yes()).prop_map(|(line, side)| Op::Send { line, side }),
+        8 => (n(), yes(), any::<u16>()).prop_map(|(line, side, bytes)| Op::Deliver { line, side, bytes }),
+        2 => (n(), yes(), yes()).prop_map(|(line, side, on)| Op::Stall { line, side, on }),
+        6 => (1..30u8).prop_map(|times| Op::Pump { times }),
+        2 => (0..2_500u16).prop_map(|ms| Op::Advance { ms }),
+        1 => (n(), yes()).prop_map(|(line, side)| Op::Control { line, side }),
+    ];
+    let harsh = prop_oneof![
+        3 => (n(), yes()).prop_map(|(stream, side)| Op::Reset { stream, side }),
+        4 => (n(), yes()).prop_map(|(stream, side)| Op::Release { stream, side }),
+        1 => (n(), yes()).prop_map(|(line, arrive)| Op::Cut { line, arrive }),
+        1 => (n(), yes()).prop_map(|(line, side)| Op::GoAway { line, side }),
+        1 => any::<u16>().prop_map(|ms| Op::Advance { ms }),
+    ];
+    if rough { prop_oneof![5 => gentle, 1 => harsh].boxed() } else { gentle.boxed() }
+}
+
+fn config(relay: bool) -> impl Strategy<Value = Config> {
+    let ledger = || prop_oneof![Just(0), Just(300_000), Just(2 << 20), Just(64 << 20)];
+    let wire = prop_oneof![Just(700), Just(8 * 1024), Just(64 * 1024), Just(512 * 1024)];
+    (1..=2u8, 1..=2u8, ledger(), ledger(), wire, any::<u8>()).prop_map(
+        move |(clients, agents, end_ledger, relay_ledger, wire, jitter)| Config {
+            relay: relay.then_some((clients, agents)),
+            end_ledger,
+            relay_ledger,
+            wire,
+            jitter,
+        },
+    )
+}
+
+fn script(rough: bool) -> impl Strategy<Value = Vec<Op>> {
+    proptest::collection::vec(op(rough), 1..120)
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    #[test]
+    fn joined_directly_every_byte_arrives_in_order_and_once(config in config(false), script in script(false)) {
+        World::run(config, &script);
+    }
+
+    #[test]
+    fn through_a_relay_every_byte_arrives_in_order_and_once(config in config(true), script in script(false)) {
+        World::run(config, &script);
+    }
+
+    #[test]
+    fn joined_directly_what_is_disturbed_ends_with_an_error_or_whole(config in config(false), script in script(true)) {
+        World::run(config, &script);
+    }
+
+    #[test]
+    fn through_a_relay_what_is_disturbed_ends_with_an_error_or_whole(config in config(true), script in script(true)) {
+        World::run(config, &script);
+    }
+}
