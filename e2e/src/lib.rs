@@ -3,6 +3,7 @@
 //! [`stage`] sets everything up; [`table`] runs each case of `cases/` directly and through towline, and compares.
 
 pub mod case;
+pub mod demo;
 pub mod process;
 pub mod programs;
 pub mod stage;

@@ -1,0 +1,227 @@
+//! `cargo xtask demo`: real kubectl through relay, agent and proxy, before the reader's eyes.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+use xtask::cluster::{BUSYBOX_IMAGE, Cluster, Options};
+
+use crate::{case::run_within, process::Process, programs::Programs};
+
+/// Who plays in the demo; what they may do is granted in the cluster.
+const USER: &str = "alice";
+const NAMESPACE: &str = "demo";
+/// What `towline dev` may take until it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+/// No step takes longer.
+const STEP_WITHIN: Duration = Duration::from_secs(60);
+
+/// Shows kubectl working through towline: each command with its output and its time.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask demo")]
+pub struct Arguments {
+    /// End after the last step; the exit code is 0 only if each did what it should
+    #[arg(long)]
+    exit: bool,
+    /// A cluster that you already have, with an image of busybox that it can run (--image); otherwise one is made
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// The image of the demo's pod
+    #[arg(long, default_value = BUSYBOX_IMAGE)]
+    image: String,
+}
+
+/// One command that is shown.
+struct Step {
+    title: &'static str,
+    command: String,
+    /// How it must end.
+    code: &'static str,
+    /// What its output must have in it.
+    shows: &'static str,
+}
+
+fn step(title: &'static str, command: impl Into<String>, code: &'static str, shows: &'static str) -> Step {
+    Step { title, command: command.into(), code, shows }
+}
+
+fn steps(image: &str) -> Vec<Step> {
+    vec![
+        step("Who am I, as the cluster sees it?", "kubectl auth whoami", "exit 0", USER),
+        step("Nodes", "kubectl get nodes", "exit 0", "Ready"),
+        step(
+            "Apply a pod and wait for it",
+            format!(
+                "kubectl apply -f - <<'EOF'\napiVersion: v1\nkind: Pod\nmetadata: {{name: box}}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+                 containers:\n  - name: box\n    image: {image}\n    imagePullPolicy: IfNotPresent\n    \
+                 command: [sh, -c, 'mkdir /www; echo hello from the cluster > /www/index.html; httpd -p 8080 -h /www; \
+                 for n in 1 2 3 4 5; do echo line $n; sleep 0.2; done; sleep 3600']\nEOF\n\
+                 kubectl wait pod/box --for=condition=Ready --timeout=50s"
+            ),
+            "exit 0",
+            "condition met",
+        ),
+        step(
+            "Watch an object while it changes",
+            "kubectl create configmap note --from-literal=n=0\n\
+             timeout 2 kubectl get configmap note --watch --output-watch-events -L step &\nsleep 0.5\n\
+             kubectl label configmap note step=one\nkubectl label configmap note step=two --overwrite\nwait",
+            "exit 0",
+            "MODIFIED",
+        ),
+        step("Follow logs", "timeout 3 kubectl logs -f box || true", "exit 0", "line 5"),
+        step(
+            "Run a command in the pod, with input and an exit code",
+            "echo 'from my terminal' | kubectl exec -i box -- sh -c 'cat; exit 7'",
+            "exit 7",
+            "from my terminal",
+        ),
+        step(
+            "Copy a file there and back",
+            "head -c 20000000 /dev/urandom > there\nkubectl cp there box:/tmp/there\nkubectl cp box:/tmp/there back\n\
+             cmp there back && echo 'the same 20 MB'",
+            "exit 0",
+            "the same 20 MB",
+        ),
+        step(
+            "Forward a port",
+            "kubectl port-forward pod/box :8080 > forwarded &\n\
+             until grep -q 127.0.0.1 forwarded; do sleep 0.05; done\n\
+             port=$(grep -o '127.0.0.1:[0-9]*' forwarded | cut -d: -f2)\n\
+             python3 -c \"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:$port').read().decode())\"\n\
+             kill %1",
+            "exit 0",
+            "hello from the cluster",
+        ),
+        step(
+            "What alice may not do is refused by the cluster itself, under her own name",
+            "kubectl get secrets -n kube-system",
+            "exit 1",
+            "\"alice\" cannot list resource \"secrets\"",
+        ),
+        step(
+            "And she can't make herself somebody else",
+            "kubectl get pods --as=system:admin",
+            "exit 1",
+            "TL-IDN-006",
+        ),
+    ]
+}
+
+/// Runs the demo; says whether each step did what it should.
+///
+/// # Errors
+/// If the stage can't be set.
+pub fn run(arguments: &Arguments, mut say: impl FnMut(&str)) -> anyhow::Result<bool> {
+    let begun = Instant::now();
+    let programs = Programs::build()?;
+    let (admin, cluster) = match &arguments.kubeconfig {
+        Some(kubeconfig) => (kubeconfig.clone(), None),
+        None => {
+            say("-- A real Kubernetes cluster is started on this machine.");
+            let options = Options { name: "demo".into(), node: true, apiserver_arguments: Vec::new() };
+            let cluster = Cluster::up(&options)?;
+            (cluster.kubeconfig(), Some(cluster))
+        }
+    };
+    let shown = show(arguments, &admin, &programs, begun, &mut say);
+    if let Some(cluster) = cluster {
+        say("-- The cluster is stopped.");
+        cluster.down()?;
+    }
+    shown
+}
+
+fn kubectl_folder() -> anyhow::Result<PathBuf> {
+    Ok(xtask::cluster::build::ensure_built()?.folder().to_owned())
+}
+
+fn show(
+    arguments: &Arguments,
+    admin: &Path,
+    programs: &Programs,
+    begun: Instant,
+    say: &mut impl FnMut(&str),
+) -> anyhow::Result<bool> {
+    let folder = tempfile::Builder::new().prefix("towline-demo-").tempdir()?;
+    let path = format!("{}:{}", kubectl_folder()?.display(), std::env::var("PATH").unwrap_or_default());
+    let bash = |kubeconfig: &Path, script: &str| {
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", &format!("exec 2>&1; {script}")])
+            .env("KUBECONFIG", kubeconfig)
+            .env("PATH", &path)
+            .env("HOME", folder.path())
+            .current_dir(folder.path());
+        run_within(command, STEP_WITHIN)
+    };
+    say("-- As the cluster's administrator: alice may edit what is in the namespace `demo`, and look at nodes.");
+    let granted = bash(
+        admin,
+        &format!(
+            "set -e; kubectl create namespace {NAMESPACE} --dry-run=client -o yaml | kubectl apply -f - >/dev/null\n\
+             kubectl create rolebinding alice -n {NAMESPACE} --clusterrole=edit --user={USER} --dry-run=client -o yaml | kubectl apply -f - >/dev/null\n\
+             kubectl create clusterrole node-watcher --verb=get,list --resource=nodes --dry-run=client -o yaml | kubectl apply -f - >/dev/null\n\
+             kubectl create clusterrolebinding alice-nodes --clusterrole=node-watcher --user={USER} --dry-run=client -o yaml | kubectl apply -f - >/dev/null"
+        ),
+    )?;
+    ensure!(granted.ended == "exit 0", "the rights of the demo can't be granted: {}", granted.stdout);
+    let kubeconfig = folder.path().join("kubeconfig");
+    let command_line = format!("towline dev --kubeconfig {} --user {USER} --group developers", admin.display());
+    say(&format!("$ {command_line}"));
+    let mut command = Command::new(&programs.client);
+    command
+        .args(["dev", "--user", USER, "--group", "developers", "--port", "0", "--kubeconfig"])
+        .arg(admin)
+        .arg("--write-kubeconfig")
+        .arg(&kubeconfig)
+        .arg("--state-dir")
+        .arg(folder.path().join("state"));
+    let started = Instant::now();
+    let mut dev = Process::start("towline dev", &mut command, &folder.path().join("dev.log"))?;
+    dev.wait_for(&["ready"], READY_WITHIN)?;
+    say(dev.log().trim_end());
+    say(&format!("   ({:.1} s)\n", started.elapsed().as_secs_f64()));
+    let namespaced =
+        bash(&kubeconfig, &format!("kubectl config set-context --current --namespace={NAMESPACE} >/dev/null"))?;
+    ensure!(namespaced.ended == "exit 0", "the context can't be changed: {}", namespaced.stdout);
+    let mut all_well = true;
+    for Step { title, command, code, shows } in steps(&arguments.image) {
+        say(&format!("-- {title}\n$ {command}"));
+        let outcome = bash(&kubeconfig, &command)?;
+        let well = outcome.ended == code && outcome.stdout.contains(shows);
+        all_well &= well;
+        let verdict = if well { "" } else { "  <-- NOT AS IT SHOULD BE" };
+        say(&format!(
+            "{}   ({}, {:.2} s){verdict}\n",
+            outcome.stdout,
+            outcome.ended,
+            outcome.took.as_secs_f64()
+        ));
+    }
+    say(&format!("-- {:.0} s in all.", begun.elapsed().as_secs_f64()));
+    if !arguments.exit {
+        say(&format!(
+            "-- Now you:\n   export KUBECONFIG={} PATH={}:$PATH\n   kubectl get pods\n-- Press Enter to end.",
+            kubeconfig.display(),
+            kubectl_folder()?.display()
+        ));
+        let mut line = String::new();
+        let _read = std::io::stdin().read_line(&mut line);
+    }
+    let _cleaned = bash(admin, &format!("kubectl delete namespace {NAMESPACE} --wait=false"));
+    let ended = dev.terminate(Duration::from_secs(15)).context("towline dev does not end")?;
+    ensure!(ended.success(), "towline dev ended with {ended}:\n{}", dev.log());
+    fs::remove_file(&kubeconfig).or_else(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    })?;
+    std::io::stderr().flush()?;
+    Ok(all_well)
+}
