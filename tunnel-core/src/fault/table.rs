@@ -106,7 +106,7 @@ faults! {
         "the relay's certificate is for another name", "The address does not stand in the certificate.",
         "use the name that stands in the relay's certificate";
     TlsFailed = "TL-TLS-004", Network, Untrusted, You,
-        "the TLS handshake with the relay failed", "What answers does not speak TLS 1.3, or ended the handshake.",
+        "the TLS handshake with the relay failed", "What answers does not speak TLS, or ended the handshake.",
         "check that the address is a towline relay's TLS port";
     RelayKeyMismatch = "TL-TLS-005", Network, Untrusted, RelayAdmin,
         "the relay's identity key is not the pinned one", "This is another relay, or someone in between; nothing was sent to it.",

@@ -7,8 +7,8 @@ use super::{
     rules::{Framing, check},
 };
 
-/// Longest line of a chunk's size: 16 hexadecimal digits and CR LF.
-const MAX_SIZE_LINE: usize = 18;
+/// Longest line of a chunk's size: 15 hexadecimal digits and CR LF.
+const MAX_SIZE_LINE: usize = 17;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {

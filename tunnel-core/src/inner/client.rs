@@ -60,6 +60,9 @@ impl InnerConnector {
     {
         let connector = TlsConnector::from(Arc::clone(&self.config));
         let stream = connector.connect(server_name(self.cluster), stream).await.map_err(report)?;
+        if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+            return Err(Report::new(Fault::InnerTlsFailed, "the agent did not choose http/1.1"));
+        }
         Ok(InnerStream::new(stream.into()))
     }
 }

@@ -81,6 +81,9 @@ impl InnerAcceptor {
     {
         let failed = |error: io::Error| Report::caused_by(Fault::InnerTlsFailed, "", error);
         let stream = TlsAcceptor::from(self.config(now)?).accept(stream).await.map_err(failed)?;
+        if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+            return Err(Report::new(Fault::InnerTlsFailed, "the peer did not ask for http/1.1"));
+        }
         let peer =
             stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(certificate_key);
         match peer {

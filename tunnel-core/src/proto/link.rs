@@ -61,7 +61,7 @@ pub struct GoAway {
 pub struct Link {
     pong: Option<u64>,
     goaway: Option<Frame>,
-    goaway_sent: bool,
+    goaway_sent: Option<CloseReason>,
     control: VecDeque<Bytes>,
     dirty: VecDeque<StreamId>,
     ping_after: Duration,
@@ -78,7 +78,7 @@ impl Link {
         Self {
             pong: None,
             goaway: None,
-            goaway_sent: false,
+            goaway_sent: None,
             control: VecDeque::new(),
             dirty: VecDeque::new(),
             ping_after: PING_AFTER - PING_AFTER / 4 * u32::from(jitter) / 255,
@@ -139,9 +139,9 @@ impl Link {
         room
     }
 
-    /// Says GOAWAY once; later calls change nothing that was already sent.
+    /// Says GOAWAY, once for each reason in a row: a connection that drains may still break a rule.
     pub fn goaway(&mut self, last: StreamId, reason: CloseReason, delay: Duration, detail: &str) {
-        if !self.goaway_sent {
+        if self.goaway_sent != Some(reason) {
             let delay_ms = u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
             self.goaway = Some(Frame::GoAway { last, reason, delay_ms, detail: detail.to_owned() });
         }
@@ -149,7 +149,7 @@ impl Link {
 
     /// Whether GOAWAY was said or is about to be.
     pub fn is_going(&self) -> bool {
-        self.goaway_sent || self.goaway.is_some()
+        self.goaway_sent.is_some() || self.goaway.is_some()
     }
 
     /// `stream` has control frames to send. The caller keeps it from being told twice.
@@ -181,7 +181,9 @@ impl Link {
             frame::encode(out, &Frame::Ping { token: self.pings });
         }
         if let Some(goaway) = self.goaway.take() {
-            self.goaway_sent = true;
+            if let Frame::GoAway { reason, .. } = &goaway {
+                self.goaway_sent = Some(*reason);
+            }
             frame::encode(out, &goaway);
         }
         while let Some(payload) = self.control.pop_front() {
@@ -216,6 +218,20 @@ mod tests {
         link.tick(start + PING_AFTER + DEAD_AFTER).unwrap();
         link.inbound(start + PING_AFTER + DEAD_AFTER);
         assert_eq!(link.deadline(), start + PING_AFTER + DEAD_AFTER + PING_AFTER);
+    }
+
+    #[test]
+    fn what_breaks_a_draining_connection_is_told_too() {
+        let mut link = Link::new(Instant::now(), 0);
+        let mut said = |reason| {
+            let mut out = BytesMut::new();
+            link.goaway(0, reason, Duration::ZERO, "");
+            link.emit(&mut out);
+            !out.is_empty()
+        };
+        assert!(said(CloseReason::Draining));
+        assert!(!said(CloseReason::Draining));
+        assert!(said(CloseReason::FrameMalformed));
     }
 
     #[test]

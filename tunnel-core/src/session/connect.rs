@@ -17,6 +17,7 @@ use crate::{
     fault::{Fault, Report},
     ids::{InstanceId, KeyHash},
     keys::{Purpose, SigningKey, VerifyingKey},
+    proto::CloseReason,
 };
 
 /// Who the dialler is.
@@ -121,7 +122,11 @@ where
 fn check_relay_hello(message: Message, hello: &[u8], pin: KeyHash) -> Result<Option<Exporter>, Report> {
     let Message::RelayHello { version, key, nonce, exporter, signature } = message else {
         return Err(match message {
-            Message::Refused(refused) => refused.into(),
+            // Anybody in between could have said it: only that there is no common version is taken from here, and no
+            // word of what came with it.
+            Message::Refused(refused) if refused.reason == CloseReason::VersionUnsupported => {
+                Report::new(Fault::VersionUnsupported, format!("this program speaks version {VERSION}"))
+            }
             _ => broken(MessageError::Unexpected),
         });
     };
