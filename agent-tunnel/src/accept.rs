@@ -1,0 +1,117 @@
+//! Accepting streams that the relay opens: ticket, inner TLS, whose key it is; then [`crate::forward`].
+//!
+//! The loop waits on no peer: each stream is a task of its own from its first byte on, under one deadline until it is
+//! known whose it is.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{task::JoinSet, time::timeout};
+use towline_tunnel::{
+    fault::Fault,
+    inner::InnerAcceptor,
+    keys::VerifyingKey,
+    mux::{CloseReason, Connection, MuxStream, OpenRequest},
+    ticket::{Ticket, TicketError},
+};
+use tracing::debug;
+
+use crate::{
+    forward::{Caller, Clock, Ending, Forwarder},
+    metrics::{Metrics, Present},
+    stream::ResettableStream,
+};
+
+/// From OPEN to a finished inner handshake; whoever is slower is reset (THREATS T33).
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Takes streams in the name of one cluster.
+#[derive(Debug)]
+pub struct Acceptor {
+    inner: InnerAcceptor,
+    forwarder: Forwarder,
+    metrics: Metrics,
+    clock: Clock,
+}
+
+impl Acceptor {
+    /// What it accepts goes to the forwarder.
+    pub fn new(inner: InnerAcceptor, forwarder: Forwarder, metrics: Metrics, clock: Clock) -> Self {
+        Self { inner, forwarder, metrics, clock }
+    }
+
+    /// Where accepted streams go.
+    pub fn forwarder(&self) -> &Forwarder {
+        &self.forwarder
+    }
+
+    /// Accepts streams until the connection is closed; then, or once `ending` says to go, waits for those that run.
+    /// Tickets must be signed with the key `tickets`. Dropping this cuts all of them.
+    pub async fn accept(self: Arc<Self>, connection: Connection, tickets: VerifyingKey, ending: Ending) {
+        let mut streams = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = connection.accept() => accepted,
+                () = ending.going.cancelled() => break,
+                // The mux bounds how many there are; this forgets those that ended.
+                Some(_ended) = streams.join_next() => continue,
+            };
+            let Ok((request, stream)) = accepted else { break };
+            let (acceptor, ending) = (Arc::clone(&self), ending.clone());
+            streams.spawn(async move { acceptor.stream(request, stream, tickets, &ending).await });
+        }
+        // What was opened before the peer heard that we go is refused, not left to wait.
+        let refusing = async {
+            while let Ok((_, stream)) = connection.accept().await {
+                stream.reset(CloseReason::Draining, "the agent takes no new streams");
+            }
+        };
+        tokio::select! {
+            () = async { while streams.join_next().await.is_some() {} } => {}
+            () = refusing => while streams.join_next().await.is_some() {},
+        }
+    }
+
+    async fn stream(&self, request: OpenRequest, stream: MuxStream, tickets: VerifyingKey, ending: &Ending) {
+        let _present = Present::in_gauge(&self.metrics.streams);
+        self.metrics.opens.inc();
+        let now = self.clock.now();
+        let ticket = request.ticket.as_deref().unwrap_or_default();
+        let ticket = match Ticket::verify(ticket, &tickets, self.inner.cluster(), now) {
+            Ok(ticket) if request.cluster == self.inner.cluster() => ticket,
+            Ok(_) => return self.refuse_ticket(&request, &stream, TicketError::Cluster),
+            Err(error) => return self.refuse_ticket(&request, &stream, error),
+        };
+        let (stream, reset) = ResettableStream::new(stream);
+        reset.set(CloseReason::InnerTlsFailed, "the handshake failed");
+        let mut handshake = std::pin::pin!(self.inner.accept(stream, now));
+        let accepted = match timeout(HANDSHAKE_WITHIN, handshake.as_mut()).await {
+            Ok(accepted) => accepted,
+            Err(_elapsed) => {
+                reset.set(CloseReason::Timeout, "the inner handshake took too long");
+                return self.refused(&request, Fault::InnerTlsFailed, "the inner handshake took too long");
+            }
+        };
+        let (inner, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(report) => return self.refused(&request, report.fault, &report.clone().detail),
+        };
+        if let Err(error) = ticket.check_peer(peer) {
+            reset.set(CloseReason::TicketInvalid, error.to_string());
+            return self.refused(&request, Fault::TicketMismatch, &error.to_string());
+        }
+        reset.clear();
+        let caller = Caller { principal: ticket.principal, channel: request.channel, stream: request.key };
+        self.forwarder.serve(inner, &caller, &reset, ending).await;
+    }
+
+    fn refuse_ticket(&self, request: &OpenRequest, stream: &MuxStream, error: TicketError) {
+        stream.reset(CloseReason::TicketInvalid, &error.to_string());
+        self.refused(request, Fault::TicketMismatch, &error.to_string());
+    }
+
+    fn refused(&self, request: &OpenRequest, fault: Fault, detail: &str) {
+        self.metrics.refused(fault);
+        let channel = request.channel.map(tracing::field::display);
+        debug!(channel, stream = %request.key, fault = fault.code(), detail, "a stream was refused");
+    }
+}

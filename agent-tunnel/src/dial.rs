@@ -1,0 +1,336 @@
+//! Dialling the only place that requests go to: the configured kube-apiserver.
+//!
+//! Host, port, path prefix, trust and credential come from the pod's service account or a kubeconfig, and from nothing
+//! that a caller sends (THREATS T13). Redirects are answers like any other and are never followed (T12).
+
+mod credential;
+mod follow;
+mod kubeconfig;
+mod pool;
+mod target;
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header, uri::PathAndQuery};
+use http_body_util::{BodyExt as _, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::task::AbortOnDropHandle;
+use towline_tunnel::{
+    carrier::tune,
+    fault::{Fault, Report},
+};
+
+use credential::{Credential, Impersonator};
+pub use pool::ApiserverBody;
+use pool::{Line, Pool};
+use target::{Target, Tls};
+
+/// Name, TCP and TLS together; the caller waits for it.
+const DIAL_WITHIN: Duration = Duration::from_secs(10);
+/// Each address of a name gets this long before the next is tried.
+const ADDRESS_WITHIN: Duration = Duration::from_secs(4);
+/// The agent's own small requests take no longer.
+const CALL_WITHIN: Duration = Duration::from_secs(10);
+/// No answer to one of them is larger.
+const MAX_ANSWER: usize = 2 * 1024 * 1024;
+/// A peer that is gone without a word is noticed by TCP within this and [`tune`]'s timeout.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+/// More headers than any answer of kube-apiserver has; backends behind `…/proxy` have more of them than it has.
+const MAX_HEADERS: usize = 256;
+/// What one connection reads ahead.
+const READ_AHEAD: usize = 128 * 1024;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// The body of a request on its way out.
+pub type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Where kube-apiserver is, whom to trust, and who the agent is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ApiserverConfig {
+    /// From the pod's service account and environment.
+    InCluster,
+    /// From a kubeconfig.
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// A context of it; the current one where none is given.
+        context: Option<String>,
+    },
+}
+
+/// A request as it goes out. Which server it goes to is no part of it.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Its method.
+    pub method: Method,
+    /// Path and query, byte for byte as the caller wrote them.
+    pub target: PathAndQuery,
+    /// Its headers, without `Host` and `Authorization`.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: RequestBody,
+    /// Whether it asks for an upgrade: then its connection is its own, and is never used again.
+    pub upgrade: bool,
+}
+
+/// Whose rights a request uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Account {
+    /// The agent's own.
+    Own,
+    /// The one that may impersonate.
+    Impersonator,
+}
+
+/// Connections to kube-apiserver, kept alive and pooled.
+#[derive(Debug)]
+pub struct Apiserver {
+    host: String,
+    port: u16,
+    name: ServerName<'static>,
+    authority: HeaderValue,
+    prefix: String,
+    tls: Tls,
+    credential: Credential,
+    impersonator: Option<Impersonator>,
+    pool: Arc<Pool>,
+}
+
+impl Apiserver {
+    /// Reads the configuration; connects to nothing. `impersonator` is `NAMESPACE/NAME` of a service account that
+    /// callers are impersonated with, for which the agent requests tokens; the agent's own where none is given.
+    ///
+    /// # Errors
+    /// If a file can't be read, is malformed, or asks for what is not supported.
+    pub fn new(config: &ApiserverConfig, impersonator: Option<&str>) -> Result<Self, Report> {
+        let target = match config {
+            ApiserverConfig::InCluster => Target::in_cluster()?,
+            ApiserverConfig::Kubeconfig { path, context } => kubeconfig::read(path, context.as_deref())?,
+        };
+        let wrong =
+            |what: &str| Report::new(Fault::ConfigInvalid, format!("kube-apiserver's address: {what}"));
+        let name = target.tls_name.as_deref().unwrap_or(&target.server.host).to_owned();
+        Ok(Self {
+            name: ServerName::try_from(name).map_err(|_| wrong("not a host name or IP address"))?,
+            authority: HeaderValue::try_from(&target.server.authority)
+                .map_err(|_| wrong("not a host and port"))?,
+            host: target.server.host,
+            port: target.server.port,
+            prefix: target.server.prefix,
+            tls: Tls::new(target.trust, target.client)?,
+            credential: Credential::new(target.token)?,
+            impersonator: impersonator.map(Impersonator::parse).transpose()?,
+            pool: Arc::default(),
+        })
+    }
+
+    /// `host:port`, for messages.
+    pub fn address(&self) -> String {
+        let host = &self.host;
+        if host.contains(':') { format!("[{host}]:{}", self.port) } else { format!("{host}:{}", self.port) }
+    }
+
+    /// Connections that wait for a request.
+    pub fn idle(&self) -> usize {
+        self.pool.idle()
+    }
+
+    /// Sends a request with the right to impersonate, and returns the answer's head; its body follows as it comes.
+    ///
+    /// There is no deadline for the answer: an apiserver that lives may take its time, as it may directly. Whoever
+    /// waits for it drops this future when they lose patience.
+    ///
+    /// # Errors
+    /// If there is no usable credential, no connection, or it ended before the answer's head.
+    pub async fn forward(&self, outgoing: Outgoing) -> Result<Response<ApiserverBody>, Report> {
+        self.send(outgoing, Account::Impersonator).await
+    }
+
+    /// A small request of the agent's own: the answer's status and body.
+    ///
+    /// # Errors
+    /// As for [`Self::forward`], or if it takes longer than ten seconds.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &'static str,
+        body: Vec<u8>,
+    ) -> Result<(u16, Bytes), Report> {
+        let target = path.parse().map_err(|_| {
+            Report::new(Fault::ConfigInvalid, format!("{path:?} is not a path of the apiserver"))
+        })?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static(concat!("towline-agent/", env!("CARGO_PKG_VERSION"))),
+        );
+        if !body.is_empty() {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        }
+        let body = Full::from(body).map_err(|never| match never {}).boxed_unsync();
+        let outgoing = Outgoing { method, target, headers, body, upgrade: false };
+        let call = async {
+            let response = self.send(outgoing, Account::Own).await?;
+            let status = response.status().as_u16();
+            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+            let body = body.map_err(|error| Report::caused_by(Fault::ApiserverCut, self.address(), error))?;
+            Ok((status, body.to_bytes()))
+        };
+        timeout(CALL_WITHIN, call).await.unwrap_or_else(|_| {
+            Err(Report::new(Fault::ApiserverUnreachable, format!("{}: no answer", self.address())))
+        })
+    }
+
+    /// Closes connections that waited for too long, every so often; whoever runs this owns it.
+    pub async fn keep_pool(&self) {
+        loop {
+            tokio::time::sleep(pool::IDLE).await;
+            self.pool.prune();
+        }
+    }
+
+    async fn authorization(&self, account: Account) -> Result<Option<HeaderValue>, Report> {
+        match (&self.impersonator, account) {
+            // Boxed: asking for the impersonator's token is itself a request.
+            (Some(impersonator), Account::Impersonator) => {
+                Box::pin(impersonator.authorization(self)).await.map(Some)
+            }
+            _ => self.credential.authorization(),
+        }
+    }
+
+    async fn send(&self, outgoing: Outgoing, account: Account) -> Result<Response<ApiserverBody>, Report> {
+        let mut headers = outgoing.headers;
+        headers.insert(header::HOST, self.authority.clone());
+        headers.remove(header::AUTHORIZATION);
+        if let Some(value) = self.authorization(account).await? {
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        let mut request = Request::new(outgoing.body);
+        *request.method_mut() = outgoing.method;
+        *request.uri_mut() = self.uri(outgoing.target)?;
+        *request.headers_mut() = headers;
+
+        if !outgoing.upgrade {
+            while let Some(mut line) = self.pool.take() {
+                match line.send(request).await {
+                    Ok(response) => return Ok(self.answer(response, line, true)),
+                    // It died while it was idle, and nothing of the request was sent: another connection will do.
+                    Err(mut error) => match error.take_message() {
+                        Some(unsent) => request = unsent,
+                        None => return Err(self.cut(error.into_error())),
+                    },
+                }
+            }
+        }
+        let mut line = self.open().await?;
+        match line.send(request).await {
+            Ok(response) => Ok(self.answer(response, line, !outgoing.upgrade)),
+            Err(error) => Err(self.cut(error.into_error())),
+        }
+    }
+
+    fn uri(&self, target: PathAndQuery) -> Result<Uri, Report> {
+        if self.prefix.is_empty() {
+            return Ok(Uri::from(target));
+        }
+        format!("{}{target}", self.prefix).parse().map_err(|_| {
+            Report::new(Fault::RequestHeadRefused, "the path can't follow the apiserver's own prefix")
+        })
+    }
+
+    fn answer(
+        &self,
+        response: Response<hyper::body::Incoming>,
+        line: Line,
+        reuse: bool,
+    ) -> Response<ApiserverBody> {
+        response.map(|body| ApiserverBody::new(body, line, reuse.then(|| Arc::clone(&self.pool))))
+    }
+
+    fn cut(&self, error: hyper::Error) -> Report {
+        Report::caused_by(Fault::ApiserverCut, self.address(), error)
+    }
+
+    async fn open(&self) -> Result<Line, Report> {
+        let deadline = Instant::now() + DIAL_WITHIN;
+        let late =
+            |what: &str| Report::new(Fault::ApiserverUnreachable, format!("{}: {what}", self.address()));
+        let tcp = self.connect(deadline).await?;
+        let connector = TlsConnector::from(self.tls.config());
+        let tls = timeout_at(deadline, connector.connect(self.name.clone(), tcp))
+            .await
+            .map_err(|_| late("the TLS handshake is not answered"))?
+            .map_err(|error| self.tls_failed(error))?;
+        self.speak(tls).await
+    }
+
+    async fn speak(&self, tls: TlsStream<TcpStream>) -> Result<Line, Report> {
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(MAX_HEADERS)
+            .max_buf_size(READ_AHEAD)
+            .handshake(TokioIo::new(tls))
+            .await
+            .map_err(|error| self.cut(error))?;
+        let address = self.address();
+        let driver = tokio::spawn(async move {
+            // Whoever waits for an answer learns of the error, too.
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, apiserver = address, "a connection to kube-apiserver ended");
+            }
+        });
+        Ok(Line::new(sender, AbortOnDropHandle::new(driver)))
+    }
+
+    async fn connect(&self, deadline: Instant) -> Result<TcpStream, Report> {
+        let failed = |error: io::Error| Report::caused_by(Fault::ApiserverUnreachable, self.address(), error);
+        let found = timeout_at(deadline, tokio::net::lookup_host((self.host.as_str(), self.port)))
+            .await
+            .map_err(|_| failed(io::Error::other("DNS does not answer")))?
+            .map_err(failed)?;
+        let mut last = failed(io::Error::other("the name has no address"));
+        for address in found {
+            let until = deadline.min(Instant::now() + ADDRESS_WITHIN);
+            last = match timeout_at(until, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => match tune(&stream).and_then(|()| keep_alive(&stream)) {
+                    Ok(()) => return Ok(stream),
+                    Err(error) => failed(error),
+                },
+                Ok(Err(error)) => failed(error),
+                Err(_elapsed) => failed(io::Error::from(io::ErrorKind::TimedOut)),
+            };
+        }
+        Err(last)
+    }
+
+    fn tls_failed(&self, error: io::Error) -> Report {
+        let is_certificate = matches!(
+            error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+            Some(rustls::Error::InvalidCertificate(_))
+        );
+        let fault = if is_certificate { Fault::ApiserverUntrusted } else { Fault::ApiserverUnreachable };
+        Report::caused_by(fault, self.address(), error)
+    }
+}
+
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// An empty body.
+pub fn no_body() -> RequestBody {
+    http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync()
+}

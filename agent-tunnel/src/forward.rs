@@ -1,0 +1,372 @@
+//! One inner connection: requests in, each one for a verified user, answers back as they come.
+//!
+//! A request's phases, in order: its head was checked by the guard ahead of hyper; who is calling; what is asked for; the
+//! head built afresh; sent; answered. Bodies stream both ways. Whatever ends before its end breaks the stream, so that
+//! nothing that was cut short can be taken for whole.
+
+mod body;
+mod flight;
+mod tunnel;
+mod watch;
+
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Either, Full};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use towline_identity::{Identity, Verifier, VerifyError};
+use towline_tunnel::{
+    fault::{Fault, Report},
+    head::{GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience},
+    ids::{ChannelId, StreamKey},
+    inner::InnerStream,
+};
+use tracing::{info, warn};
+
+use crate::{
+    dial::{Apiserver, Outgoing, no_body},
+    headers,
+    impersonate::{AuditId, impersonate},
+    metrics::Metrics,
+    stream::{ResetReason, ResettableStream},
+};
+use body::{Answer, Sent, Streamed};
+use flight::{Answering, Flight, Steady};
+use tunnel::Tunnel;
+
+/// A head that dribbles is answered and ended after 10 s. A proxy keeps connections ready for longer than that.
+const PATIENCE: Patience = Patience { head: Duration::from_secs(10), idle: Duration::from_secs(300) };
+/// The issuer is asked for its keys no longer than this.
+const VERIFY_WITHIN: Duration = Duration::from_secs(7);
+
+/// The agent's own words, or kube-apiserver's.
+type AnswerBody = Either<Full<Bytes>, Streamed>;
+
+/// Tells the time: the system's, or a test's.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+impl Clock {
+    /// The system's clock.
+    pub fn system() -> Self {
+        Self::new(SystemTime::now)
+    }
+
+    /// Any other.
+    pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// The time now.
+    pub fn now(&self) -> SystemTime {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+/// Whose stream it is, as ticket and inner TLS have proven.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Issuer and subject, which every request's token must name too.
+    pub principal: String,
+    /// The client's session at the relay.
+    pub channel: Option<ChannelId>,
+    /// The stream.
+    pub stream: StreamKey,
+}
+
+/// How work ends when its session or the agent does.
+#[derive(Clone, Debug, Default)]
+pub struct Ending {
+    /// No further request is taken; those that run go on.
+    pub going: CancellationToken,
+    /// The deadline: watches end as if kube-apiserver had ended them, everything else is cut with a reason.
+    pub cut: CancellationToken,
+}
+
+/// Passes verified requests on to kube-apiserver.
+#[derive(Debug)]
+pub struct Forwarder {
+    verifier: Verifier,
+    apiserver: Apiserver,
+    metrics: Metrics,
+    clock: Clock,
+}
+
+impl Forwarder {
+    /// Callers are who the verifier says.
+    pub fn new(verifier: Verifier, apiserver: Apiserver, metrics: Metrics, clock: Clock) -> Self {
+        Self { verifier, apiserver, metrics, clock }
+    }
+
+    /// The verifier, so that somebody can own keeping its keys fresh.
+    pub fn verifier(&self) -> &Verifier {
+        &self.verifier
+    }
+
+    /// The apiserver, so that somebody can own keeping its pool small.
+    pub fn apiserver(&self) -> &Apiserver {
+        &self.apiserver
+    }
+
+    /// Serves one inner connection to its end.
+    pub async fn serve(
+        &self,
+        inner: InnerStream<ResettableStream>,
+        caller: &Caller,
+        reset: &ResetReason,
+        ending: &Ending,
+    ) {
+        let (io, guard) = HeadGuard::new(inner, PATIENCE);
+        let (io, flight) = Steady::new(io);
+        let exchange =
+            Exchange { forwarder: self, caller, guard, flight, reset, ending, after: Mutex::default() };
+        let service = service_fn(|request: Request<Incoming>| {
+            // Not in the future: hyper reads on before it polls that for the first time.
+            let (reading, answering) = exchange.flight.begin();
+            let request =
+                request.map(|body| Sent::new(body, self.metrics.bytes_to_apiserver.clone(), reading));
+            exchange.answer(request, answering)
+        });
+        {
+            // The guard is the one that loses patience; hyper would lose it with idle connections, too.
+            let connection = http1::Builder::new()
+                .header_read_timeout(None)
+                .max_headers(MAX_HEADERS)
+                .max_buf_size(2 * MAX_HEAD)
+                .serve_connection(TokioIo::new(io), service)
+                .with_upgrades();
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = ending.going.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "an inner connection broke");
+            }
+        }
+        match exchange.after() {
+            None => {}
+            Some(After::Switched(tunnel)) => tunnel.run(self, reset, ending).await,
+            Some(After::Refused(connection)) => tunnel::end(connection).await,
+        }
+    }
+
+    /// Who is calling: the token's user, if ticket and connection are that user's too.
+    async fn identify(&self, headers: &HeaderMap, caller: &Caller) -> Result<Identity, Report> {
+        let token = headers::bearer(headers)?;
+        let verified = timeout(VERIFY_WITHIN, self.verifier.verify(token, self.clock.now())).await;
+        let identity = verified
+            .map_err(|_| Report::new(Fault::IssuerUnreachable, "the issuer does not answer in time"))?
+            .map_err(token_refused)?;
+        // A token that was taken off another cluster comes with another user's ticket (THREATS T45).
+        if identity.principal.to_string() != caller.principal {
+            return Err(Report::new(
+                Fault::TicketMismatch,
+                "the cluster token is another user's than the relay's",
+            ));
+        }
+        Ok(identity)
+    }
+}
+
+fn token_refused(error: VerifyError) -> Report {
+    let fault = match &error {
+        VerifyError::Expired => Fault::ClusterTokenExpired,
+        VerifyError::Reserved(_) => Fault::IdentityForbidden,
+        VerifyError::IssuerUnreachable(error) => {
+            // Where the issuer is and why it can't be had is not the caller's to know.
+            warn!(%error, "a token can't be judged");
+            return Fault::IssuerUnreachable.into();
+        }
+        _ => Fault::ClusterTokenRefused,
+    };
+    Report::new(fault, error.to_string())
+}
+
+/// One connection's requests.
+struct Exchange<'a> {
+    forwarder: &'a Forwarder,
+    caller: &'a Caller,
+    guard: GuardHandle,
+    flight: Flight,
+    reset: &'a ResetReason,
+    ending: &'a Ending,
+    /// Left here by a request that asked for an upgrade, which is a connection's last.
+    after: Mutex<Option<After>>,
+}
+
+/// What becomes of a connection behind a request that asked for an upgrade.
+enum After {
+    /// It was granted.
+    Switched(Tunnel),
+    /// It was not: hyper hands the connection out all the same, and does not end it.
+    Refused(OnUpgrade),
+}
+
+impl Exchange<'_> {
+    fn after(&self) -> Option<After> {
+        self.after.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn set_after(&self, after: After) {
+        *self.after.lock().unwrap_or_else(PoisonError::into_inner) = Some(after);
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Sent>,
+        answering: Answering,
+    ) -> Result<Response<Answer>, Infallible> {
+        let answer = match self.guard.refusal(request.headers()) {
+            Some(error) => self.refuse(&Report::from(error), true),
+            None => self.judge(request).await,
+        };
+        Ok(answer.map(|body| Answer::new(body, answering)))
+    }
+
+    async fn judge(&self, mut request: Request<Sent>) -> Response<AnswerBody> {
+        let begun = Instant::now();
+        let audit_id = AuditId::random();
+        let asked = Asked {
+            method: request.method().to_string(),
+            path: request.uri().path().to_owned(),
+            // Whatever becomes of it, nothing but the upgrade itself may follow on this connection (THREATS T9).
+            last: request.headers().contains_key(header::UPGRADE),
+        };
+        if asked.last {
+            self.set_after(After::Refused(hyper::upgrade::on(&mut request)));
+        }
+        let answer = self.pass_on(request, audit_id, asked.last).await;
+        let status = answer.as_ref().map_or_else(Report::http_status, |answer| answer.status().as_u16());
+        let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.forwarder.metrics.answered(status);
+        self.forwarder.metrics.answer_seconds.observe(begun.elapsed().as_secs_f64());
+        let channel = self.caller.channel.map(tracing::field::display);
+        let stream = self.caller.stream;
+        match &answer {
+            Ok(_) => info!(
+                channel, %stream, %audit_id, status, millis, method = asked.method, path = asked.path, "request"
+            ),
+            Err(report) => info!(
+                channel, %stream, %audit_id, status, millis, method = asked.method, path = asked.path,
+                fault = report.fault.code(), %report, cause = cause(report), "request refused"
+            ),
+        }
+        answer.unwrap_or_else(|report| self.refuse(&report, asked.last))
+    }
+
+    async fn pass_on(
+        &self,
+        request: Request<Sent>,
+        audit_id: AuditId,
+        last: bool,
+    ) -> Result<Response<AnswerBody>, Report> {
+        let identity = self.forwarder.identify(request.headers(), self.caller).await?;
+        headers::refuse_impersonation(request.headers())?;
+        let upgrade = headers::upgrade(request.headers())?;
+        let mut out = headers::outgoing(request.headers(), upgrade);
+        impersonate(&mut out, &identity, audit_id)?;
+
+        let (parts, body) = request.into_parts();
+        let target = parts.uri.path_and_query().cloned();
+        let is_watch = target.as_ref().is_some_and(watch::is_watch);
+        let outgoing = Outgoing {
+            method: parts.method,
+            target: target.ok_or_else(|| Report::new(Fault::RequestHeadRefused, "there is no path"))?,
+            headers: out,
+            body: match upgrade {
+                Some(_) => no_body(),
+                None => body.boxed_unsync(),
+            },
+            upgrade: upgrade.is_some(),
+        };
+        let mut response = self.forwarder.apiserver.forward(outgoing).await?;
+
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let answered = response.headers().get(header::UPGRADE).map(HeaderValue::as_bytes);
+            let is_asked = upgrade.is_some_and(|asked| {
+                answered.is_some_and(|to| to.eq_ignore_ascii_case(asked.name().as_bytes()))
+            });
+            let inner = match is_asked.then(|| self.after()).flatten() {
+                Some(After::Refused(inner)) => inner,
+                _ => {
+                    let what = "it switched to a protocol that was not asked for";
+                    return Err(Report::new(Fault::ApiserverCut, what));
+                }
+            };
+            headers::incoming(response.headers_mut(), true);
+            let upstream = hyper::upgrade::on(&mut response);
+            let (head, body) = response.into_parts();
+            self.set_after(After::Switched(Tunnel::new(inner, upstream, body)));
+            self.guard.answered_upgrade(true);
+            return Ok(Response::from_parts(head, Either::Left(Full::default())));
+        }
+        headers::incoming(response.headers_mut(), false);
+        if last {
+            close_after(&mut response);
+        }
+        let framing = is_watch.then(|| watch::framing(response.headers())).flatten();
+        let got = self.forwarder.metrics.bytes_to_callers.clone();
+        let (caller, reset) = (self.caller.clone(), self.reset.clone());
+        Ok(response.map(|body| {
+            let cut = self.ending.cut.clone().cancelled_owned();
+            Either::Right(Streamed::new(body, framing, got, cut, reset, caller, audit_id))
+        }))
+    }
+
+    /// The agent's own answer.
+    fn refuse(&self, report: &Report, last: bool) -> Response<AnswerBody> {
+        self.forwarder.metrics.refused(report.fault);
+        let body = Full::from(report.status_json());
+        let mut response = Response::new(Either::Left(body));
+        *response.status_mut() =
+            StatusCode::from_u16(report.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if last {
+            close_after(&mut response);
+        }
+        response
+    }
+}
+
+/// What a request asked for, for the log.
+struct Asked {
+    method: String,
+    path: String,
+    last: bool,
+}
+
+fn close_after<B>(response: &mut Response<B>) {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+}
+
+/// What is behind a report, for the log: the whole chain, the last of which says most.
+fn cause(report: &Report) -> Option<String> {
+    let mut next = std::error::Error::source(report);
+    let mut text = String::new();
+    while let Some(error) = next {
+        let separator = if text.is_empty() { "" } else { ": " };
+        text = format!("{text}{separator}{error}");
+        next = error.source();
+    }
+    (!text.is_empty()).then_some(text)
+}

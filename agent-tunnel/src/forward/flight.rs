@@ -1,0 +1,146 @@
+//! The end of what a caller sends is not the end of what it waits for.
+//!
+//! hyper takes an end that it reads while an answer is on its way for a caller that left, and drops the answer; asked to
+//! allow half-closed connections it does not read at all meanwhile, and never learns that a caller left. In between is
+//! what is wanted: a *clean* end, which is the caller's or the head guard's behind a refused request, waits until the
+//! answer is whole; a stream that *broke* is told at once.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Where the connection's current request is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Flight(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// A request's head was read, and its answer is not whole.
+    answering: bool,
+    /// Its body is still to be read: an end that comes now cuts it short.
+    reading: bool,
+    /// Waits for the answer to be whole.
+    reader: Option<Waker>,
+}
+
+/// Lives as long as the answer is not whole.
+#[derive(Debug)]
+pub(super) struct Answering(Flight);
+
+/// Lives as long as the request's body is not whole, and somebody wants it.
+#[derive(Debug)]
+pub(super) struct Reading(Flight);
+
+impl Flight {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request's head was read.
+    pub(super) fn begin(&self) -> (Reading, Answering) {
+        let mut state = self.lock();
+        (state.answering, state.reading) = (true, true);
+        (Reading(self.clone()), Answering(self.clone()))
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.lock().reading = false;
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.answering = false;
+        if let Some(waker) = state.reader.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// The connection, as hyper sees it.
+#[derive(Debug)]
+pub(super) struct Steady<IO> {
+    io: IO,
+    flight: Flight,
+}
+
+impl<IO> Steady<IO> {
+    pub(super) fn new(io: IO) -> (Self, Flight) {
+        let flight = Flight::default();
+        (Self { io, flight: flight.clone() }, flight)
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Steady<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        if buf.filled().len() == before && buf.remaining() > 0 {
+            let mut state = this.flight.lock();
+            if state.answering && !state.reading {
+                // An end is read again as often as it is asked for.
+                state.reader = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Steady<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_clean_end_waits_for_the_answer_and_cuts_a_body() {
+        let (client, server) = duplex(64);
+        let (mut steady, flight) = Steady::new(server);
+        drop(client);
+        assert_eq!(steady.read(&mut [0; 8]).await.unwrap(), 0, "between requests an end is an end");
+        let (reading, answering) = flight.begin();
+        assert_eq!(steady.read(&mut [0; 8]).await.unwrap(), 0, "a body that ends early is told at once");
+        drop(reading);
+        let end = tokio::spawn(async move { steady.read(&mut [0; 8]).await.unwrap() });
+        tokio::task::yield_now().await;
+        assert!(!end.is_finished());
+        drop(answering);
+        assert_eq!(end.await.unwrap(), 0);
+    }
+}

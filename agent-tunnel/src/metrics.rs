@@ -1,0 +1,211 @@
+//! What the agent counts, for Prometheus.
+//!
+//! Handles are plain atomics, made once. Labels are few and of our own making: no caller, path or name is among them.
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
+    registry::Registry,
+};
+use towline_tunnel::{fault::Fault, proto::ledger::Ledger};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Code {
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    fault: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Direction {
+    direction: &'static str,
+}
+
+/// The agent's metrics. Clones count into the same ones.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Sessions with the relay, open now.
+    pub sessions: Gauge,
+    /// Sessions with the relay, ever.
+    pub sessions_opened: Counter,
+    /// Streams, open now.
+    pub streams: Gauge,
+    /// Streams that were opened.
+    pub opens: Counter,
+    /// Upgraded connections (exec, cp, port-forward), open now.
+    pub tunnels: Gauge,
+    /// Bytes of request bodies and of tunnels' input.
+    pub bytes_to_apiserver: Counter,
+    /// Bytes of answers' bodies and of tunnels' output.
+    pub bytes_to_callers: Counter,
+    /// From a request's head to its answer's, in seconds.
+    pub answer_seconds: Histogram,
+    answers: Family<Code, Counter>,
+    refusals: Family<Reason, Counter>,
+    connect_failures: Family<Reason, Counter>,
+    registry: Arc<Registry>,
+}
+
+impl Metrics {
+    /// All at zero. Buffered bytes are read from the ledger when somebody asks.
+    pub fn new(ledger: Ledger) -> Self {
+        let mut registry = Registry::with_prefix("towline_agent");
+        let gauge = |registry: &mut Registry, name: &str, help: &str| {
+            let gauge = Gauge::<i64>::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let counter = |registry: &mut Registry, name: &str, help: &str| {
+            let counter = Counter::<u64>::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let sessions = gauge(&mut registry, "sessions", "Sessions with the relay open now");
+        let sessions_opened = counter(&mut registry, "sessions_opened", "Sessions with the relay that began");
+        let streams = gauge(&mut registry, "streams", "Streams open now");
+        let opens = counter(&mut registry, "opens", "Streams that were opened");
+        let tunnels = gauge(&mut registry, "tunnels", "Upgraded connections open now");
+        let bytes = Family::<Direction, Counter>::default();
+        registry.register("bytes", "Bodies and upgraded connections, in bytes", bytes.clone());
+        // 1 ms to 16 s.
+        let answer_seconds = Histogram::new((0..15).map(|n| 0.001 * f64::from(1 << n)));
+        registry.register(
+            "answer_seconds",
+            "From a request's head to its answer's, in seconds",
+            answer_seconds.clone(),
+        );
+        let answers = Family::<Code, Counter>::default();
+        registry.register("answers", "Answers by HTTP status", answers.clone());
+        let refusals = Family::<Reason, Counter>::default();
+        registry.register("refusals", "What the agent itself refused, by fault", refusals.clone());
+        let connect_failures = Family::<Reason, Counter>::default();
+        registry.register(
+            "connect_failures",
+            "Sessions with the relay that did not begin, by fault",
+            connect_failures.clone(),
+        );
+        registry.register_collector(Box::new(Buffered(ledger)));
+        let direction = |direction| Direction { direction };
+        Self {
+            sessions,
+            sessions_opened,
+            streams,
+            opens,
+            tunnels,
+            bytes_to_apiserver: bytes.get_or_create_owned(&direction("to_apiserver")),
+            bytes_to_callers: bytes.get_or_create_owned(&direction("to_callers")),
+            answer_seconds,
+            answers,
+            refusals,
+            connect_failures,
+            registry: Arc::new(registry),
+        }
+    }
+
+    /// Counts an answer, whoever gave it.
+    pub fn answered(&self, status: u16) {
+        self.answers.get_or_create(&Code { code: status }).inc();
+    }
+
+    /// Counts a stream or request that the agent refused.
+    pub fn refused(&self, fault: Fault) {
+        self.refusals.get_or_create(&Reason { fault: fault.code() }).inc();
+    }
+
+    /// Counts a session that did not begin.
+    pub fn connect_failed(&self, fault: Fault) {
+        self.connect_failures.get_or_create(&Reason { fault: fault.code() }).inc();
+    }
+
+    /// The page that Prometheus reads (OpenMetrics text).
+    pub fn page(&self) -> String {
+        let mut page = String::new();
+        // Writing to a String does not fail; what an encoder can't write is missing from the page.
+        let _written = text::encode(&mut page, &self.registry);
+        page
+    }
+}
+
+/// Counts something as there for as long as it lives.
+#[derive(Debug)]
+pub struct Present(Gauge);
+
+impl Present {
+    /// One more, until this is dropped.
+    pub fn in_gauge(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[derive(Debug)]
+struct Buffered(Ledger);
+
+impl Collector for Buffered {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let promised = ConstGauge::new(self.0.promised());
+        let metric = encoder.encode_descriptor(
+            "buffered_bytes",
+            "Bytes promised to the relay beyond each stream's floor",
+            None,
+            promised.metric_type(),
+        )?;
+        promised.encode(metric)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_has_every_metric_and_what_was_counted() {
+        let ledger = Ledger::new(1000);
+        let metrics = Metrics::new(ledger.clone());
+        let present = Present::in_gauge(&metrics.sessions);
+        drop(Present::in_gauge(&metrics.tunnels));
+        metrics.opens.inc();
+        metrics.answered(200);
+        metrics.refused(Fault::ClusterTokenMissing);
+        metrics.connect_failed(Fault::RelayUnreachable);
+        metrics.bytes_to_callers.inc_by(5);
+        metrics.answer_seconds.observe(0.02);
+        assert!(ledger.reserve(300, true));
+        let page = metrics.page();
+        drop(present);
+        for line in [
+            "towline_agent_sessions 1",
+            "towline_agent_sessions_opened_total 0",
+            "towline_agent_streams 0",
+            "towline_agent_tunnels 0",
+            "towline_agent_opens_total 1",
+            r#"towline_agent_bytes_total{direction="to_apiserver"} 0"#,
+            r#"towline_agent_bytes_total{direction="to_callers"} 5"#,
+            r#"towline_agent_answers_total{code="200"} 1"#,
+            r#"towline_agent_refusals_total{fault="TL-IDN-001"} 1"#,
+            r#"towline_agent_connect_failures_total{fault="TL-NET-001"} 1"#,
+            "towline_agent_answer_seconds_count 1",
+            "towline_agent_buffered_bytes 300",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");
+        }
+        assert!(metrics.page().contains("towline_agent_sessions 0"));
+    }
+}

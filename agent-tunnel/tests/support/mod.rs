@@ -1,0 +1,222 @@
+//! What the tests of this crate share: a raw-byte capture server in kube-apiserver's place, and an agent between it
+//! and a caller, joined by a real mux.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+pub mod cap;
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::{Bytes, BytesMut};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
+    task::JoinSet,
+    time::timeout,
+};
+use towline_agent::{
+    accept::Acceptor,
+    dial::{Apiserver, ApiserverConfig},
+    forward::{Clock, Ending, Forwarder},
+    metrics::Metrics,
+};
+use towline_identity::{
+    IssuerConfig, IssuerSettings, Verifier,
+    dev::{DevIssuer, TokenRequest},
+};
+use towline_tunnel::{
+    ids::{ChannelId, ClusterId, InstanceId, StreamKey},
+    inner::{InnerAcceptor, InnerConnector, InnerStream},
+    keys::SigningKey,
+    mux::{Connection, EndpointConfig, Ledger, MuxStream, OpenRequest, Side},
+    ticket::{MAX_LIFE, Ticket},
+};
+
+pub use cap::Cap;
+
+/// Nothing here takes longer.
+pub const WITHIN: Duration = Duration::from_secs(20);
+
+/// An agent that is joined to a caller, and kube-apiserver's stand-in behind it.
+pub struct Bench {
+    pub folder: TempDir,
+    pub issuer: DevIssuer,
+    pub cap: Cap,
+    pub cluster: ClusterId,
+    pub relay: SigningKey,
+    pub run_key: SigningKey,
+    pub ending: Ending,
+    pub metrics: Metrics,
+    /// The relay's side of the agent's session.
+    pub mux: Connection,
+    pub agent_mux: Connection,
+    _tasks: JoinSet<()>,
+}
+
+pub fn endpoint(side: Side) -> EndpointConfig {
+    EndpointConfig {
+        side,
+        max_streams: 1000,
+        ledger: Ledger::new(64 << 20),
+        instance: InstanceId::random(),
+        jitter: 0,
+    }
+}
+
+impl Bench {
+    pub async fn new(cap: Cap) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let issuer = DevIssuer::start(0).await.unwrap();
+        let metrics = Metrics::new(Ledger::new(1 << 20));
+        let verifier = verifier(&issuer, &folder);
+        let config = ApiserverConfig::Kubeconfig { path: cap.kubeconfig(&folder), context: None };
+        let apiserver = Apiserver::new(&config, None).unwrap();
+        let identity = Arc::new(SigningKey::generate());
+        let cluster = identity.public().cluster_id();
+        let inner = InnerAcceptor::new(identity, SystemTime::now()).unwrap();
+        let forwarder = Forwarder::new(verifier, apiserver, metrics.clone(), Clock::system());
+        let acceptor = Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), Clock::system()));
+
+        let (a, b) = duplex(256 * 1024);
+        let (mux, relay_driver) = Connection::new(a, BytesMut::new(), endpoint(Side::Acceptor));
+        let (agent_mux, agent_driver) = Connection::new(b, BytesMut::new(), endpoint(Side::Dialler));
+        let (relay, ending) = (SigningKey::generate(), Ending::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { drop(relay_driver.run().await) });
+        tasks.spawn(async move { drop(agent_driver.run().await) });
+        tasks.spawn(acceptor.accept(agent_mux.clone(), relay.public(), ending.clone()));
+        Self {
+            folder,
+            issuer,
+            cap,
+            cluster,
+            relay,
+            run_key: SigningKey::generate(),
+            ending,
+            metrics,
+            mux,
+            agent_mux,
+            _tasks: tasks,
+        }
+    }
+
+    pub fn principal(&self, subject: &str) -> String {
+        format!("{}#{subject}", self.issuer.url())
+    }
+
+    pub fn ticket(&self) -> Bytes {
+        let run_key = self.run_key.public().hash();
+        let principal = self.principal("alice");
+        Ticket::new(self.cluster, principal, run_key, SystemTime::now(), MAX_LIFE).sign(&self.relay)
+    }
+
+    pub fn open(&self, ticket: Option<Bytes>) -> MuxStream {
+        let mut request = OpenRequest::new(StreamKey::random(), self.cluster);
+        request.ticket = ticket;
+        request.channel = Some(ChannelId::random());
+        self.mux.open(request).unwrap()
+    }
+
+    /// An inner connection of alice's.
+    pub async fn connect(&self) -> InnerStream<MuxStream> {
+        let stream = self.open(Some(self.ticket()));
+        let connector = InnerConnector::new(self.cluster, &self.run_key).unwrap();
+        connector.connect(stream).await.unwrap()
+    }
+
+    pub fn token(&self) -> String {
+        self.token_of("alice", &["dev"])
+    }
+
+    pub fn token_of(&self, subject: &str, groups: &[&str]) -> String {
+        self.issuer.mint(&TokenRequest::new(subject, groups, "towline-cluster")).unwrap()
+    }
+
+    /// A token of alice's in which some claims are others.
+    pub fn token_with(&self, changes: &Value) -> String {
+        let mut request = TokenRequest::new("alice", &["dev"], "towline-cluster");
+        request.claims = changes.as_object().unwrap().clone().into_iter().collect();
+        self.issuer.mint(&request).unwrap()
+    }
+
+    /// A head with alice's token and these lines more, without a body.
+    pub fn head(&self, line: &str, more: &str) -> String {
+        format!("{line} HTTP/1.1\r\nHost: cluster\r\nAuthorization: Bearer {}\r\n{more}\r\n", self.token())
+    }
+
+    /// Sends these bytes on a connection of their own; all that comes back until it ends.
+    pub async fn ask(&self, bytes: &str) -> String {
+        let mut stream = self.connect().await;
+        // The answer to a request that is refused unread comes while this still writes.
+        let _cut = stream.write_all(bytes.as_bytes()).await;
+        read_to_end(&mut stream).await.unwrap()
+    }
+
+    /// A GET whose connection ends behind it.
+    pub async fn get(&self, path: &str, more: &str) -> String {
+        self.ask(&self.head(&format!("GET {path}"), &format!("Connection: close\r\n{more}"))).await
+    }
+}
+
+fn verifier(issuer: &DevIssuer, folder: &TempDir) -> Verifier {
+    let ca_file: PathBuf = folder.path().join("issuer-ca.pem");
+    std::fs::write(&ca_file, issuer.ca_pem()).unwrap();
+    let config = IssuerConfig::parse(IssuerSettings {
+        issuer_url: issuer.url(),
+        client_id: "towline-cluster".into(),
+        username_prefix: Some("-".into()),
+        groups_claim: Some("groups".into()),
+        signing_algs: vec!["ES256".into()],
+        ca_file: Some(ca_file),
+        ..IssuerSettings::default()
+    });
+    Verifier::new(config.unwrap()).unwrap()
+}
+
+pub async fn read_to_end(stream: &mut InnerStream<MuxStream>) -> std::io::Result<String> {
+    let mut got = Vec::new();
+    timeout(WITHIN, stream.read_to_end(&mut got)).await.expect("it ends in time")?;
+    Ok(String::from_utf8_lossy(&got).into_owned())
+}
+
+/// Reads until what was read ends so.
+pub async fn read_until(stream: &mut InnerStream<MuxStream>, end: &str) -> String {
+    let mut got = Vec::new();
+    let read = async {
+        while !got.ends_with(end.as_bytes()) {
+            got.push(stream.read_u8().await.unwrap());
+        }
+    };
+    if timeout(WITHIN, read).await.is_err() {
+        panic!("{end:?} does not come; until now {:?}", String::from_utf8_lossy(&got));
+    }
+    String::from_utf8(got).unwrap()
+}
+
+/// Polls until it holds.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + WITHIN;
+    while !holds() {
+        assert!(tokio::time::Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The status line's code, and the body, of an answer.
+pub fn parts(answer: &str) -> (u16, &str) {
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    (code.unwrap_or_else(|| panic!("no answer: {answer:?}")), body)
+}
+
+/// The fault that an answer's `Status` object names.
+pub fn fault(answer: &str) -> (u16, String) {
+    let (code, body) = parts(answer);
+    let status: Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("no Status: {answer}"));
+    assert_eq!((status["kind"].as_str(), status["code"].as_u64()), (Some("Status"), Some(code.into())));
+    (code, status["details"]["causes"][0]["reason"].as_str().unwrap().to_owned())
+}
