@@ -83,33 +83,33 @@ fn every_target_is_in_the_slice() {
 
 #[test]
 fn frames_survive_any_bytes() {
-    slice("frame", 20_000);
-    slice("open", 20_000);
+    slice("frame", 60_000);
+    slice("open", 60_000);
 }
 
 #[test]
 fn state_machines_survive_any_peer_and_any_caller() {
-    slice("mux", 20_000);
+    slice("mux", 60_000);
 }
 
 #[test]
 fn honest_streams_keep_their_bytes_in_any_order_of_events() {
-    slice("streams", 2_000);
+    slice("streams", 5_000);
 }
 
 #[test]
 fn messages_survive_any_bytes() {
-    slice("session", 20_000);
-    slice("control", 20_000);
+    slice("session", 60_000);
+    slice("control", 60_000);
 }
 
 #[test]
 fn tickets_and_enrolment_tokens_survive_any_bytes() {
     slice("ticket", 10_000);
-    slice("enrolment", 20_000);
+    slice("enrolment", 60_000);
 }
 
 #[test]
 fn t11_what_the_head_guard_passes_is_read_the_same_by_httparse() {
-    slice("head", 20_000);
+    slice("head", 60_000);
 }

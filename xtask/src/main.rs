@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{checks, cluster, docs, threats};
+use xtask::{checks, cluster, docs, soak, threats};
 
 #[derive(Debug, Parser)]
 #[command(about, disable_help_subcommand = true)]
@@ -23,6 +23,9 @@ enum Task {
     Docs,
     /// List each threat with its test and result.
     Threats(threats::ThreatsArguments),
+    /// Proofs that take longer than a test run.
+    #[command(subcommand)]
+    Soak(soak::SoakCommand),
     /// The direct-or-through table: every case twice, on a real cluster.
     E2e {
         /// Passed on; `--help` lists them.
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Cluster(command) => cluster::run(command),
         Task::Docs => docs::run(),
         Task::Threats(arguments) => threats::run(&arguments),
+        Task::Soak(command) => soak::run(command),
         Task::E2e { rest } => checks::cargo_run("towline-e2e", "towline-e2e", &rest),
         Task::Demo { rest } => checks::cargo_run("towline-e2e", "towline-demo", &rest),
     };

@@ -1,0 +1,54 @@
+//! What each fuzz target does with its bytes. A target panics where something is wrong.
+//!
+//! The same functions run over seeds and their mutations as ordinary tests (`tunnel-core/tests/fuzz_slice.rs`
+//! includes this file), and for as long as one likes under libFuzzer (`cargo xtask soak fuzz`).
+
+pub mod control;
+pub mod enrolment;
+pub mod frame;
+pub mod head;
+pub mod mux;
+pub mod open;
+mod script;
+pub mod session;
+#[path = "../../tunnel-core/tests/sim/mod.rs"]
+mod sim;
+pub mod streams;
+pub mod ticket;
+
+/// Called by a target before libFuzzer reads its corpus: writes the target's seeds to the folder that `TOWLINE_SEEDS`
+/// names, if it does.
+///
+/// # Panics
+/// If the folder can't be written to.
+pub fn begin(name: &str) {
+    let Some(folder) = std::env::var_os("TOWLINE_SEEDS").map(std::path::PathBuf::from) else { return };
+    for target in TARGETS.iter().filter(|target| target.name == name) {
+        for (number, seed) in (target.seeds)().iter().enumerate() {
+            std::fs::write(folder.join(format!("seed-{number:02}")), seed).expect("the seeds can be written");
+        }
+    }
+}
+
+/// One target: its name, what it does with bytes, and bytes to begin from.
+pub struct Target {
+    /// The binary's name.
+    pub name: &'static str,
+    /// Panics at a finding.
+    pub run: fn(&[u8]),
+    /// Inputs that lead deep into the decoder.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    Target { name: "frame", run: frame::run, seeds: frame::seeds },
+    Target { name: "open", run: open::run, seeds: open::seeds },
+    Target { name: "mux", run: mux::run, seeds: mux::seeds },
+    Target { name: "streams", run: streams::run, seeds: streams::seeds },
+    Target { name: "session", run: session::run, seeds: session::seeds },
+    Target { name: "control", run: control::run, seeds: control::seeds },
+    Target { name: "ticket", run: ticket::run, seeds: ticket::seeds },
+    Target { name: "enrolment", run: enrolment::run, seeds: enrolment::seeds },
+    Target { name: "head", run: head::run, seeds: head::seeds },
+];
