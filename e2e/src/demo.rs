@@ -161,7 +161,9 @@ fn show(
             .current_dir(folder.path());
         run_within(command, STEP_WITHIN)
     };
-    say("-- As the cluster's administrator: alice may edit what is in the namespace `demo`, and look at nodes.");
+    say(
+        "-- As the cluster's administrator: alice may edit what is in the namespace `demo`, and look at nodes.",
+    );
     let granted = bash(
         admin,
         &format!(
@@ -173,7 +175,8 @@ fn show(
     )?;
     ensure!(granted.ended == "exit 0", "the rights of the demo can't be granted: {}", granted.stdout);
     let kubeconfig = folder.path().join("kubeconfig");
-    let command_line = format!("towline dev --kubeconfig {} --user {USER} --group developers", admin.display());
+    let command_line =
+        format!("towline dev --kubeconfig {} --user {USER} --group developers", admin.display());
     say(&format!("$ {command_line}"));
     let mut command = Command::new(&programs.client);
     command
@@ -188,8 +191,10 @@ fn show(
     dev.wait_for(&["ready"], READY_WITHIN)?;
     say(dev.log().trim_end());
     say(&format!("   ({:.1} s)\n", started.elapsed().as_secs_f64()));
-    let namespaced =
-        bash(&kubeconfig, &format!("kubectl config set-context --current --namespace={NAMESPACE} >/dev/null"))?;
+    let namespaced = bash(
+        &kubeconfig,
+        &format!("kubectl config set-context --current --namespace={NAMESPACE} >/dev/null"),
+    )?;
     ensure!(namespaced.ended == "exit 0", "the context can't be changed: {}", namespaced.stdout);
     let mut all_well = true;
     for Step { title, command, code, shows } in steps(&arguments.image) {

@@ -49,6 +49,25 @@ impl Programs {
         })
     }
 
+    /// A client-go informer that writes and watches; its source is `e2e/informer`.
+    ///
+    /// # Errors
+    /// If Go can't build it.
+    pub fn build_informer() -> anyhow::Result<PathBuf> {
+        let program = xtask::root().join("target/towline/informer");
+        let status = std::process::Command::new("go")
+            .args(["build", "-mod=mod", "-trimpath", "-o"])
+            .arg(&program)
+            .arg(".")
+            .env("CGO_ENABLED", "0")
+            .env("GOFLAGS", "")
+            .current_dir(xtask::root().join("e2e/informer"))
+            .status()
+            .context("go can't be run")?;
+        ensure!(status.success(), "e2e/informer can't be built");
+        Ok(program)
+    }
+
     /// The folder that they lie in.
     pub fn folder(&self) -> &Path {
         self.client.parent().unwrap_or(Path::new("/"))

@@ -14,6 +14,7 @@ use xtask::cluster::Cluster;
 
 use crate::{
     case::{Case, Outcome, Variant, Way, run_within},
+    programs::Programs,
     stage::{Stage, image},
 };
 
@@ -343,12 +344,14 @@ fn set_namespace(cluster: &Cluster, way: &Way) -> anyhow::Result<()> {
 }
 
 fn variants(cluster: &Cluster, folder: &Path) -> anyhow::Result<Vec<Variant>> {
+    let informer = Programs::build_informer()?;
     let mut variants = Vec::new();
     for (number, (version, kubectl)) in cluster.programs().kubectls().into_iter().enumerate() {
         let programs = folder.join(format!("kubectl-{version}"));
         fs::create_dir_all(&programs)?;
         symlink(&kubectl, programs.join("kubectl"))?;
         symlink(cluster.programs().path("helm"), programs.join("helm"))?;
+        symlink(&informer, programs.join("informer"))?;
         if number == 0 {
             variants.push(Variant { name: String::new(), programs: programs.clone(), spdy: false });
             variants.push(Variant { name: "SPDY/3.1".into(), programs, spdy: true });
