@@ -4,6 +4,7 @@
 
 pub mod case;
 pub mod demo;
+pub mod kill;
 pub mod process;
 pub mod programs;
 pub mod stage;

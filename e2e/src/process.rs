@@ -64,7 +64,7 @@ impl Process {
                 let how = ended.map_or_else(|| format!("after {within:?}"), |status| status.to_string());
                 bail!("{} did not say {words:?} ({how}); the end of its log:\n{tail}", self.name);
             }
-            thread::park_timeout(Duration::from_millis(10));
+            pause(Duration::from_millis(10));
         }
     }
 
@@ -90,7 +90,7 @@ impl Process {
                 self.kill();
                 bail!("{} did not end within {within:?} of SIGTERM", self.name);
             }
-            thread::park_timeout(Duration::from_millis(10));
+            pause(Duration::from_millis(10));
         }
     }
 
@@ -103,5 +103,13 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Waits, in a program that has a thread for it: processes can only be looked at again.
+pub fn pause(time: Duration) {
+    let until = Instant::now() + time;
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        thread::park_timeout(left);
     }
 }

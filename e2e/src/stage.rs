@@ -38,8 +38,12 @@ pub struct Stage {
     pub relay_address: String,
     /// The hash of its identity key.
     pub relay_key: String,
+    /// Where its metrics are.
+    pub relay_metrics: String,
     /// The agent.
     pub agent: Process,
+    /// Where its metrics are.
+    pub agent_metrics: String,
     /// The cluster's id.
     pub cluster_id: String,
     folder: TempDir,
@@ -54,7 +58,8 @@ impl Stage {
         let folder = tempfile::Builder::new().prefix("towline-e2e-").tempdir()?;
         let issuer = DevIssuer::start(0).await.context("the issuer can't be started")?;
         fs::write(folder.path().join("issuer-ca.pem"), issuer.ca_pem())?;
-        let (relay, relay_address) = start_relay(&programs, folder.path(), &issuer, "127.0.0.1:0")?;
+        let (relay, relay_address, relay_metrics) =
+            start_relay(&programs, folder.path(), &issuer, "127.0.0.1:0")?;
         let relay_key =
             said(Command::new(&programs.relay).arg("key").arg("--data-dir").arg(relay_dir(folder.path())))?;
         let token = said(
@@ -64,10 +69,23 @@ impl Stage {
         )?;
         let token_file = folder.path().join("enrolment-token");
         write_private(&token_file, &token)?;
-        let agent = start_agent(&programs, folder.path(), &issuer, &cluster, Some(&token_file))?;
+        let (agent, agent_metrics) =
+            start_agent(&programs, folder.path(), &issuer, &cluster, Some(&token_file))?;
         let cluster_id =
             said(Command::new(&programs.agent).arg("id").arg("--data-dir").arg(folder.path().join("agent")))?;
-        Ok(Self { programs, cluster, issuer, relay, relay_address, relay_key, agent, cluster_id, folder })
+        Ok(Self {
+            programs,
+            cluster,
+            issuer,
+            relay,
+            relay_address,
+            relay_key,
+            relay_metrics,
+            agent,
+            agent_metrics,
+            cluster_id,
+            folder,
+        })
     }
 
     /// Where everything of this stage is.
@@ -95,7 +113,7 @@ impl Stage {
     pub fn restart_relay(&mut self) -> anyhow::Result<()> {
         self.relay.kill();
         let address = self.relay_address.clone();
-        (self.relay, self.relay_address) =
+        (self.relay, self.relay_address, self.relay_metrics) =
             start_relay(&self.programs, self.folder.path(), &self.issuer, &address)?;
         Ok(())
     }
@@ -106,7 +124,8 @@ impl Stage {
     /// If it does not come up.
     pub fn restart_agent(&mut self) -> anyhow::Result<()> {
         self.agent.kill();
-        self.agent = start_agent(&self.programs, self.folder.path(), &self.issuer, &self.cluster, None)?;
+        (self.agent, self.agent_metrics) =
+            start_agent(&self.programs, self.folder.path(), &self.issuer, &self.cluster, None)?;
         Ok(())
     }
 
@@ -219,7 +238,7 @@ fn start_relay(
     folder: &Path,
     issuer: &DevIssuer,
     listen: &str,
-) -> anyhow::Result<(Process, String)> {
+) -> anyhow::Result<(Process, String, String)> {
     let mut command = Command::new(&programs.relay);
     command
         .args(["serve", "--listen", listen, "--tls-self-signed", "127.0.0.1", "--data-dir"])
@@ -230,9 +249,8 @@ fn start_relay(
         .arg(folder.join("issuer-ca.pem"));
     let mut process = Process::start("the relay", &mut command, &folder.join("relay.log"))?;
     let line = process.wait_for(&["the relay serves"], READY_WITHIN)?;
-    let line: serde_json::Value = serde_json::from_str(&line).context("the relay's log is JSON")?;
-    let address = line["fields"]["listen"].as_str().context("the relay logs where it listens")?.to_owned();
-    Ok((process, address))
+    let (address, metrics) = (field(&line, "listen")?, field(&line, "metrics")?);
+    Ok((process, address, metrics))
 }
 
 fn start_agent(
@@ -241,7 +259,7 @@ fn start_agent(
     issuer: &DevIssuer,
     cluster: &Cluster,
     enrolment: Option<&Path>,
-) -> anyhow::Result<Process> {
+) -> anyhow::Result<(Process, String)> {
     let mut command = Command::new(&programs.agent);
     command
         .args(["run", "--data-dir"])
@@ -257,7 +275,14 @@ fn start_agent(
     }
     let mut process = Process::start("the agent", &mut command, &folder.join("agent.log"))?;
     process.wait_for(&["connected"], READY_WITHIN)?;
-    Ok(process)
+    let metrics = field(&process.wait_for(&["\"metrics\""], READY_WITHIN)?, "metrics")?;
+    Ok((process, metrics))
+}
+
+/// A field of a line of log, which is JSON where no terminal reads it.
+fn field(line: &str, name: &str) -> anyhow::Result<String> {
+    let read: serde_json::Value = serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
+    Ok(read["fields"][name].as_str().with_context(|| format!("no field {name} in {line}"))?.to_owned())
 }
 
 /// What a command prints, without the end of the line.

@@ -15,6 +15,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use tokio::runtime::Handle;
 use towline_tunnel::proto::{CloseReason, ledger::Ledger};
 
 /// Where something was refused.
@@ -115,7 +116,7 @@ impl Metrics {
             "1 while the registry can be used",
             registry_available.clone(),
         );
-        registry.register_collector(Box::new(Buffered(ledger)));
+        registry.register_collector(Box::new(State(ledger)));
 
         let kind = |kind| Kind { kind };
         let direction = |direction| Direction { direction };
@@ -150,10 +151,11 @@ impl Metrics {
     }
 }
 
+/// What is read when somebody asks.
 #[derive(Debug)]
-struct Buffered(Ledger);
+struct State(Ledger);
 
-impl Collector for Buffered {
+impl Collector for State {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let promised = ConstGauge::new(self.0.promised());
         let metric = encoder.encode_descriptor(
@@ -162,7 +164,16 @@ impl Collector for Buffered {
             None,
             promised.metric_type(),
         )?;
-        promised.encode(metric)
+        promised.encode(metric)?;
+        let tasks = Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
+        let tasks = ConstGauge::new(u64::try_from(tasks).unwrap_or(u64::MAX));
+        let metric = encoder.encode_descriptor(
+            "tasks",
+            "Tasks of the runtime that have not ended",
+            None,
+            tasks.metric_type(),
+        )?;
+        tasks.encode(metric)
     }
 }
 
@@ -194,6 +205,7 @@ mod tests {
             "towline_relay_open_seconds_count 0",
             "towline_relay_buffered_bytes 300",
             "towline_relay_registry_available 0",
+            "towline_relay_tasks 0",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");
         }

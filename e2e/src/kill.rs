@@ -1,0 +1,393 @@
+//! Kill -9 of a random program under load, again and again: nothing hangs, nothing that was cut looks whole, all comes back
+//! by itself, and nothing is left over.
+
+use std::{
+    fmt, fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::{
+    process::pause,
+    stage::{Proxy, Stage, Tokens, image},
+    table::{GROUP, TOKEN_LIFETIME, USER, apply_with},
+};
+
+/// Whatever was cut has ended, and whatever is tried has its answer, after this time.
+const HANG: Duration = Duration::from_secs(15);
+/// All is connected again within this time of the restart.
+const BACK_WITHIN: Duration = Duration::from_secs(30);
+/// After the last round everything that ended has gone within this time.
+const QUIET_WITHIN: Duration = Duration::from_secs(30);
+/// The namespace of the load.
+const NAMESPACE: &str = "kill";
+
+/// A program that may be killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victim {
+    /// The relay.
+    Relay,
+    /// The agent.
+    Agent,
+    /// The proxy.
+    Proxy,
+    /// kube-apiserver.
+    Apiserver,
+}
+
+impl fmt::Display for Victim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Relay => "relay",
+            Self::Agent => "agent",
+            Self::Proxy => "proxy",
+            Self::Apiserver => "kube-apiserver",
+        })
+    }
+}
+
+/// What the rounds showed.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// Rounds that were done.
+    pub rounds: u32,
+    /// Commands that were cut, and ended with an error.
+    pub cut: u32,
+    /// Commands that had ended well before the cut.
+    pub whole: u32,
+    /// The longest that a cut command took to end.
+    pub slowest_end: Duration,
+    /// The longest until the next command worked.
+    pub slowest_return: Duration,
+    /// What must not have happened.
+    pub faults: Vec<String>,
+}
+
+/// A small generator whose rounds can be played again (xorshift64*).
+#[derive(Debug)]
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % sides
+    }
+}
+
+/// What a program of ours holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holds {
+    descriptors: usize,
+    tasks: u64,
+    streams: u64,
+    buffered: u64,
+}
+
+/// One running kubectl of the load.
+struct Flight {
+    what: &'static str,
+    child: Child,
+    /// Whether exit 0 means that all of it arrived: never so for what has no end of its own.
+    may_end_well: bool,
+}
+
+/// The stage with its proxy, and what is needed to start that again.
+struct Play<'a> {
+    stage: &'a mut Stage,
+    tokens: Tokens,
+    proxy: Option<Proxy>,
+    findings: Findings,
+    folder: tempfile::TempDir,
+}
+
+/// Plays so many rounds; the same seed chooses the same victims and moments.
+///
+/// # Errors
+/// If the stage can't be set or restored. What towline did wrong is in the findings.
+pub fn run(stage: &mut Stage, rounds: u32, seed: u64, mut say: impl FnMut(&str)) -> anyhow::Result<Findings> {
+    prepare(stage)?;
+    stage.let_in(USER)?;
+    let tokens = stage.tokens(USER, &[GROUP], TOKEN_LIFETIME)?;
+    let proxy = Some(stage.proxy("kill", &tokens)?);
+    let folder = tempfile::Builder::new().prefix("towline-kill-").tempdir()?;
+    let mut play = Play { stage, tokens, proxy, findings: Findings::default(), folder };
+    let mut dice = Dice(seed | 1);
+    // One round of load that nobody cuts: pools and caches are as they will be.
+    let warm = play.load()?;
+    pause(Duration::from_millis(500));
+    play.stop(warm);
+    let baseline = play.settled(None)?;
+    for round in 1..=rounds {
+        let victim = [Victim::Relay, Victim::Agent, Victim::Proxy, Victim::Apiserver][dice.roll(4) as usize];
+        let after = Duration::from_millis(50 + dice.roll(1500));
+        play.round(victim, after)?;
+        let findings = &play.findings;
+        say(&format!(
+            "round {round}/{rounds}: {victim} after {} ms; {} cut, {} whole, {} faults",
+            after.as_millis(),
+            findings.cut,
+            findings.whole,
+            findings.faults.len()
+        ));
+    }
+    let left = play.settled(Some(&baseline))?;
+    for (name, before, after) in
+        [("relay", baseline.0, left.0), ("agent", baseline.1, left.1), ("proxy", baseline.2, left.2)]
+    {
+        say(&format!("{name}: before {before:?}, after {after:?}"));
+        if after.descriptors > before.descriptors
+            || after.tasks > before.tasks
+            || after.streams > before.streams
+            || after.buffered > before.buffered
+        {
+            play.findings.faults.push(format!("{name} holds more than before: {before:?}, then {after:?}"));
+        }
+    }
+    play.findings.rounds = rounds;
+    Ok(play.findings)
+}
+
+fn prepare(stage: &Stage) -> anyhow::Result<()> {
+    let cluster = &stage.cluster;
+    let yaml = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n---\n\
+         apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {{name: load, namespace: {NAMESPACE}}}\n\
+         roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: admin}}\n\
+         subjects: [{{kind: Group, apiGroup: rbac.authorization.k8s.io, name: {GROUP}}}]\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {{name: box, namespace: {NAMESPACE}}}\n\
+         spec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  - name: box\n    image: \"{}\"\n    imagePullPolicy: Never\n    \
+         command: [sh, -c, 'head -c 60000000 /dev/zero > /tmp/large; while true; do echo tick; sleep 0.05; done']\n",
+        image()
+    );
+    apply_with(cluster, &["apply", "-f", "-"], &yaml)?;
+    cluster.kubectl_output(&[
+        "wait",
+        "-n",
+        NAMESPACE,
+        "pod/box",
+        "--for=condition=Ready",
+        "--timeout=60s",
+    ])?;
+    Ok(())
+}
+
+impl Play<'_> {
+    fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        let proxy = self.proxy.as_ref().context("the proxy runs")?;
+        let mut command = Command::new(self.stage.cluster.programs().kubectl());
+        command
+            .env("KUBECONFIG", &proxy.kubeconfig)
+            .env("HOME", self.folder.path())
+            .args(["-n", NAMESPACE])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        Ok(command)
+    }
+
+    fn load(&self) -> anyhow::Result<Vec<Flight>> {
+        let copy = self.folder.path().join("copy");
+        let copy = copy.to_string_lossy();
+        let specifications: [(&'static str, &[&str], bool); 5] = [
+            ("watch", &["get", "pods", "--watch"], false),
+            ("logs", &["logs", "-f", "box", "--tail=1"], false),
+            ("exec", &["exec", "box", "--", "sh", "-c", "while true; do echo y; done"], false),
+            ("cp", &["cp", "box:/tmp/large", &copy], true),
+            ("get", &["get", "pods", "-o", "json"], true),
+        ];
+        specifications
+            .into_iter()
+            .map(|(what, arguments, may_end_well)| {
+                Ok(Flight { what, child: self.kubectl(arguments)?.spawn()?, may_end_well })
+            })
+            .collect()
+    }
+
+    /// Ends the load as a person does.
+    fn stop(&self, flights: Vec<Flight>) {
+        for mut flight in flights {
+            let _ended = flight.child.kill();
+            let _status = flight.child.wait();
+        }
+    }
+
+    fn round(&mut self, victim: Victim, after: Duration) -> anyhow::Result<()> {
+        let flights = self.load()?;
+        pause(after);
+        match victim {
+            Victim::Relay => self.stage.relay.kill(),
+            Victim::Agent => self.stage.agent.kill(),
+            Victim::Proxy => self.proxy.as_mut().context("the proxy runs")?.process.kill(),
+            Victim::Apiserver => self.stage.cluster.kill("kube-apiserver")?,
+        }
+        let killed = Instant::now();
+        for flight in flights {
+            self.judge(flight, victim, killed);
+        }
+        let restarted = Instant::now();
+        match victim {
+            Victim::Relay => self.stage.restart_relay()?,
+            Victim::Agent => self.stage.restart_agent()?,
+            Victim::Proxy => {
+                self.proxy = None;
+                self.proxy = Some(self.stage.proxy("kill", &self.tokens)?);
+            }
+            Victim::Apiserver => self.stage.cluster.restart_apiserver()?,
+        }
+        self.works_again(victim, restarted)
+    }
+
+    /// Waits for the end of a command that was cut, and looks at how it ended.
+    fn judge(&mut self, mut flight: Flight, victim: Victim, killed: Instant) {
+        let status = loop {
+            match flight.child.try_wait() {
+                Ok(Some(status)) => break status,
+                _ if killed.elapsed() > HANG => {
+                    let _ended = flight.child.kill();
+                    let _status = flight.child.wait();
+                    self.findings
+                        .faults
+                        .push(format!("{victim} killed: {} still hangs after {HANG:?}", flight.what));
+                    return;
+                }
+                _ => pause(Duration::from_millis(10)),
+            }
+        };
+        self.findings.slowest_end = self.findings.slowest_end.max(killed.elapsed());
+        let mut said = String::new();
+        if let Some(mut stderr) = flight.child.stderr.take() {
+            let _read = stderr.read_to_string(&mut said);
+        }
+        let copied = fs::metadata(self.folder.path().join("copy")).map_or(0, |file| file.len());
+        match status.code() {
+            Some(0) if !flight.may_end_well => self
+                .findings
+                .faults
+                .push(format!("{victim} killed: {} was cut and says that all is well", flight.what)),
+            Some(0) if flight.what == "cp" && copied != 60_000_000 => self
+                .findings
+                .faults
+                .push(format!("{victim} killed: cp says that all is well after {copied} bytes")),
+            Some(0) => self.findings.whole += 1,
+            _ => {
+                self.findings.cut += 1;
+                if said.contains("panic") {
+                    self.findings.faults.push(format!("{victim} killed: {} says {said}", flight.what));
+                }
+            }
+        }
+        let _removed = fs::remove_file(self.folder.path().join("copy"));
+    }
+
+    /// A command is tried until one works: none may hang, and one must soon work.
+    fn works_again(&mut self, victim: Victim, restarted: Instant) -> anyhow::Result<()> {
+        loop {
+            let begun = Instant::now();
+            let mut child = self.kubectl(&["get", "pod", "box", "-o", "name"])?.spawn()?;
+            let status = loop {
+                match child.try_wait()? {
+                    Some(status) => break Some(status),
+                    None if begun.elapsed() > HANG => break None,
+                    None => pause(Duration::from_millis(10)),
+                }
+            };
+            match status {
+                Some(status) if status.success() => {
+                    self.findings.slowest_return = self.findings.slowest_return.max(restarted.elapsed());
+                    return Ok(());
+                }
+                Some(_) if restarted.elapsed() < BACK_WITHIN => {}
+                Some(status) => {
+                    let mut said = String::new();
+                    if let Some(mut stderr) = child.stderr.take() {
+                        let _read = stderr.read_to_string(&mut said);
+                    }
+                    bail!(
+                        "{victim} restarted: kubectl does not work again within {BACK_WITHIN:?} ({status}): {said}"
+                    );
+                }
+                None => {
+                    let _ended = child.kill();
+                    let _status = child.wait();
+                    self.findings.faults.push(format!("{victim} restarted: get hangs longer than {HANG:?}"));
+                }
+            }
+        }
+    }
+
+    /// What relay, agent and proxy hold once nothing is under way: at most what they held before, if that is known.
+    fn settled(&mut self, before: Option<&(Holds, Holds, Holds)>) -> anyhow::Result<(Holds, Holds, Holds)> {
+        let deadline = Instant::now() + QUIET_WITHIN;
+        let mut last = None;
+        loop {
+            let proxy = self.proxy.as_ref().context("the proxy runs")?;
+            let now = (
+                holds(self.stage.relay.id(), Some(&self.stage.relay_metrics))?,
+                holds(self.stage.agent.id(), Some(&self.stage.agent_metrics))?,
+                holds(proxy.process.id(), None)?,
+            );
+            let no_more = |now: &Holds, before: &Holds| {
+                now.descriptors <= before.descriptors
+                    && now.tasks <= before.tasks
+                    && now.streams <= before.streams
+                    && now.buffered <= before.buffered
+            };
+            let settled = match before {
+                Some(before) => {
+                    no_more(&now.0, &before.0) && no_more(&now.1, &before.1) && no_more(&now.2, &before.2)
+                }
+                None => last == Some(now),
+            };
+            if settled || Instant::now() > deadline {
+                return Ok(now);
+            }
+            last = Some(now);
+            pause(Duration::from_secs(2));
+        }
+    }
+}
+
+/// What a process holds, by /proc and by its metrics.
+fn holds(pid: u32, metrics: Option<&str>) -> anyhow::Result<Holds> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    let page = metrics.map(page).transpose()?.unwrap_or_default();
+    let value = |name: &str| {
+        page.lines()
+            .find_map(|line| {
+                line.split_once(' ').filter(|(key, _)| key.ends_with(name)).map(|(_, value)| value)
+            })
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(0)
+    };
+    Ok(Holds {
+        descriptors,
+        tasks: value("_tasks"),
+        streams: value("_streams"),
+        buffered: value("_buffered_bytes"),
+    })
+}
+
+/// A metrics page.
+///
+/// # Errors
+/// If it can't be had.
+pub fn page(address: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(address).with_context(|| format!("metrics at {address}"))?;
+    stream.set_read_timeout(Some(HANG))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: metrics\r\nConnection: close\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page)?;
+    ensure!(
+        page.starts_with("HTTP/1.1 200"),
+        "metrics at {address}: {}",
+        page.lines().next().unwrap_or_default()
+    );
+    Ok(page)
+}
