@@ -22,14 +22,16 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Either, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use towline_identity::{Identity, Verifier, VerifyError};
 use towline_tunnel::{
     fault::{Fault, Report},
     head::{GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience},
     ids::{ChannelId, StreamKey},
-    inner::InnerStream,
 };
 use tracing::{info, warn};
 
@@ -38,7 +40,7 @@ use crate::{
     headers,
     impersonate::{AuditId, impersonate},
     metrics::Metrics,
-    stream::{ResetReason, ResettableStream},
+    stream::ResetReason,
 };
 use body::{Answer, Sent, Streamed};
 use flight::{Answering, Flight, Steady};
@@ -124,14 +126,11 @@ impl Forwarder {
         &self.apiserver
     }
 
-    /// Serves one inner connection to its end.
-    pub async fn serve(
-        &self,
-        inner: InnerStream<ResettableStream>,
-        caller: &Caller,
-        reset: &ResetReason,
-        ending: &Ending,
-    ) {
+    /// Serves one inner connection to its end: what came out of inner TLS.
+    pub async fn serve<IO>(&self, inner: IO, caller: &Caller, reset: &ResetReason, ending: &Ending)
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let (io, guard) = HeadGuard::new(inner, PATIENCE);
         let (io, flight) = Steady::new(io);
         let exchange =

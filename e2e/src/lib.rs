@@ -2,6 +2,7 @@
 //!
 //! [`stage`] sets everything up; [`table`] runs each case of `cases/` directly and through towline, and compares.
 
+pub mod blind;
 pub mod case;
 pub mod demo;
 pub mod kill;

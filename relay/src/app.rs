@@ -85,7 +85,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    pub(crate) fn tls(&self) -> Arc<ServerConfig> {
+    /// The outer TLS that it listens with.
+    pub fn tls(&self) -> Arc<ServerConfig> {
         self.tls.config()
     }
     pub(crate) fn identity(&self) -> &RelayIdentity {
