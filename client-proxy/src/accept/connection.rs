@@ -9,15 +9,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
+    upgrade::OnUpgrade,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::{
+    io::AsyncWriteExt as _,
     net::TcpStream,
     task::JoinSet,
     time::{sleep, timeout},
@@ -30,7 +32,7 @@ use towline_tunnel::{
     ids::ClusterId,
 };
 
-use super::{Hosts, rules};
+use super::{Hosts, patient::Patient, rules};
 use crate::{
     forward::{Arrival, Forwarder, ResponseBody, UpgradedCopy, refusal},
     local::{EndpointTls, caller},
@@ -66,7 +68,7 @@ struct Caller {
     /// The guard of an HTTP/1.1 connection.
     guard: Option<GuardHandle>,
     has_asked: AtomicBool,
-    /// Bytes to copy once the connection is no longer HTTP's.
+    /// What follows once the connection is no longer HTTP's.
     upgraded: Mutex<Option<UpgradedCopy>>,
 }
 
@@ -116,10 +118,16 @@ async fn serve_h1(
     drain: DrainWatcher,
 ) -> bool {
     let (guarded, guard) = HeadGuard::new(tls, PATIENCE);
-    let caller = Arc::new(Caller::new(scope, cluster, Some(guard)));
+    let (guarded, last) = Patient::new(guarded);
+    let caller = Arc::new(Caller::new(scope, cluster, Some(guard.clone())));
     let service = {
         let caller = Arc::clone(&caller);
-        service_fn(move |request| answer(Arc::clone(&caller), request))
+        service_fn(move |request: Request<Incoming>| {
+            if guard.refusal(request.headers()).is_some() {
+                last.begins();
+            }
+            answer(Arc::clone(&caller), request)
+        })
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -196,21 +204,38 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     caller.has_asked.store(true, Ordering::Relaxed);
-    let asks_upgrade = request.headers().contains_key(http::header::UPGRADE);
-    let (response, copy) = match forward(&caller, request).await {
+    let asked = request.extensions().get::<OnUpgrade>().cloned();
+    let (mut response, copy) = match forward(&caller, request).await {
         Ok(answered) => answered,
         Err(report) => {
             tracing::info!(%report, cluster = %caller.cluster, "request failed");
             (refusal(&report), None)
         }
     };
-    if let Some(guard) = caller.guard.as_ref().filter(|_| asks_upgrade) {
-        guard.answered_upgrade(copy.is_some());
-    }
-    if copy.is_some() {
-        *caller.upgraded.lock().unwrap_or_else(PoisonError::into_inner) = copy;
+    if let Some((guard, asked)) = caller.guard.as_ref().zip(asked) {
+        let then = copy.unwrap_or_else(|| Box::pin(end(asked)));
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            guard.answered_upgrade(true);
+        } else {
+            // The guard, left undecided, lets nothing more pass (THREATS T9), and the connection ends after this
+            // answer. Told of the refusal it would end the input at once, which hyper takes for a client that left.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        *caller.upgraded.lock().unwrap_or_else(PoisonError::into_inner) = Some(then);
     }
     Ok(response)
+}
+
+/// Ends a connection that asked for an upgrade in vain: hyper hands it out all the same, and does not end it.
+async fn end(connection: OnUpgrade) -> bool {
+    let end = async {
+        // Where the connection broke there is nothing to end.
+        if let Ok(connection) = connection.await {
+            let _ended = TokioIo::new(connection).shutdown().await;
+        }
+    };
+    let _late = timeout(BEGIN_WITHIN, end).await;
+    true
 }
 
 async fn forward(

@@ -24,7 +24,7 @@ use towline_tunnel::{
     ids::{ChannelId, ClusterId, StreamKey},
     inner::InnerConnector,
     keys::SigningKey,
-    mux::OpenRequest,
+    mux::{Connection, OpenRequest},
 };
 
 use super::{Link, Session, report_of};
@@ -47,6 +47,8 @@ pub type RequestBody = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 /// One inner connection. Dropping it resets its stream.
 pub struct InnerConnection {
     sender: http1::SendRequest<RequestBody>,
+    /// The session below it: one that is going away should carry nothing new.
+    session: Connection,
     /// Moves its bytes; ends with this value.
     _task: AbortOnDropHandle<()>,
     /// The stream that carries it.
@@ -64,6 +66,10 @@ impl fmt::Debug for InnerConnection {
 }
 
 impl InnerConnection {
+    fn is_usable(&self) -> bool {
+        self.session.is_open() && !self.sender.is_closed()
+    }
+
     /// Sends one request.
     ///
     /// # Errors
@@ -137,7 +143,7 @@ impl Pool {
             // The one that was used last: the others may become old.
             let (since, mut connection) = self.idle().pop_back()?;
             if since.elapsed() < IDLE_FOR
-                && !connection.sender.is_closed()
+                && connection.is_usable()
                 && matches!(timeout(READY_WITHIN, connection.sender.ready()).await, Ok(Ok(())))
             {
                 return Some(connection);
@@ -147,7 +153,7 @@ impl Pool {
 
     /// Takes a connection back whose request was sent and answered in full.
     pub fn put_back(&self, mut connection: InnerConnection) {
-        if connection.sender.is_closed() {
+        if !connection.is_usable() {
             return;
         }
         connection.reused = true;
@@ -196,6 +202,7 @@ impl Pool {
         };
         Ok(InnerConnection {
             sender,
+            session: session.connection.clone(),
             _task: AbortOnDropHandle::new(tokio::spawn(task)),
             stream: key,
             channel: session.channel,
@@ -236,7 +243,6 @@ async fn sweep(pool: Weak<Pool>) {
     loop {
         ticks.tick().await;
         let Some(pool) = pool.upgrade() else { return };
-        pool.idle()
-            .retain(|(since, connection)| since.elapsed() < IDLE_FOR && !connection.sender.is_closed());
+        pool.idle().retain(|(since, connection)| since.elapsed() < IDLE_FOR && connection.is_usable());
     }
 }

@@ -1,0 +1,301 @@
+//! `towline dev`: relay, agent and proxy in one process, against a cluster that somebody already has.
+//!
+//! Everything is as in earnest, between real sockets on loopback: enrolment, session, tickets, inner TLS, tokens that are
+//! verified, impersonation. Only the identity provider is a stand-in that lives in this process, and gives its tokens to
+//! nobody else. What it makes lies in a folder that is removed at the end.
+
+use std::{
+    fs,
+    io::Write as _,
+    net::SocketAddr,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tempfile::TempDir;
+use tokio_util::task::AbortOnDropHandle;
+use towline_agent::dial::ApiserverConfig;
+use towline_identity::{
+    IssuerConfig, IssuerSettings,
+    dev::{DevIssuer, TokenRequest},
+};
+use towline_relay::{
+    enrol,
+    limits::Limits as RelayLimits,
+    registry::{Role, RoleAssignment, SubjectKind},
+    tls::TlsSource,
+};
+use towline_tunnel::{
+    drain::{DrainWatcher, drain},
+    enrolment::EnrolmentToken,
+    fault::{Fault, Report},
+};
+use tracing::warn;
+
+use crate::{
+    app::{self, Choice},
+    kubeconfig::Location,
+};
+
+const RELAY_AUDIENCE: &str = "towline-relay";
+const CLUSTER_AUDIENCE: &str = "towline-cluster";
+/// What the cluster and its context are called.
+const NAME: &str = "towline-dev";
+/// A token lives for an hour, and is replaced long before.
+const TOKEN_LIFE: Duration = Duration::from_secs(3600);
+const TOKEN_RENEWED_AFTER: Duration = Duration::from_secs(1200);
+/// The agent connects over loopback.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
+/// Requests that run when it ends get so long.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// What `towline dev` is started with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster's kubeconfig, whose user must be allowed to impersonate.
+    pub source: PathBuf,
+    /// A context of it; its current one where none is given.
+    pub context: Option<String>,
+    /// As whom requests run.
+    pub user: String,
+    /// And in which groups, beside `system:authenticated`.
+    pub groups: Vec<String>,
+    /// Where the context for kubectl is put.
+    pub kubeconfig: Location,
+    /// Of the local endpoint; 0 takes a free one.
+    pub port: u16,
+    /// Keeps the local authority and client certificates.
+    pub state_dir: PathBuf,
+}
+
+/// All three, running. Dropping it ends them at once.
+#[derive(Debug)]
+pub struct Running {
+    proxy: app::Running,
+    agent: towline_agent::app::Running,
+    relay: towline_relay::app::Running,
+    _tokens: AbortOnDropHandle<()>,
+    _folder: TempDir,
+}
+
+/// Starts all three. When this returns, kubectl works.
+///
+/// # Errors
+/// If one of them can't be started, or the cluster does not answer. Then no kubeconfig was changed.
+pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Running, Report> {
+    let context = match config.context {
+        Some(context) => context,
+        // Named now: the context that is written below becomes the current one, and must not lead to itself.
+        None => current_context(&config.source)?,
+    };
+    let folder = private_folder()?;
+    let path = |name: &str| folder.path().join(name);
+    let issuer = DevIssuer::start(0).await.map_err(|error| {
+        Report::caused_by(Fault::Internal, "the development issuer can't be started", error)
+    })?;
+    write(&path("issuer-ca.pem"), issuer.ca_pem())?;
+    let trust = |audience: &str| {
+        IssuerConfig::parse(IssuerSettings {
+            issuer_url: issuer.url(),
+            client_id: audience.into(),
+            username_prefix: Some("-".into()),
+            groups_claim: Some("groups".into()),
+            signing_algs: vec!["ES256".into()],
+            ca_file: Some(path("issuer-ca.pem")),
+            ..IssuerSettings::default()
+        })
+        .map_err(|error| Report::new(Fault::Internal, error.to_string()))
+    };
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+
+    let relay = towline_relay::app::start(towline_relay::app::Config {
+        data_dir: subfolder(&folder, "relay")?,
+        listen: loopback,
+        metrics_listen: loopback,
+        tls: TlsSource::SelfSigned { names: vec!["127.0.0.1".into()], data_dir: path("relay") },
+        public: None,
+        issuer: trust(RELAY_AUDIENCE)?,
+        certificate_life: towline_relay::certificates::DEFAULT_LIFE,
+        drain_timeout: DRAIN,
+        limits: RelayLimits::default(),
+        clock: towline_relay::clock::Clock::system(),
+    })
+    .await?;
+    let token = enrolment(&relay).await?;
+    let relay_ca_file = path("relay-ca.pem");
+    write(&relay_ca_file, token.ca_pem.as_deref().unwrap_or_default())?;
+
+    let mut agent = towline_agent::app::start(towline_agent::app::Config {
+        data_dir: subfolder(&folder, "agent")?,
+        state_secret: None,
+        enrolment: Some(token),
+        relay: None,
+        relay_ca_file: None,
+        apiserver: ApiserverConfig::Kubeconfig { path: config.source, context: Some(context) },
+        impersonator: None,
+        issuer: trust(CLUSTER_AUDIENCE)?,
+        metrics_listen: loopback,
+        drain_timeout: DRAIN,
+        limits: towline_agent::app::Limits::default(),
+        clock: towline_agent::forward::Clock::system(),
+    })
+    .await?;
+    agent.connected(CONNECTED_WITHIN).await?;
+    let let_in = RoleAssignment {
+        kind: SubjectKind::User,
+        subject: config.user.clone(),
+        role: Role::ClusterUser,
+        cluster: agent.cluster(),
+        expires_at: None,
+    };
+    relay.registry().assign_role(&let_in, SystemTime::now()).await?;
+
+    let mint = Mint { issuer, user: config.user, groups: config.groups, folder: folder.path().to_owned() };
+    mint.write()?;
+    let proxy = app::start(
+        app::Config {
+            relay: relay.public().relay.clone(),
+            relay_key: relay.identity_hash(),
+            relay_ca_file: Some(relay_ca_file),
+            relay_token_file: mint.file(RELAY_AUDIENCE),
+            cluster_token_file: mint.file(CLUSTER_AUDIENCE),
+            shared_audience: false,
+            clusters: vec![Choice::named(NAME, agent.cluster())],
+            confirm: None,
+            port: config.port,
+            kubeconfig: Some(config.kubeconfig),
+            state_dir: config.state_dir,
+        },
+        drain_watcher,
+    )
+    .await?;
+    let tokens = AbortOnDropHandle::new(tokio::spawn(mint.keep_fresh()));
+    Ok(Running { proxy, agent, relay, _tokens: tokens, _folder: folder })
+}
+
+impl Running {
+    /// The proxy: where it listens, and what it wrote for kubectl.
+    pub fn proxy(&self) -> &app::Running {
+        &self.proxy
+    }
+
+    /// Waits for the drain, then ends the three one after the other, each before what it depends on.
+    ///
+    /// # Errors
+    /// If the kubeconfig can't be restored.
+    pub async fn wait(self) -> Result<(), Report> {
+        let restored = self.proxy.wait().await;
+        self.agent.drain().await;
+        self.relay.drain().await;
+        restored
+    }
+}
+
+/// Gives this process's person their tokens.
+struct Mint {
+    issuer: DevIssuer,
+    user: String,
+    groups: Vec<String>,
+    folder: PathBuf,
+}
+
+impl Mint {
+    fn file(&self, audience: &str) -> PathBuf {
+        self.folder.join(format!("{audience}.token"))
+    }
+
+    fn write(&self) -> Result<(), Report> {
+        let groups: Vec<&str> = self.groups.iter().map(String::as_str).collect();
+        for audience in [RELAY_AUDIENCE, CLUSTER_AUDIENCE] {
+            let mut request = TokenRequest::new(&self.user, &groups, audience);
+            request.lifetime = TOKEN_LIFE;
+            let token = self.issuer.mint(&request);
+            let token = token.map_err(|error| Report::caused_by(Fault::Internal, "no token can be made", error))?;
+            write(&self.file(audience), &token)?;
+        }
+        Ok(())
+    }
+
+    async fn keep_fresh(self) {
+        loop {
+            tokio::time::sleep(TOKEN_RENEWED_AFTER).await;
+            if let Err(report) = self.write() {
+                warn!(%report, "the tokens were not renewed; the last ones still hold for a while");
+            }
+        }
+    }
+}
+
+async fn enrolment(relay: &towline_relay::app::Running) -> Result<EnrolmentToken, Report> {
+    let request = enrol::TokenRequest {
+        name: NAME.parse().map_err(|error| Report::caused_by(Fault::Internal, NAME, error))?,
+        ttl: Duration::from_secs(60),
+        replaces: false,
+        address: relay.public().clone(),
+    };
+    enrol::make_token(relay.registry(), relay.identity_hash(), request, SystemTime::now()).await
+}
+
+fn current_context(kubeconfig: &Path) -> Result<String, Report> {
+    let unreadable = |why: String| {
+        Report::new(Fault::KubeconfigUnreadable, format!("{}: {why}", kubeconfig.display()))
+    };
+    let text = fs::read_to_string(kubeconfig).map_err(|error| unreadable(error.to_string()))?;
+    let read: serde_norway::Value =
+        serde_norway::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
+    read.get("current-context")
+        .and_then(serde_norway::Value::as_str)
+        .filter(|context| !context.is_empty())
+        .map(str::to_owned)
+        .ok_or_else(|| unreadable("it has no current context; name one with --context".into()))
+}
+
+fn private_folder() -> Result<TempDir, Report> {
+    let made = tempfile::Builder::new()
+        .prefix("towline-dev-")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir();
+    made.map_err(|error| Report::caused_by(Fault::FileUnwritable, "a folder for temporary files", error))
+}
+
+fn subfolder(folder: &TempDir, name: &str) -> Result<PathBuf, Report> {
+    let path = folder.path().join(name);
+    match fs::create_dir(&path) {
+        Ok(()) => Ok(path),
+        Err(error) => Err(Report::caused_by(Fault::FileUnwritable, path.display().to_string(), error)),
+    }
+}
+
+/// Replaces a file at once, readable by its owner alone.
+fn write(path: &Path, text: &str) -> Result<(), Report> {
+    let new = path.with_extension("new");
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| fs::rename(&new, path));
+    written.map_err(|error| Report::caused_by(Fault::FileUnwritable, path.display().to_string(), error))
+}
+
+/// Runs until a signal, for the command line: a drain that signals begin.
+pub async fn until_signal(
+    config: Config,
+    signal: impl Future<Output = ()>,
+    ready: impl FnOnce(&Running),
+) -> Result<(), Report> {
+    let (trigger, watcher) = drain();
+    let running = start(config, watcher).await?;
+    ready(&running);
+    let trigger = Arc::new(trigger);
+    let begin = async {
+        signal.await;
+        trigger.begin();
+    };
+    let (waited, ()) = tokio::join!(running.wait(), begin);
+    waited
+}
