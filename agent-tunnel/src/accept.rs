@@ -50,6 +50,8 @@ impl Acceptor {
         let mut streams = JoinSet::new();
         loop {
             let accepted = tokio::select! {
+                // What the relay opened before it or we said to go is still served.
+                biased;
                 accepted = connection.accept() => accepted,
                 () = ending.going.cancelled() => break,
                 // The mux bounds how many there are; this forgets those that ended.

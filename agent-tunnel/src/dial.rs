@@ -29,6 +29,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
 };
 
+pub use credential::message as status_message;
 use credential::{Credential, Impersonator};
 pub use pool::ApiserverBody;
 use pool::{Line, Pool};

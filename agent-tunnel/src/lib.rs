@@ -1,12 +1,21 @@
 //! The towline agent: dials out of the cluster, authenticates callers, impersonates them towards kube-apiserver.
 //!
-//! Streams come in over the session with the relay ([`accept`]), their requests are judged and rewritten ([`forward`]),
-//! and go to the one configured apiserver ([`dial`]).
+//! It keeps a session with the relay (`uplink`, `session`); streams come in over that ([`accept`]), their requests are
+//! judged and rewritten ([`forward`]), and go to the one configured apiserver ([`dial`]). [`app`] wires it.
 
 pub mod accept;
+pub mod app;
+pub mod cli;
 pub mod dial;
 pub mod forward;
 pub mod headers;
+pub mod health;
 pub mod impersonate;
+pub mod instance;
 pub mod metrics;
+pub mod secret;
+mod session;
+pub mod state;
 pub mod stream;
+mod uplink;
+pub mod values;

@@ -1,3 +1,7 @@
-//! Command line of this program: arguments, logging, runtime, exit code, and nothing else.
+//! The agent's program. See `cli`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    towline_agent::cli::main()
+}

@@ -177,7 +177,7 @@ impl Impersonator {
 }
 
 /// What a `Status` object says, as far as it is one.
-pub(super) fn message(answer: &[u8]) -> String {
+pub fn message(answer: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Status {
         message: String,

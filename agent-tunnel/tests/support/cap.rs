@@ -93,7 +93,8 @@ impl Cap {
         Fut: Future<Output = io::Result<()>> + Send + 'static,
     {
         let handler: Handler = Arc::new(move |connection| Box::pin(handle(connection)));
-        let (ca_pem, acceptor) = certificates();
+        // kube-apiserver would choose h2 where it is offered.
+        let (ca_pem, acceptor) = certificates(&[b"h2", b"http/1.1"]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -170,7 +171,8 @@ async fn serve(
     }
 }
 
-fn certificates() -> (String, TlsAcceptor) {
+/// An authority, and a server of its for loopback that offers these protocols.
+pub fn certificates(protocols: &[&[u8]]) -> (String, TlsAcceptor) {
     let mut authority = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
     let authority_key = rcgen::KeyPair::generate().unwrap();
@@ -185,7 +187,6 @@ fn certificates() -> (String, TlsAcceptor) {
         .with_no_client_auth()
         .with_single_cert(vec![leaf.der().clone()], PrivatePkcs8KeyDer::from(leaf_key.serialize_der()).into())
         .unwrap();
-    // kube-apiserver would choose h2 where it is offered.
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     (ca_pem, TlsAcceptor::from(Arc::new(config)))
 }

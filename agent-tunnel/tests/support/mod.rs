@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 pub mod cap;
+pub mod relay;
 
 use std::{
     path::PathBuf,
@@ -163,9 +164,13 @@ impl Bench {
 }
 
 fn verifier(issuer: &DevIssuer, folder: &TempDir) -> Verifier {
+    Verifier::new(issuer_config(issuer, folder)).unwrap()
+}
+
+pub fn issuer_config(issuer: &DevIssuer, folder: &TempDir) -> IssuerConfig {
     let ca_file: PathBuf = folder.path().join("issuer-ca.pem");
     std::fs::write(&ca_file, issuer.ca_pem()).unwrap();
-    let config = IssuerConfig::parse(IssuerSettings {
+    IssuerConfig::parse(IssuerSettings {
         issuer_url: issuer.url(),
         client_id: "towline-cluster".into(),
         username_prefix: Some("-".into()),
@@ -173,8 +178,8 @@ fn verifier(issuer: &DevIssuer, folder: &TempDir) -> Verifier {
         signing_algs: vec!["ES256".into()],
         ca_file: Some(ca_file),
         ..IssuerSettings::default()
-    });
-    Verifier::new(config.unwrap()).unwrap()
+    })
+    .unwrap()
 }
 
 pub async fn read_to_end(stream: &mut InnerStream<MuxStream>) -> std::io::Result<String> {

@@ -1,0 +1,214 @@
+//! Wires the agent: keys and state, the apiserver, the verifier, the acceptor, the way to the relay, metrics.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio_util::task::AbortOnDropHandle;
+use towline_identity::{IssuerConfig, Verifier};
+use towline_tunnel::{
+    carrier::dial::RelayAddress,
+    drain::{DrainTrigger, drain},
+    enrolment::EnrolmentToken,
+    fault::{Fault, Report},
+    ids::ClusterId,
+    inner::InnerAcceptor,
+    mux::Ledger,
+};
+use tracing::{info, warn};
+
+pub use crate::uplink::Status;
+use crate::{
+    accept::Acceptor,
+    dial::{Apiserver, ApiserverConfig},
+    forward::{Clock, Forwarder},
+    health,
+    metrics::Metrics,
+    secret::StateSecret,
+    state::DataDir,
+    uplink::{Overrides, Parts, Uplink},
+};
+
+/// What the relay, and callers behind it, can make grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Streams at once on one session.
+    pub max_streams: u32,
+    /// Stream data promised for all sessions together, beyond 16 KiB each way for each stream.
+    pub max_buffered_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_streams: 16_384, max_buffered_bytes: 256 << 20 }
+    }
+}
+
+/// What an agent is started with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Identity key and membership.
+    pub data_dir: PathBuf,
+    /// A Secret that holds the same, where the folder doesn't last.
+    pub state_secret: Option<StateSecret>,
+    /// To join a relay with; may stay after it was used.
+    pub enrolment: Option<EnrolmentToken>,
+    /// The relay's address, where it is another than the enrolment token's.
+    pub relay: Option<RelayAddress>,
+    /// Authorities of the relay's outer TLS beside the system's, in place of the enrolment token's.
+    pub relay_ca_file: Option<PathBuf>,
+    /// Where requests go.
+    pub apiserver: ApiserverConfig,
+    /// `NAMESPACE/NAME` of a service account whose tokens requests go with; the agent's own where there is none.
+    pub impersonator: Option<String>,
+    /// Whose tokens for the cluster's audience are accepted.
+    pub issuer: IssuerConfig,
+    /// Where metrics are served.
+    pub metrics_listen: SocketAddr,
+    /// How long streams may go on after a drain began.
+    pub drain_timeout: Duration,
+    /// What can grow.
+    pub limits: Limits,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// An agent that runs. Dropping it ends it at once.
+#[derive(Debug)]
+pub struct Running {
+    cluster: ClusterId,
+    metrics_address: SocketAddr,
+    metrics: Metrics,
+    status: watch::Receiver<Status>,
+    uplink: AbortOnDropHandle<Result<(), Report>>,
+    outcome: Option<Result<(), Report>>,
+    trigger: DrainTrigger,
+    _beside: JoinSet<()>,
+}
+
+/// Reads keys and settings, binds, and starts to connect; whether that succeeds is told by [`Running::connected`].
+///
+/// # Errors
+/// If a port is busy, a file or setting can't be used, or the cluster is not enrolled and there is no token.
+pub async fn start(config: Config) -> Result<Running, Report> {
+    let listener = bind(config.metrics_listen).await?;
+    let metrics_address = listener
+        .local_addr()
+        .map_err(|error| Report::caused_by(Fault::PortBusy, config.metrics_listen.to_string(), error))?;
+    let dir = DataDir::open(&config.data_dir)?;
+    let apiserver = Apiserver::new(&config.apiserver, config.impersonator.as_deref())?;
+    if let Some(secret) = &config.state_secret {
+        secret.join(&apiserver, &dir).await?;
+    }
+    let identity = dir.identity()?;
+    let cluster = identity.public().cluster_id();
+    let issuer = config.issuer.issuer().to_owned();
+    let verifier = Verifier::new(config.issuer)
+        .map_err(|error| Report::new(Fault::ConfigInvalid, format!("--oidc-ca-file: {error}")))?;
+
+    let ledger = Ledger::new(config.limits.max_buffered_bytes);
+    let metrics = Metrics::new(ledger.clone());
+    info!(%cluster, apiserver = apiserver.address(), issuer, metrics = %metrics_address, "starting");
+    let inner = InnerAcceptor::new(Arc::clone(&identity), config.clock.now())?;
+    let forwarder = Forwarder::new(verifier, apiserver, metrics.clone(), config.clock.clone());
+    let acceptor = Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone()));
+    let (uplink, status) = Uplink::new(Parts {
+        cluster: identity,
+        token: config.enrolment,
+        overrides: Overrides { relay: config.relay, ca_file: config.relay_ca_file },
+        dir,
+        secret: config.state_secret,
+        acceptor: Arc::clone(&acceptor),
+        metrics: metrics.clone(),
+        ledger,
+        limits: config.limits,
+        clock: config.clock,
+        drain_timeout: config.drain_timeout,
+    })?;
+
+    let (trigger, watcher) = drain();
+    let mut beside = JoinSet::new();
+    beside.spawn(health::serve(listener, metrics.clone()));
+    beside.spawn(keep_fresh(Arc::clone(&acceptor)));
+    let uplink = AbortOnDropHandle::new(tokio::spawn(uplink.run(watcher)));
+    Ok(Running { cluster, metrics_address, metrics, status, uplink, outcome: None, trigger, _beside: beside })
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Report> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let fault = match error.kind() {
+            std::io::ErrorKind::AddrInUse => Fault::PortBusy,
+            _ => Fault::ConfigInvalid,
+        };
+        Report::caused_by(fault, format!("--metrics-listen {address}"), error)
+    })
+}
+
+/// Asks for the issuer's keys before the first caller needs them, and keeps them and the pool of connections fresh.
+async fn keep_fresh(acceptor: Arc<Acceptor>) {
+    let forwarder = acceptor.forwarder();
+    if let Err(error) = forwarder.verifier().refresh().await {
+        warn!(%error, "the issuer's keys can't be had yet; they are asked for again when a token needs them");
+    }
+    tokio::join!(forwarder.verifier().keep_fresh(), forwarder.apiserver().keep_pool());
+}
+
+impl Running {
+    /// The cluster's id.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// Where metrics are served.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics_address
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Whether it is connected, and every change of that.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Waits for a session with the relay.
+    ///
+    /// # Errors
+    /// If there is none within `patience`: why the last attempt failed.
+    pub async fn connected(&mut self, patience: Duration) -> Result<(), Report> {
+        let connected = self.status.wait_for(|status| matches!(status, Status::Connected { .. }));
+        let connected = tokio::time::timeout(patience, connected).await.map(|found| found.is_ok());
+        match connected {
+            Ok(true) => Ok(()),
+            // Nobody tells any more: it gave up.
+            Ok(false) => self.ended().await,
+            Err(_elapsed) => Err(match &*self.status.borrow() {
+                Status::Away(Some(report)) => report.clone(),
+                _ => Report::new(Fault::RelayTimeout, "the agent has no session with it"),
+            }),
+        }
+    }
+
+    /// Waits until it ends by itself: it can't be enrolled.
+    ///
+    /// # Errors
+    /// Why it ended.
+    pub async fn ended(&mut self) -> Result<(), Report> {
+        if self.outcome.is_none() {
+            self.outcome = Some(match (&mut self.uplink).await {
+                Ok(ended) => ended,
+                Err(error) => Err(Report::caused_by(Fault::Internal, "the agent's task ended", error)),
+            });
+        }
+        self.outcome.clone().unwrap_or(Ok(()))
+    }
+
+    /// Takes no new streams, lets those that run go on for the drain's time, then ends them; false where some had to
+    /// be cut off unheard.
+    pub async fn drain(mut self) -> bool {
+        self.trigger.begin();
+        self.ended().await.is_ok()
+    }
+}

@@ -1,0 +1,326 @@
+//! The command line: arguments as typed, arguments as usable objects, logs, exit codes.
+//!
+//! Every argument of `run` can stand in the environment as well, so that a manifest needs no command line. None of them
+//! is a secret: those are in files.
+
+use std::{
+    fs,
+    io::{IsTerminal as _, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use towline_identity::{IssuerConfig, IssuerSettings};
+use towline_tunnel::{
+    carrier::dial::RelayAddress,
+    enrolment::EnrolmentToken,
+    fault::{Fault, Report},
+};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    app::{self, Config, Limits},
+    dial::ApiserverConfig,
+    forward::Clock,
+    secret::StateSecret,
+    state::DataDir,
+    values::{bytes, duration},
+};
+
+/// The towline agent: connects a cluster to a relay, from the inside.
+#[derive(Debug, Parser)]
+#[command(name = "towline-agent", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Connect to the relay, and serve until told to stop
+    Run(Box<Run>),
+    /// Print the cluster's id
+    Id(Place),
+}
+
+#[derive(Args, Debug)]
+struct Place {
+    /// Folder with the cluster's identity key and the relay that was joined
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TOWLINE_AGENT_DATA_DIR",
+        default_value = "/var/lib/towline-agent"
+    )]
+    data_dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+struct Run {
+    #[command(flatten)]
+    place: Place,
+
+    /// Secret (NAMESPACE/NAME) that holds the same as the data directory, which may then be empty at each start
+    #[arg(long, value_name = "SECRET", env = "TOWLINE_AGENT_STATE_SECRET")]
+    state_secret: Option<String>,
+
+    /// File with the token that `towline-relay enroll NAME` printed; needed until the cluster is enrolled
+    #[arg(long, value_name = "FILE", env = "TOWLINE_AGENT_ENROLMENT_TOKEN_FILE")]
+    enrolment_token_file: Option<PathBuf>,
+
+    /// The relay, where it has another address than the enrolment token says
+    #[arg(long, value_name = "URL", env = "TOWLINE_AGENT_RELAY")]
+    relay: Option<String>,
+
+    /// Authorities (PEM) of the relay's certificate beside the system's, in place of the enrolment token's
+    #[arg(long, value_name = "FILE", env = "TOWLINE_AGENT_RELAY_CA_FILE")]
+    relay_ca_file: Option<PathBuf>,
+
+    /// Reach kube-apiserver as this kubeconfig says, not as a pod
+    #[arg(long, value_name = "FILE", env = "TOWLINE_AGENT_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig; its current one if not given
+    #[arg(long, value_name = "NAME", env = "TOWLINE_AGENT_CONTEXT", requires = "kubeconfig")]
+    context: Option<String>,
+
+    /// Service account (NAMESPACE/NAME) that impersonates, for which tokens are requested; the agent's own if not given
+    #[arg(long, value_name = "ACCOUNT", env = "TOWLINE_AGENT_IMPERSONATOR")]
+    impersonator: Option<String>,
+
+    #[command(flatten)]
+    issuer: IssuerArgs,
+
+    /// Address and port for /metrics, /healthz and /readyz; keep it on loopback
+    #[arg(long, value_name = "ADDRESS", env = "TOWLINE_AGENT_METRICS_LISTEN", default_value = "127.0.0.1:0")]
+    metrics_listen: SocketAddr,
+
+    /// How long streams may go on after SIGTERM
+    #[arg(long, value_name = "TIME", env = "TOWLINE_AGENT_DRAIN_TIMEOUT", default_value = "20s", value_parser = duration)]
+    drain_timeout: Duration,
+
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+/// Whose tokens for this cluster are accepted: names and meanings of kube-apiserver's flags.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "People's tokens for this cluster (OIDC)")]
+struct IssuerArgs {
+    /// Issuer's https URL
+    #[arg(long, value_name = "URL", env = "TOWLINE_AGENT_OIDC_ISSUER_URL")]
+    oidc_issuer_url: String,
+    /// Audience that tokens for this cluster have
+    #[arg(long, value_name = "ID", env = "TOWLINE_AGENT_OIDC_CLIENT_ID", default_value = "towline-cluster")]
+    oidc_client_id: String,
+    /// Claim that is the username
+    #[arg(long, value_name = "CLAIM", env = "TOWLINE_AGENT_OIDC_USERNAME_CLAIM")]
+    oidc_username_claim: Option<String>,
+    /// Prefix of usernames; `-` for none
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        env = "TOWLINE_AGENT_OIDC_USERNAME_PREFIX",
+        allow_hyphen_values = true
+    )]
+    oidc_username_prefix: Option<String>,
+    /// Claim that holds the groups
+    #[arg(long, value_name = "CLAIM", env = "TOWLINE_AGENT_OIDC_GROUPS_CLAIM")]
+    oidc_groups_claim: Option<String>,
+    /// Prefix of groups
+    #[arg(long, value_name = "PREFIX", env = "TOWLINE_AGENT_OIDC_GROUPS_PREFIX")]
+    oidc_groups_prefix: Option<String>,
+    /// A claim that must have this value (repeatable)
+    #[arg(long, value_name = "KEY=VALUE")]
+    oidc_required_claim: Vec<String>,
+    /// The only authorities (PEM) that the issuer is trusted by
+    #[arg(long, value_name = "FILE", env = "TOWLINE_AGENT_OIDC_CA_FILE")]
+    oidc_ca_file: Option<PathBuf>,
+    /// Signature algorithms that are accepted
+    #[arg(
+        long,
+        value_name = "ALGS",
+        env = "TOWLINE_AGENT_OIDC_SIGNING_ALGS",
+        value_delimiter = ',',
+        default_value = "RS256"
+    )]
+    oidc_signing_algs: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Limits")]
+struct LimitArgs {
+    /// Streams at once on one session with the relay, of all users together
+    #[arg(long, value_name = "N", env = "TOWLINE_AGENT_MAX_STREAMS", default_value = "16384", value_parser = clap::value_parser!(u32).range(1..))]
+    max_streams: u32,
+    /// Stream data held or promised, beyond 16 KiB each way for each stream
+    #[arg(long, value_name = "SIZE", env = "TOWLINE_AGENT_MAX_BUFFERED_BYTES", default_value = "256MiB", value_parser = bytes)]
+    max_buffered_bytes: u64,
+}
+
+impl IssuerArgs {
+    fn parse(self) -> Result<IssuerConfig, Report> {
+        IssuerConfig::parse(IssuerSettings {
+            issuer_url: self.oidc_issuer_url,
+            client_id: self.oidc_client_id,
+            username_claim: self.oidc_username_claim,
+            username_prefix: self.oidc_username_prefix,
+            groups_claim: self.oidc_groups_claim,
+            groups_prefix: self.oidc_groups_prefix,
+            required_claims: self.oidc_required_claim,
+            ca_file: self.oidc_ca_file,
+            signing_algs: self.oidc_signing_algs,
+        })
+        .map_err(|error| Report::new(Fault::ConfigInvalid, error.to_string()))
+    }
+}
+
+impl Run {
+    fn config(self) -> Result<Config, Report> {
+        let apiserver = match self.kubeconfig {
+            Some(path) => ApiserverConfig::Kubeconfig { path, context: self.context },
+            None => ApiserverConfig::InCluster,
+        };
+        Ok(Config {
+            data_dir: self.place.data_dir,
+            state_secret: self.state_secret.as_deref().map(StateSecret::parse).transpose()?,
+            enrolment: self.enrolment_token_file.as_deref().map(read_token).transpose()?.flatten(),
+            relay: self.relay.as_deref().map(RelayAddress::parse).transpose()?,
+            relay_ca_file: self.relay_ca_file,
+            apiserver,
+            impersonator: self.impersonator,
+            issuer: self.issuer.parse()?,
+            metrics_listen: self.metrics_listen,
+            drain_timeout: self.drain_timeout,
+            limits: Limits {
+                max_streams: self.limits.max_streams,
+                max_buffered_bytes: self.limits.max_buffered_bytes,
+            },
+            clock: Clock::system(),
+        })
+    }
+
+    async fn run(self) -> Result<(), Report> {
+        let config = self.config()?;
+        let no_signals = |error| Report::caused_by(Fault::Internal, "signals can't be caught", error);
+        let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+        let mut running = app::start(config).await?;
+        tokio::select! {
+            ended = running.ended() => return ended,
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("draining; a second signal ends it at once");
+        tokio::select! {
+            _quiet = running.drain() => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    }
+}
+
+/// An enrolment token is used once, and its file may well be gone after that: an empty or missing one is none.
+fn read_token(path: &std::path::Path) -> Result<Option<EnrolmentToken>, Report> {
+    match fs::read_to_string(path) {
+        Ok(text) if text.trim().is_empty() => Ok(None),
+        Ok(text) => EnrolmentToken::decode(&text).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            tracing::warn!(file = %path.display(), "there is no enrolment token");
+            Ok(None)
+        }
+        Err(error) => Err(Report::caused_by(Fault::FileUnreadable, path.display().to_string(), error)),
+    }
+}
+
+fn id(place: &Place) -> Result<(), Report> {
+    let missing = || {
+        Report::new(
+            Fault::FileUnreadable,
+            format!("{} holds no cluster's identity: start the agent once", place.data_dir.display()),
+        )
+    };
+    if !place.data_dir.is_dir() {
+        return Err(missing());
+    }
+    let dir = DataDir::open(&place.data_dir)?;
+    if !dir.has_identity() {
+        return Err(missing());
+    }
+    let id = dir.identity()?.public().cluster_id();
+    writeln!(std::io::stdout(), "{id}")
+        .map_err(|error| Report::caused_by(Fault::FileUnwritable, "standard output", error))
+}
+
+/// Runs the program; its exit code is the fault's (`docs/errors.md`).
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Report::caused_by(Fault::Internal, "no runtime can be made", error)),
+    };
+    let ended = match cli.command {
+        Command::Run(run) => runtime.block_on(run.run()),
+        Command::Id(place) => id(&place),
+    };
+    // What a second signal left behind is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(report) => fail(&report),
+    }
+}
+
+fn fail(report: &Report) -> ExitCode {
+    // Where standard error is gone there is nobody to tell.
+    let _told = writeln!(std::io::stderr(), "{report}");
+    ExitCode::from(report.exit_code())
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        builder.with_target(false).init();
+    } else {
+        builder.json().init();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_its_defaults_are_the_librarys() {
+        Cli::command().debug_assert();
+        let cli = Cli::try_parse_from(["towline-agent", "run", "--oidc-issuer-url", "https://idp.example"])
+            .unwrap();
+        let Command::Run(run) = cli.command else { panic!("not run") };
+        let config = run.config().unwrap();
+        assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.apiserver, ApiserverConfig::InCluster);
+        assert_eq!(config.issuer.audience(), "towline-cluster");
+    }
+
+    #[test]
+    fn a_token_file_may_be_gone_and_a_damaged_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        assert_eq!(read_token(&path).unwrap(), None);
+        fs::write(&path, "\n").unwrap();
+        assert_eq!(read_token(&path).unwrap(), None);
+        fs::write(&path, "tle1.canary").unwrap();
+        let report = read_token(&path).unwrap_err();
+        assert_eq!(report.fault, Fault::EnrolTokenRefused);
+        assert!(!report.to_string().contains("canary"), "{report}");
+    }
+}

@@ -1,0 +1,149 @@
+//! One session with the relay, from its first stream to its last.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::oneshot,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use towline_tunnel::{
+    drain::DrainWatcher,
+    ids::ChannelId,
+    keys::VerifyingKey,
+    mux::{CloseReason, Connection, EndpointConfig},
+    session::control::Control,
+};
+use tracing::{debug, info};
+
+use crate::{
+    accept::Acceptor,
+    forward::{Clock, Ending},
+    instance::Instance,
+    metrics::{Metrics, Present},
+};
+
+/// Streams of a connection that is gone notice by themselves, this soon.
+const NOTICE_WITHIN: Duration = Duration::from_secs(5);
+/// What is cut has this long to tell its peer.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// A session that began.
+pub(crate) struct Session {
+    pub(crate) channel: ChannelId,
+    pub(crate) acceptor: Arc<Acceptor>,
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) tickets: VerifyingKey,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Clock,
+    /// Streams may go on for this long once the agent drains.
+    pub(crate) drain_timeout: Duration,
+}
+
+/// The relay wants to be rid of a session: it is gone, or takes no new streams.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    pub(crate) reason: CloseReason,
+    /// Not to be dialled again before this is over.
+    pub(crate) delay: Duration,
+}
+
+impl Session {
+    /// Runs it to its end. `leaving` is told as soon as another session should take its place.
+    pub(crate) async fn run<IO>(
+        self,
+        io: IO,
+        config: EndpointConfig,
+        leaving: oneshot::Sender<Leaving>,
+        drain: DrainWatcher,
+    ) where
+        IO: AsyncRead + AsyncWrite + Send,
+    {
+        let _present = Present::in_gauge(&self.metrics.sessions);
+        self.metrics.sessions_opened.inc();
+        let (connection, driver) = Connection::new(io, BytesMut::new(), config);
+        let ending = Ending::default();
+        let mut driver = std::pin::pin!(driver.run());
+        let accepting = Arc::clone(&self.acceptor).accept(connection.clone(), self.tickets, ending.clone());
+        let mut streams = std::pin::pin!(accepting);
+        let mut all_ended = false;
+        let closed = tokio::select! {
+            closed = driver.as_mut() => closed,
+            () = streams.as_mut() => {
+                // After somebody said to go.
+                all_ended = true;
+                connection.close();
+                driver.await
+            }
+            never = self.renew(&connection) => match never {},
+            never = self.watch(&connection, leaving, &ending, drain) => match never {},
+        };
+        let (reason, detail) = closed.reason();
+        info!(channel = %self.channel, reason = reason.text(), detail, "a session with the relay ended");
+        if !all_ended {
+            let _cut = timeout(NOTICE_WITHIN, streams).await;
+        }
+    }
+
+    /// Tells the streams when to end. Never returns: the session ends when they did, or the connection.
+    async fn watch(
+        &self,
+        connection: &Connection,
+        leaving: oneshot::Sender<Leaving>,
+        ending: &Ending,
+        drain: DrainWatcher,
+    ) -> Infallible {
+        let gone = tokio::select! {
+            () = drain.begun() => None,
+            goaway = connection.going_away() => Some(match goaway {
+                Ok(goaway) => Leaving { reason: goaway.reason, delay: goaway.delay },
+                Err(error) => Leaving { reason: error.reason, delay: Duration::ZERO },
+            }),
+        };
+        match gone {
+            Some(gone) => {
+                info!(channel = %self.channel, reason = gone.reason.text(), "the relay takes no new streams here");
+                let _nobody_waits = leaving.send(gone);
+                ending.going.cancel();
+                // The relay closes it at a deadline of its own, unless ours comes first.
+                drain.begun().await;
+            }
+            None => {
+                debug!(channel = %self.channel, "draining");
+                connection.go_away(CloseReason::Draining, Duration::ZERO, "the agent is shutting down");
+                ending.going.cancel();
+            }
+        }
+        sleep(self.drain_timeout).await;
+        ending.cut.cancel();
+        sleep(LAST_WORDS).await;
+        connection.close();
+        std::future::pending().await
+    }
+
+    /// Asks for the next certificate in time. Never returns.
+    async fn renew(&self, connection: &Connection) -> Infallible {
+        let mut due = Instant::now() + self.instance.renew_in(self.clock.now());
+        let mut number = 0;
+        loop {
+            tokio::select! {
+                () = sleep_until(due) => {
+                    number += 1;
+                    connection.control(self.instance.renewal().encode(number));
+                    due = Instant::now() + Instance::patience();
+                }
+                message = connection.next_control() => {
+                    let Ok(message) = message else { return std::future::pending().await };
+                    // Answers to nothing, and what a newer relay may say, are ignored.
+                    if let Ok((id, answer)) = Control::decode(&message)
+                        && id == number
+                        && let Some(next) = self.instance.answered(answer, self.clock.now())
+                    {
+                        due = Instant::now() + next;
+                    }
+                }
+            }
+        }
+    }
+}
