@@ -2,11 +2,14 @@
 //!
 //! [`stage`] sets everything up; [`table`] runs each case of `cases/` directly and through towline, and compares.
 
+pub mod bad_days;
 pub mod blind;
+pub mod blind_run;
 pub mod case;
 pub mod demo;
 pub mod kill;
 pub mod process;
 pub mod programs;
 pub mod stage;
+pub mod suite;
 pub mod table;

@@ -143,9 +143,30 @@ impl Stage {
     /// # Errors
     /// If they can't be made or written.
     pub fn tokens(&self, user: &str, groups: &[&str], lifetime: Duration) -> anyhow::Result<Tokens> {
+        self.write_tokens(user, groups, |request| request.lifetime = lifetime)
+    }
+
+    /// Replaces a user's tokens by ones that ended an hour ago.
+    ///
+    /// # Errors
+    /// If they can't be made or written.
+    pub fn expired_tokens(&self, user: &str, groups: &[&str]) -> anyhow::Result<Tokens> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+        self.write_tokens(user, groups, |request| {
+            request.claims.insert("iat".into(), (now - 7200).into());
+            request.claims.insert("exp".into(), (now - 3600).into());
+        })
+    }
+
+    fn write_tokens(
+        &self,
+        user: &str,
+        groups: &[&str],
+        change: impl Fn(&mut TokenRequest),
+    ) -> anyhow::Result<Tokens> {
         let mint = |audience: &str| {
             let mut request = TokenRequest::new(user, groups, audience);
-            request.lifetime = lifetime;
+            change(&mut request);
             self.issuer.mint(&request)
         };
         let tokens = Tokens {
