@@ -191,6 +191,7 @@ impl Running {
     /// If the kubeconfig can't be restored, or the endpoint has ended by itself.
     pub async fn wait(mut self) -> Result<(), Report> {
         tokio::select! {
+            biased;
             () = self.drain.begun() => {}
             ended = &mut self.endpoint => {
                 self.restore().await?;

@@ -1,0 +1,64 @@
+//! The command line: arguments as typed, and what each command does with them.
+
+mod arguments;
+mod ask;
+mod log;
+mod profile;
+mod proxy;
+mod run;
+mod signals;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use towline_tunnel::fault::Report;
+
+pub use arguments::{ProxyArguments, Reach, RunArguments};
+pub use log::{Level, start as start_log};
+
+/// kubectl for clusters behind a towline relay.
+#[derive(Debug, Parser)]
+#[command(name = "towline", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    /// How much to log, to stderr: as text on a terminal, as JSON otherwise.
+    #[arg(long, global = true, value_enum, default_value_t = Level::Info)]
+    pub log: Level,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve clusters on a local endpoint, and add contexts for them to the kubeconfig while it runs.
+    Proxy(ProxyArguments),
+    /// Run one command with a kubeconfig of its own for one or more clusters.
+    Run(RunArguments),
+}
+
+impl Cli {
+    /// Does it. Says what went wrong, and returns the exit code that stands for it.
+    pub async fn execute(self) -> ExitCode {
+        let done = match self.command {
+            Command::Proxy(arguments) => proxy::execute(arguments).await,
+            Command::Run(arguments) => run::execute(arguments).await,
+        };
+        done.unwrap_or_else(|report| fail(&report))
+    }
+}
+
+/// Tells a person what went wrong.
+pub fn fail(report: &Report) -> ExitCode {
+    let _closed = writeln!(io::stderr(), "{report}");
+    ExitCode::from(report.exit_code())
+}
+
+/// Writes a line that is the command's result. Whoever reads may have gone.
+fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _closed = writeln!(out, "{line}").and_then(|()| out.flush());
+}

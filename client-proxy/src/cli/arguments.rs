@@ -1,0 +1,262 @@
+//! Arguments, as typed and as usable.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::Args;
+use towline_tunnel::{
+    carrier::dial::RelayAddress,
+    fault::{Fault, Report},
+};
+
+use super::{ask, profile::Profile};
+use crate::{
+    accept::DEFAULT_PORT,
+    app::{Choice, Config},
+    kubeconfig::Location,
+    local::StateFolder,
+};
+
+/// Which clusters, and how they are reached. What is not given is taken from the profile.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Reach {
+    /// The relay: https://HOST[:PORT].
+    #[arg(long, value_name = "URL")]
+    pub relay: Option<String>,
+    /// The hash of the relay's identity key, as `towline-relay key` prints it. Nothing is said to another relay.
+    #[arg(long, value_name = "HASH")]
+    pub relay_key: Option<String>,
+    /// The authority of the relay's certificate (PEM), where this machine does not know it.
+    #[arg(long, value_name = "FILE")]
+    pub relay_ca_file: Option<PathBuf>,
+    /// Holds your token for the relay's audience; read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub relay_token_file: Option<PathBuf>,
+    /// Holds your token for the clusters' audience; read again when it changes. The relay never sees it.
+    #[arg(long, value_name = "FILE")]
+    pub cluster_token_file: Option<PathBuf>,
+    /// Accept tokens with a common audience: the relay can then be you on every cluster that accepts it.
+    #[arg(long)]
+    pub allow_shared_audience: bool,
+    /// A cluster, by id, as NAME=ID, or by a name that you confirm on a terminal. May be repeated.
+    #[arg(long = "cluster", value_name = "CLUSTER")]
+    pub clusters: Vec<String>,
+    /// Where flags stand that repeat from day to day [default: ~/.config/towline/profile.toml].
+    #[arg(long, value_name = "FILE", env = "TOWLINE_PROFILE")]
+    pub profile: Option<PathBuf>,
+    /// Keeps the local authority and client certificates [default: ~/.local/state/towline].
+    #[arg(long, value_name = "FOLDER")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Arguments of `towline proxy`.
+#[derive(Args, Clone, Debug)]
+pub struct ProxyArguments {
+    /// Which clusters, and how they are reached.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// The local port; 0 takes a free one [default: 47011].
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// The context's name, where one cluster is served.
+    #[arg(long, value_name = "NAME")]
+    pub context_name: Option<String>,
+    /// The kubeconfig to add contexts to, or - to print one instead [default: as kubectl].
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// Arguments of `towline run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArguments {
+    /// Which clusters, and how they are reached.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// What to run, such as `kubectl get pods`; KUBECONFIG is set for it.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+impl ProxyArguments {
+    /// Whether the kubeconfig is to be printed.
+    pub(super) fn prints(&self) -> bool {
+        self.kubeconfig.as_deref().is_some_and(|path| path.as_os_str() == "-")
+    }
+
+    pub(super) fn config(self) -> Result<Config, Report> {
+        let profile = Profile::load(self.reach.profile.as_deref())?;
+        let kubeconfig = match self.kubeconfig.clone().or_else(|| profile.kubeconfig.clone()) {
+            _ if self.prints() => None,
+            Some(path) => Some(Location::file(path)),
+            None => Some(Location::from_environment()?),
+        };
+        let port = self.port.or(profile.port).unwrap_or(DEFAULT_PORT);
+        let mut config = Config { port, kubeconfig, ..self.reach.config(&profile)? };
+        if let Some(name) = self.context_name {
+            let [only] = config.clusters.as_mut_slice() else {
+                return Err(Report::new(Fault::ConfigInvalid, "--context-name is for one cluster"));
+            };
+            only.context = Some(name);
+        }
+        Ok(config)
+    }
+}
+
+impl RunArguments {
+    pub(super) fn config(&self) -> Result<Config, Report> {
+        let profile = Profile::load(self.reach.profile.as_deref())?;
+        self.reach.config(&profile)
+    }
+}
+
+impl Reach {
+    /// All that a proxy needs, without kubeconfig and on a free port. Everything that is missing is told at once.
+    fn config(&self, profile: &Profile) -> Result<Config, Report> {
+        let mut missing = Vec::new();
+        let relay = given(&self.relay, &profile.relay, "--relay", &mut missing);
+        let relay_key = given(&self.relay_key, &profile.relay_key, "--relay-key", &mut missing);
+        let relay_token_file =
+            given(&self.relay_token_file, &profile.relay_token_file, "--relay-token-file", &mut missing);
+        let cluster_token_file = given(
+            &self.cluster_token_file,
+            &profile.cluster_token_file,
+            "--cluster-token-file",
+            &mut missing,
+        );
+        let clusters = self.clusters(profile)?;
+        if clusters.is_empty() {
+            missing.push("--cluster");
+        }
+        if !missing.is_empty() {
+            let what = format!("missing, here and in the profile: {}", missing.join(", "));
+            return Err(Report::new(Fault::ConfigInvalid, what));
+        }
+        Ok(Config {
+            relay: RelayAddress::parse(&relay)?,
+            relay_key: relay_key
+                .parse()
+                .map_err(|error| Report::new(Fault::ConfigInvalid, format!("--relay-key: {error}")))?,
+            relay_ca_file: self.relay_ca_file.clone().or_else(|| profile.relay_ca_file.clone()),
+            relay_token_file,
+            cluster_token_file,
+            shared_audience: self.allow_shared_audience || profile.allow_shared_audience,
+            clusters,
+            confirm: ask::on_terminal(),
+            port: 0,
+            kubeconfig: None,
+            state_dir: match self.state_dir.clone().or_else(|| profile.state_dir.clone()) {
+                Some(path) => path,
+                None => StateFolder::default_path()?,
+            },
+        })
+    }
+
+    /// The clusters that were named, with the pins of the profile; all of the profile's where none was.
+    fn clusters(&self, profile: &Profile) -> Result<Vec<Choice>, Report> {
+        if self.clusters.is_empty() {
+            return profile.clusters.iter().map(|(name, id)| format!("{name}={id}").parse()).collect();
+        }
+        let pinned = |text: &String| {
+            let mut choice: Choice = text.parse()?;
+            if let (None, Some(id)) = (choice.id, profile.clusters.get(text)) {
+                choice = format!("{text}={id}").parse()?;
+            }
+            Ok(choice)
+        };
+        self.clusters.iter().map(pinned).collect()
+    }
+}
+
+fn given<T: Clone + Default>(
+    flag: &Option<T>,
+    profile: &Option<T>,
+    name: &'static str,
+    missing: &mut Vec<&'static str>,
+) -> T {
+    flag.clone().or_else(|| profile.clone()).unwrap_or_else(|| {
+        missing.push(name);
+        T::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use towline_tunnel::ids::ClusterId;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn proxy(arguments: &[&str]) -> Result<Config, Report> {
+        let cli = Cli::try_parse_from([&["towline", "proxy"], arguments].concat()).unwrap();
+        let Command::Proxy(arguments) = cli.command else { panic!("another command") };
+        arguments.config()
+    }
+
+    fn profile() -> (tempfile::TempDir, String, ClusterId) {
+        let folder = tempfile::tempdir().unwrap();
+        let id = ClusterId::of_spki(b"k");
+        let path = folder.path().join("p.toml");
+        let text = format!(
+            "relay = \"https://relay.example\"\nrelay-key = \"{id}\"\nrelay-token-file = \"tokens/relay\"\n\
+             cluster-token-file = \"/tokens/cluster\"\nport = 5\n[clusters]\nedge-7 = \"{id}\"\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        (folder, path, id)
+    }
+
+    #[test]
+    fn everything_that_is_missing_is_told_at_once() {
+        let (folder, ..) = profile();
+        let empty = folder.path().join("empty.toml");
+        std::fs::write(&empty, "").unwrap();
+        let report = proxy(&["--profile", empty.to_str().unwrap()]).unwrap_err();
+        assert_eq!(report.fault, Fault::ConfigInvalid);
+        for flag in ["--relay,", "--relay-key", "--relay-token-file", "--cluster-token-file", "--cluster"] {
+            assert!(report.to_string().contains(flag), "{flag}: {report}");
+        }
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_profile_and_the_profile_pins_names() {
+        let (folder, path, id) = profile();
+        let config = proxy(&["--profile", &path, "-f", "-"]).unwrap();
+        assert_eq!(config.clusters, [Choice::named("edge-7", id)]);
+        assert_eq!((config.port, config.kubeconfig), (5, None));
+        assert_eq!(config.relay_token_file, folder.path().join("tokens/relay"));
+        assert_eq!(config.cluster_token_file, PathBuf::from("/tokens/cluster"));
+        let config = proxy(&[
+            "--profile",
+            &path,
+            "--port",
+            "0",
+            "--cluster",
+            "edge-7",
+            "--cluster",
+            "edge-8",
+            "--relay",
+            "other:1",
+            "--kubeconfig",
+            "/k",
+        ])
+        .unwrap();
+        assert_eq!(config.port, 0);
+        assert_eq!(config.relay.authority(), "other:1");
+        assert_eq!(config.kubeconfig, Some(Location::file("/k")));
+        assert_eq!((config.clusters[0].id, config.clusters[1].id), (Some(id), None));
+        let named = proxy(&["--profile", &path, "--context-name", "mine", "-f", "-"]).unwrap();
+        assert_eq!(named.clusters[0].context.as_deref(), Some("mine"));
+        let two = ["--profile", &path, "--context-name", "x", "--cluster", "a", "--cluster", "b", "-f", "-"];
+        assert_eq!(proxy(&two).unwrap_err().fault, Fault::ConfigInvalid);
+    }
+
+    #[test]
+    fn what_runs_comes_after_two_dashes() {
+        let parse = |arguments: &[&str]| Cli::try_parse_from([&["towline"], arguments].concat());
+        let cli = parse(&["run", "--cluster", "a", "--", "kubectl", "get", "pods", "-o", "json"]).unwrap();
+        let Command::Run(arguments) = cli.command else { panic!("another command") };
+        assert_eq!(arguments.command, ["kubectl", "get", "pods", "-o", "json"]);
+        assert!(parse(&["run", "--cluster", "a"]).is_err());
+        assert!(parse(&["proxy", "--relay-token", "t"]).is_err(), "a token is never an argument");
+    }
+}
