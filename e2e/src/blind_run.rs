@@ -66,7 +66,7 @@ pub async fn run(cluster: &Cluster, programs: &Programs) -> anyhow::Result<Run> 
         let (namespace, pod, value) = (namespace.clone(), pod.clone(), value.clone());
         move || -> anyhow::Result<()> {
             let mut proxy = Process::start("the proxy", &mut command, &log)?;
-            proxy.wait_for(&["ready"], Duration::from_secs(30))?;
+            proxy.wait_for(&["ready: "], Duration::from_secs(30))?;
             use_it(&kubectl, &kubeconfig, &namespace, &pod, &value)
         }
     });

@@ -4,15 +4,19 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use tempfile::TempDir;
 use towline_identity::dev::{DevIssuer, TokenRequest};
+use towline_tunnel::fault::Fault;
 use xtask::cluster::{BUSYBOX_IMAGE, Cluster};
 
-use crate::{process::Process, programs::Programs};
+use crate::{
+    process::{Process, pause},
+    programs::Programs,
+};
 
 /// What a program may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -211,10 +215,22 @@ impl Stage {
             .arg(&kubeconfig)
             .arg("--state-dir")
             .arg(self.folder.path().join(format!("{name}.state")));
-        let mut process =
-            Process::start(&format!("proxy {name}"), &mut command, &self.log(&format!("proxy-{name}")))?;
-        process.wait_for(&["ready"], READY_WITHIN)?;
-        Ok(Proxy { process, kubeconfig })
+        let (name, log) = (format!("proxy {name}"), self.log(&format!("proxy-{name}")));
+        let since = Instant::now();
+        loop {
+            let mut process = Process::start(&name, &mut command, &log)?;
+            match process.wait_for(&["ready: "], READY_WITHIN) {
+                Ok(_) => return Ok(Proxy { process, kubeconfig }),
+                // A role that was just assigned reaches the relay a moment later.
+                Err(error)
+                    if since.elapsed() > Duration::from_secs(5)
+                        || !process.log().contains(Fault::ClusterForbidden.code()) =>
+                {
+                    return Err(error);
+                }
+                Err(_) => pause(Duration::from_millis(100)),
+            }
+        }
     }
 
     /// Where the log of a program of this stage is.

@@ -9,11 +9,11 @@ use tracing::{info, warn};
 use super::{Registry, RegistryError};
 
 /// How often the file is looked at: a role that is removed holds no longer than this, and what a look takes.
-pub const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A look that takes longer counts as failed. It reads one page.
 const LOOK_WITHIN: Duration = Duration::from_secs(5);
 
-/// Looks at the registry each second and reads it again when another process changed it; never returns.
+/// Looks at the registry at short intervals and reads it again when another process changed it; never returns.
 ///
 /// `available` is told whenever the file goes away or comes back, for readiness and metrics. What was known stays
 /// known meanwhile.
