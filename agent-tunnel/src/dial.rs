@@ -28,6 +28,7 @@ use towline_tunnel::{
     carrier::tune,
     fault::{Fault, Report},
 };
+use tracing::warn;
 
 pub use credential::message as status_message;
 use credential::{Credential, Impersonator};
@@ -155,6 +156,18 @@ impl Apiserver {
     /// If there is no usable credential, no connection, or it ended before the answer's head.
     pub async fn forward(&self, outgoing: Outgoing) -> Result<Response<ApiserverBody>, Report> {
         self.send(outgoing, Account::Impersonator).await
+    }
+
+    /// kube-apiserver, or something behind it, answered 401: a requested token may have been withdrawn, and is requested
+    /// anew unless it is new.
+    pub async fn doubt_credential(&self) {
+        warn!(
+            apiserver = self.address(),
+            "a request was answered with 401: is the agent's own credential still good?"
+        );
+        if let Some(impersonator) = &self.impersonator {
+            impersonator.doubt().await;
+        }
     }
 
     /// A small request of the agent's own: the answer's status and body.

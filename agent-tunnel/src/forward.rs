@@ -236,7 +236,11 @@ impl Exchange<'_> {
         answering: Answering,
     ) -> Result<Response<Answer>, Infallible> {
         let answer = match self.guard.refusal(request.headers()) {
-            Some(error) => self.refuse(&Report::from(error), true),
+            Some(error) => {
+                let channel = self.caller.channel.map(tracing::field::display);
+                info!(channel, stream = %self.caller.stream, %error, "a request's head was refused");
+                self.refuse(&Report::from(error), true)
+            }
             None => self.judge(request).await,
         };
         Ok(answer.map(|body| Answer::new(body, answering)))
@@ -299,6 +303,10 @@ impl Exchange<'_> {
             upgrade: upgrade.is_some(),
         };
         let mut response = self.forwarder.apiserver.forward(outgoing).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            // Of kube-apiserver itself it means that the agent's own credential is no longer good.
+            self.forwarder.apiserver.doubt_credential().await;
+        }
 
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let answered = response.headers().get(header::UPGRADE).map(HeaderValue::as_bytes);

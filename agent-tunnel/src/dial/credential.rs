@@ -83,6 +83,7 @@ pub(super) struct Impersonator {
 
 struct Held {
     value: HeaderValue,
+    since: Instant,
     renew_at: Instant,
     ends: Instant,
 }
@@ -143,6 +144,14 @@ impl Impersonator {
         }
     }
 
+    /// The token may no longer be good. One that is new is not asked for again: callers can bring answers about that say so.
+    pub(super) async fn doubt(&self) {
+        let mut current = self.current.lock().await;
+        if current.as_ref().is_some_and(|held| held.since.elapsed() >= RETRY_AFTER) {
+            *current = None;
+        }
+    }
+
     async fn request(&self, apiserver: &Apiserver) -> Result<Held, Report> {
         let refused =
             |why: String| Report::new(Fault::AgentCredential, format!("no token for {self:?}: {why}"));
@@ -169,6 +178,7 @@ impl Impersonator {
             ends.duration_since(SystemTime::now()).map_err(|_| refused("it has ended already".into()))?;
         let now = Instant::now();
         Ok(Held {
+            since: now,
             value: bearer(answer.status.token.as_bytes())?,
             renew_at: now + life / 3 * 2,
             ends: now + life,
