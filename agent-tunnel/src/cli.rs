@@ -312,6 +312,18 @@ mod tests {
     }
 
     #[test]
+    fn the_operators_guide_names_every_limit_with_its_default() {
+        let guide = include_str!("../../docs/operator-guide.md");
+        for limit in ["max-streams", "max-buffered-bytes"] {
+            let run = Cli::command().find_subcommand("run").unwrap().clone();
+            let flag = run.get_arguments().find(|flag| flag.get_long() == Some(limit)).unwrap().clone();
+            let default = flag.get_default_values()[0].to_str().unwrap();
+            let row = format!("| `--{limit}` | {default} |");
+            assert!(guide.contains(&row), "docs/operator-guide.md has no row that begins with {row}");
+        }
+    }
+
+    #[test]
     fn a_token_file_may_be_gone_and_a_damaged_one_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
