@@ -295,17 +295,11 @@ impl Relay {
                 }
                 10..=12 => self.fill(which),
                 13 => self.tick(which, script.short()),
-                14 => {
-                    if let Some(leg) = &mut self.legs[which] {
-                        match script.byte() % 4 {
-                            0 => leg.go_away(reason(script), Duration::ZERO, ""),
-                            1 => {
-                                let _queued = leg.control(Bytes::from_static(b"!"));
-                            }
-                            _ => leg.reset(stream(script), reason(script), "why"),
-                        }
-                    }
-                }
+                14 => match script.byte() % 4 {
+                    0 => self.with(which, |leg| leg.go_away(CloseReason::Draining, Duration::ZERO, "")),
+                    1 => self.with(which, |leg| assert!(leg.control(Bytes::from_static(b"!")) || leg.has_output())),
+                    _ => self.withdraw(which, stream(script), reason(script)),
+                },
                 _ => {
                     if script.byte().is_multiple_of(16) {
                         self.close(which);
@@ -325,6 +319,22 @@ impl Relay {
         }
         for which in [0, 1] {
             self.close(which);
+        }
+    }
+
+    fn with(&mut self, which: usize, change: impl FnOnce(&mut Leg<(usize, StreamId)>)) {
+        if let Some(leg) = &mut self.legs[which] {
+            change(leg);
+        }
+    }
+
+    /// The relay itself ends a stream, on both legs.
+    fn withdraw(&mut self, which: usize, id: StreamId, reason: CloseReason) {
+        let Some(leg) = &mut self.legs[which] else { return };
+        let route = leg.routes().find(|(stream, _)| *stream == id).map(|(_, route)| *route);
+        leg.reset(id, reason, "why");
+        if let Some((other, id)) = route {
+            self.with(other, |leg| leg.reset(id, reason, "why"));
         }
     }
 
@@ -368,25 +378,15 @@ impl Relay {
                     Err(reason) => leg.reset(stream, reason, ""),
                 }
             }
-            LegEvent::Opened { to, opened } => {
-                if let Some(leg) = &mut self.legs[to.0] {
-                    leg.opened(to.1, opened);
-                }
-            }
+            LegEvent::Opened { to, opened } => self.with(to.0, |leg| leg.opened(to.1, opened)),
             LegEvent::Data { to, payload, fin, blocked } => {
-                if let Some(leg) = &mut self.legs[to.0] {
-                    leg.forward(to.1, payload, fin, blocked);
-                }
+                self.with(to.0, |leg| leg.forward(to.1, payload, fin, blocked));
             }
             LegEvent::Credit { to, received, limit } => {
-                if let Some(leg) = &mut self.legs[to.0] {
-                    leg.credit(to.1, received, limit);
-                }
+                self.with(to.0, |leg| leg.credit(to.1, received, limit));
             }
             LegEvent::Reset { to, reason, detail } => {
-                if let Some(leg) = &mut self.legs[to.0] {
-                    leg.reset(to.1, reason, &detail);
-                }
+                self.with(to.0, |leg| leg.reset(to.1, reason, &detail));
             }
             LegEvent::Control(_) | LegEvent::GoAway(_) => {}
         }
@@ -399,9 +399,7 @@ impl Relay {
         leg.on_written(payload, self.now);
         sound(out);
         for step in progress {
-            if let Some(leg) = &mut self.legs[step.to.0] {
-                leg.passed(step.to.1, step.written);
-            }
+            self.with(step.to.0, |leg| leg.passed(step.to.1, step.written));
         }
     }
 
@@ -418,9 +416,7 @@ impl Relay {
     fn close(&mut self, which: usize) {
         let Some(mut leg) = self.legs[which].take() else { return };
         for (other, id) in leg.close() {
-            if let Some(leg) = &mut self.legs[other] {
-                leg.reset(id, CloseReason::Detached, "");
-            }
+            self.with(other, |leg| leg.reset(id, CloseReason::Detached, ""));
         }
     }
 }
