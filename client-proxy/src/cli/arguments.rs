@@ -19,7 +19,7 @@ use crate::{
 /// Which clusters, and how they are reached. What is not given is taken from the profile.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Reach {
-    /// The relay: https://HOST[:PORT].
+    /// The relay, as https://HOST or https://HOST:PORT.
     #[arg(long, value_name = "URL")]
     pub relay: Option<String>,
     /// The hash of the relay's identity key, as `towline-relay key` prints it. Nothing is said to another relay.
