@@ -297,7 +297,9 @@ impl Relay {
                 13 => self.tick(which, script.short()),
                 14 => match script.byte() % 4 {
                     0 => self.with(which, |leg| leg.go_away(CloseReason::Draining, Duration::ZERO, "")),
-                    1 => self.with(which, |leg| assert!(leg.control(Bytes::from_static(b"!")) || leg.has_output())),
+                    1 => self.with(which, |leg| {
+                        assert!(leg.control(Bytes::from_static(b"!")) || leg.has_output())
+                    }),
                     _ => self.withdraw(which, stream(script), reason(script)),
                 },
                 _ => {

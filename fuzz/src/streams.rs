@@ -18,6 +18,7 @@ pub fn run(input: &[u8]) {
         relay_ledger: ledger(ledgers >> 2),
         wire: [2_000, 8 * 1024, 64 * 1024, 512 * 1024][usize::from(relay >> 6)],
         jitter: script.byte(),
+        streams: 24,
     };
     let mut ops = Vec::new();
     while !script.is_over() && ops.len() < 150 {

@@ -7,6 +7,7 @@ mod sim;
 
 use proptest::prelude::*;
 use sim::{Config, Op, World};
+use towline_tunnel::proto::{endpoint::BATCH, frame::MAX_PAYLOAD};
 
 fn cases() -> ProptestConfig {
     let cases = std::env::var("TOWLINE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(400);
@@ -52,6 +53,7 @@ fn config(relay: bool) -> impl Strategy<Value = Config> {
             relay_ledger,
             wire,
             jitter,
+            streams: 24,
         },
     )
 }
@@ -82,4 +84,37 @@ proptest! {
     fn through_a_relay_what_is_disturbed_ends_with_an_error_or_whole(config in config(true), script in script(true)) {
         World::run(config, &script);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What stands before a sparse stream on each line: the kernels' buffers, the batch that is being written, and
+    /// the one that it is in itself; never what other streams have queued.
+    #[test]
+    fn a_sparse_stream_waits_for_no_more_than_batches_beside_any_bulk(
+        relay in any::<bool>(), mut config in config(true), bulk in 1..22u8, warm in 0..60u8,
+    ) {
+        config.relay = config.relay.filter(|_| relay);
+        let wire = config.wire as u64;
+        let waited = World::sparse(config, bulk, warm);
+        let batch = (BATCH + 2 * MAX_PAYLOAD) as u64;
+        prop_assert!(waited <= 2 * wire + 2 * batch, "{waited} bytes were carried first");
+    }
+}
+
+#[test]
+fn t36_one_reader_that_stands_still_among_a_thousand_streams_holds_nobody_up() {
+    let config = Config {
+        relay: Some((1, 1)),
+        end_ledger: 64 << 20,
+        relay_ledger: 64 << 20,
+        wire: 64 * 1024,
+        jitter: 0,
+        streams: 1_000,
+    };
+    let alone = World::stalled(config.clone(), 999, 20_000, false);
+    let beside = World::stalled(config, 999, 20_000, true);
+    assert_eq!(alone.relay, 0, "{alone:?}");
+    assert!(beside.rounds as f64 * 0.95 <= alone.rounds as f64, "{alone:?} {beside:?}");
 }

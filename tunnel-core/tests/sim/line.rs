@@ -37,6 +37,8 @@ pub(super) struct Line {
     pub(super) inbound: [Instant; 2],
     pub(super) alive: bool,
     pub(super) going: bool,
+    /// Bytes that arrived, in both directions.
+    pub(super) delivered: u64,
     /// Bytes that the kernels hold in one direction.
     pub(super) capacity: usize,
 }
@@ -50,6 +52,7 @@ impl Line {
             inbound: [now; 2],
             alive: true,
             going: false,
+            delivered: 0,
             capacity: capacity.max(1),
         }
     }
@@ -68,6 +71,7 @@ impl Line {
         let wire = &mut self.wires[side];
         let part = wire.pipe.split_to(bytes.min(wire.pipe.len()));
         wire.arrived.extend_from_slice(&part);
+        self.delivered += part.len() as u64;
         if !part.is_empty() {
             self.inbound[1 - side] = now;
         }

@@ -10,7 +10,7 @@ use towline_tunnel::{
     ids::{ClusterId, InstanceId, StreamKey},
     proto::{
         CloseReason, OpenRequest, StreamId,
-        endpoint::{Endpoint, EndpointConfig, Read, Side},
+        endpoint::{Endpoint, EndpointConfig, Read, SEND_QUEUE, Side},
         ledger::Ledger,
         leg::{Leg, LegConfig},
     },
@@ -21,8 +21,6 @@ use super::{
     model::{Flow, Op, Stream},
 };
 
-/// Streams that a script may open in all.
-const MAX_STREAMS: usize = 24;
 /// Bytes that an application reads or writes at once.
 const CHUNK: u64 = 64 * 1024;
 
@@ -39,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) wire: usize,
     /// Spreads pings.
     pub(crate) jitter: u8,
+    /// Streams that may be opened in all.
+    pub(crate) streams: usize,
 }
 
 /// A stream at the relay: the leg and the id there.
@@ -59,6 +59,8 @@ pub(crate) struct World {
     pub(super) relay_ledger: Ledger,
     pub(super) streams: Vec<Stream>,
     pub(super) by_key: HashMap<StreamKey, usize>,
+    /// What applications read into.
+    buffer: Vec<u8>,
 }
 
 impl World {
@@ -86,6 +88,7 @@ impl World {
             relay_ledger: Ledger::new(config.relay_ledger),
             streams: Vec::new(),
             by_key: HashMap::new(),
+            buffer: vec![0; CHUNK as usize],
             config,
         };
         for role in 0..roles {
@@ -99,7 +102,7 @@ impl World {
     fn end(&mut self, role: usize, side: Side) -> usize {
         let config = EndpointConfig {
             side,
-            max_streams: 64,
+            max_streams: 2 * self.config.streams + 40,
             ledger: self.ledgers[role].clone(),
             instance: InstanceId::from_bytes([role as u8; 16]),
             jitter: self.config.jitter,
@@ -116,7 +119,7 @@ impl World {
             let end = self.end(role, Side::Dialler);
             let config = LegConfig {
                 side: Side::Acceptor,
-                max_streams: 64,
+                max_streams: 2 * self.config.streams + 40,
                 ledger: self.relay_ledger.clone(),
                 jitter: self.config.jitter,
             };
@@ -203,7 +206,7 @@ impl World {
     }
 
     fn open(&mut self, from: u8, to: u8, share: u8, eager: u8) {
-        if self.streams.len() >= MAX_STREAMS {
+        if self.streams.len() >= self.config.streams {
             return;
         }
         let (from, to) = match self.config.relay {
@@ -212,8 +215,10 @@ impl World {
         };
         self.ready(from);
         self.ready(to);
-        let number = self.streams.len() as u8 + 1;
-        let key = StreamKey::from_bytes([number; 16]);
+        let number = self.streams.len() as u64 + 1;
+        let mut key = [number as u8; 16];
+        key[8..].copy_from_slice(&number.to_be_bytes());
+        let key = StreamKey::from_bytes(key);
         let mut request = OpenRequest::new(key, ClusterId::from_bytes([to as u8; 32]));
         request.share = u64::from(share % 3);
         let places = [self.roles[from], self.roles[to]];
@@ -240,9 +245,10 @@ impl World {
         }
         let mut moved = false;
         let result = if flow.written < flow.goal {
-            let bytes: Vec<u8> = (flow.written..flow.goal.min(flow.written + CHUNK))
-                .map(|offset| stream.byte(dir, offset))
-                .collect();
+            // At least a byte, so that an error is met where there is no room.
+            let room = SEND_QUEUE.saturating_sub(self.ends[end].unsent(id)).clamp(1, CHUNK);
+            let to = flow.goal.min(flow.written + room);
+            let bytes: Vec<u8> = (flow.written..to).map(|offset| stream.byte(dir, offset)).collect();
             self.ends[end].write(id, &bytes).map(|taken| {
                 moved = taken > 0;
                 self.streams[s].flows[dir].written += taken as u64;
@@ -271,8 +277,8 @@ impl World {
         if stream.released[1 - dir] || stream.flows[dir].ended || stream.flows[dir].read_error.is_some() {
             return false;
         }
-        let mut buffer = vec![0; bytes.clamp(1, CHUNK) as usize];
-        match self.ends[end].read(id, &mut buffer) {
+        let buffer = &mut self.buffer[..bytes.clamp(1, CHUNK) as usize];
+        match self.ends[end].read(id, buffer) {
             Ok(Read::Bytes(n)) => {
                 let from = stream.flows[dir].read;
                 let right =
