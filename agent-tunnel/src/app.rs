@@ -205,8 +205,8 @@ impl Running {
         self.outcome.clone().unwrap_or(Ok(()))
     }
 
-    /// Takes no new streams, lets those that run go on for the drain's time, then ends them; false where some had to
-    /// be cut off unheard.
+    /// Takes no new streams, lets those that run go on for the drain's time, then ends them. False where the agent had
+    /// ended with an error before.
     pub async fn drain(mut self) -> bool {
         self.trigger.begin();
         self.ended().await.is_ok()
