@@ -98,13 +98,29 @@ async fn a_context_opens_its_own_cluster_only() {
     let away = soon("its own", other.h2().await.send(other.get("/api"))).await.unwrap();
     assert_eq!(away.status(), 404);
     assert_eq!(code(away).await, "TL-REL-004");
-    let nowhere = fixture.kubectl.h2().await;
-    let mut request = fixture.kubectl.get("/");
-    *request.uri_mut() = format!("https://{}/api", fixture.kubectl.address).parse().unwrap();
-    let mut nowhere = nowhere;
-    assert_eq!(soon("no prefix", nowhere.send(request)).await.unwrap().status(), 404);
     assert_eq!(fixture.reached(), 0);
     assert_eq!(fixture.running.served()[1].trouble.as_ref().unwrap().fault.code(), "TL-REL-004");
+}
+
+/// kubectl before 1.34 forgets the prefix in `get --raw`.
+#[tokio::test]
+async fn a_path_without_prefix_leads_to_the_cluster_of_the_certificate() {
+    let fixture = Fixture::new().await;
+    let at = |kubectl: &Kubectl, path: &str| {
+        let mut request = kubectl.get("");
+        *request.uri_mut() = format!("https://{}{path}", kubectl.address).parse().unwrap();
+        request
+    };
+    let request = at(&fixture.kubectl, "/version?x=1");
+    let response = soon("its own", fixture.kubectl.h2().await.send(request)).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(fixture.peer.script.apiserver.seen().pop().unwrap().path, "/version?x=1");
+    let away = Kubectl::new(&fixture.running.kubeconfig(), 1);
+    let response = soon("away", away.h2().await.send(at(&away, "/version"))).await.unwrap();
+    assert_eq!(code(response).await, "TL-REL-004");
+    let request = at(&fixture.kubectl, "/clusters/edge-7/version");
+    let response = soon("no id", fixture.kubectl.h2().await.send(request)).await.unwrap();
+    assert_eq!(response.status(), 404);
 }
 
 #[tokio::test]

@@ -248,7 +248,7 @@ async fn forward(
     }
     caller.scope.hosts.check(&parts)?;
     rules::check_head(&parts)?;
-    let (cluster, path) = rules::split(parts.uri.path_and_query())?;
+    let (cluster, path) = rules::split(parts.uri.path_and_query(), caller.cluster)?;
     if cluster != caller.cluster {
         let own = caller.cluster;
         return Err(Report::new(Fault::LocalCallerUnknown, format!("its certificate is for cluster {own}")));

@@ -69,13 +69,21 @@ impl Hosts {
     }
 }
 
-/// Which cluster a path leads to, and the path there, byte for byte.
+/// Where a path leads, and the path there, byte for byte: `/clusters/ID/…`, or any other path, which leads to the
+/// caller's `own` cluster. kubectl before 1.34 forgets the prefix of its server's URL in `get --raw`; the client
+/// certificate says which cluster is meant.
 ///
 /// # Errors
-/// If it does not begin with `/clusters/ID`.
-pub(super) fn split(path: Option<&PathAndQuery>) -> Result<(ClusterId, PathAndQuery), Report> {
+/// If what follows `/clusters/` is not an id.
+pub(super) fn split(
+    path: Option<&PathAndQuery>,
+    own: ClusterId,
+) -> Result<(ClusterId, PathAndQuery), Report> {
     let unknown = || Report::new(Fault::ClusterUnknown, "the path does not begin with /clusters/ID");
-    let rest = path.and_then(|path| path.as_str().strip_prefix(PREFIX)).ok_or_else(unknown)?;
+    let path = path.ok_or_else(unknown)?;
+    let Some(rest) = path.as_str().strip_prefix(PREFIX) else {
+        return if path.as_str().starts_with('/') { Ok((own, path.clone())) } else { Err(unknown()) };
+    };
     let (id, rest) = rest.split_at_checked(ID_LENGTH).ok_or_else(unknown)?;
     let id = id.parse().map_err(|_| unknown())?;
     let rest = match rest.as_bytes().first() {
@@ -207,7 +215,7 @@ mod tests {
 
     #[test]
     fn the_prefix_goes_and_the_rest_stays_byte_for_byte() {
-        let id = ClusterId::of_spki(b"k");
+        let (id, own) = (ClusterId::of_spki(b"k"), ClusterId::of_spki(b"own"));
         for rest in [
             "/api/v1/pods?labelSelector=a%3Db%2Cc&limit=500",
             "//double//slash/",
@@ -219,24 +227,25 @@ mod tests {
                 assert!(!rest.is_ascii());
                 continue;
             };
-            assert_eq!(split(Some(&path)).unwrap(), (id, rest.parse().unwrap()));
-            assert_eq!(split(Some(&path)).unwrap().1.as_str(), rest);
+            assert_eq!(split(Some(&path), own).unwrap(), (id, rest.parse().unwrap()));
+            assert_eq!(split(Some(&path), own).unwrap().1.as_str(), rest);
         }
-        let at = |text: String| split(Some(&text.parse().unwrap()));
+        let at = |text: String| split(Some(&text.parse().unwrap()), own);
         assert_eq!(at(format!("/clusters/{id}")).unwrap().1, "/");
         assert_eq!(at(format!("/clusters/{id}?x=1")).unwrap().1, "/?x=1");
         let upper = id.to_string().to_uppercase();
         for bad in [
-            "/".to_owned(),
-            "/api".to_owned(),
+            "*".to_owned(),
             "/clusters/".to_owned(),
             "/clusters/edge-7/api".to_owned(),
             format!("/clusters/{id}x/api"),
             format!("/clusters//{id}/api"),
             format!("/clusters/{upper}/api"),
-            format!("//clusters/{id}/api"),
         ] {
             assert_eq!(at(bad.clone()).unwrap_err().fault, Fault::ClusterUnknown, "{bad}");
+        }
+        for bare in ["/", "/version?timeout=32s", "/clusters", "/api//%2e", &format!("//clusters/{id}/api")] {
+            assert_eq!(at(bare.to_owned()).unwrap(), (own, bare.parse().unwrap()), "without a prefix");
         }
     }
 
