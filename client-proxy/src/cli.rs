@@ -2,6 +2,7 @@
 
 mod arguments;
 mod ask;
+mod dev;
 mod log;
 mod profile;
 mod proxy;
@@ -38,6 +39,8 @@ pub enum Command {
     Proxy(ProxyArguments),
     /// Run one command with a kubeconfig of its own for one or more clusters.
     Run(RunArguments),
+    /// Try towline on a cluster that you have: relay, agent and proxy in one process, with a stand-in for the identity provider.
+    Dev(dev::DevArguments),
 }
 
 impl Cli {
@@ -46,6 +49,7 @@ impl Cli {
         let done = match self.command {
             Command::Proxy(arguments) => proxy::execute(arguments).await,
             Command::Run(arguments) => run::execute(arguments).await,
+            Command::Dev(arguments) => dev::execute(arguments).await,
         };
         done.unwrap_or_else(|report| fail(&report))
     }

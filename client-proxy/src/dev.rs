@@ -10,7 +10,6 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -28,7 +27,7 @@ use towline_relay::{
     tls::TlsSource,
 };
 use towline_tunnel::{
-    drain::{DrainWatcher, drain},
+    drain::DrainWatcher,
     enrolment::EnrolmentToken,
     fault::{Fault, Report},
 };
@@ -212,7 +211,8 @@ impl Mint {
             let mut request = TokenRequest::new(&self.user, &groups, audience);
             request.lifetime = TOKEN_LIFE;
             let token = self.issuer.mint(&request);
-            let token = token.map_err(|error| Report::caused_by(Fault::Internal, "no token can be made", error))?;
+            let token =
+                token.map_err(|error| Report::caused_by(Fault::Internal, "no token can be made", error))?;
             write(&self.file(audience), &token)?;
         }
         Ok(())
@@ -239,9 +239,8 @@ async fn enrolment(relay: &towline_relay::app::Running) -> Result<EnrolmentToken
 }
 
 fn current_context(kubeconfig: &Path) -> Result<String, Report> {
-    let unreadable = |why: String| {
-        Report::new(Fault::KubeconfigUnreadable, format!("{}: {why}", kubeconfig.display()))
-    };
+    let unreadable =
+        |why: String| Report::new(Fault::KubeconfigUnreadable, format!("{}: {why}", kubeconfig.display()));
     let text = fs::read_to_string(kubeconfig).map_err(|error| unreadable(error.to_string()))?;
     let read: serde_norway::Value =
         serde_norway::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
@@ -280,22 +279,4 @@ fn write(path: &Path, text: &str) -> Result<(), Report> {
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .and_then(|()| fs::rename(&new, path));
     written.map_err(|error| Report::caused_by(Fault::FileUnwritable, path.display().to_string(), error))
-}
-
-/// Runs until a signal, for the command line: a drain that signals begin.
-pub async fn until_signal(
-    config: Config,
-    signal: impl Future<Output = ()>,
-    ready: impl FnOnce(&Running),
-) -> Result<(), Report> {
-    let (trigger, watcher) = drain();
-    let running = start(config, watcher).await?;
-    ready(&running);
-    let trigger = Arc::new(trigger);
-    let begin = async {
-        signal.await;
-        trigger.begin();
-    };
-    let (waited, ()) = tokio::join!(running.wait(), begin);
-    waited
 }

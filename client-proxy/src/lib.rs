@@ -6,6 +6,7 @@
 pub mod accept;
 pub mod app;
 pub mod cli;
+pub mod dev;
 pub mod dial;
 pub mod forward;
 pub mod kubeconfig;
