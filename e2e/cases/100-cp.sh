@@ -22,5 +22,5 @@ kubectl cp "$SCRATCH/tree" box:/tmp/tree
 kubectl exec box -- sh -c 'cd /tmp/tree && find . -type f | wc -l && find . -type f | sort | xargs cat | sha256sum'
 kubectl cp box:/tmp/tree "$SCRATCH/tree-back" >/dev/null
 (cd "$SCRATCH/tree-back" && find . -type f | wc -l && find . -type f | LC_ALL=C sort | xargs cat | sha256sum)
-kubectl cp "$SCRATCH/tree" box:/no/such/place >/dev/null 2>&1; echo "exit $?"
+kubectl cp box:/no/such/file "$SCRATCH/nothing" >/dev/null 2>&1; echo "exit $?"
 kubectl exec box -- rm -rf /tmp/hundred /tmp/tree

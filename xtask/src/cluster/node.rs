@@ -125,13 +125,15 @@ pub(super) fn start_kubelet(
              tlsCertFile: {}\ntlsPrivateKeyFile: {}\nauthentication:\n  anonymous: {{enabled: false}}\n  webhook: {{enabled: false}}\n  \
              x509: {{clientCAFile: {}}}\nauthorization: {{mode: AlwaysAllow}}\nfailCgroupV1: false\ncgroupDriver: cgroupfs\n\
              cgroupsPerQOS: false\nenforceNodeAllocatable: []\nfailSwapOn: false\nlocalStorageCapacityIsolation: false\n\
-             makeIPTablesUtilChains: false\nresolvConf: \"\"\nmaxPods: 200\nserializeImagePulls: false\n\
+             makeIPTablesUtilChains: false\nresolvConf: \"\"\nmaxPods: 200\npodLogsDir: {}\nserializeImagePulls: false\n\
              evictionHard: {{memory.available: 50Mi, nodefs.available: 0.5%, nodefs.inodesFree: 0.1%, imagefs.available: 0.5%}}\n\
              imageGCHighThresholdPercent: 100\nimageGCLowThresholdPercent: 99\ncontainerRuntimeEndpoint: unix://{}\n",
             free_port()?,
             at("pki/kubelet.pem"),
             at("pki/kubelet.key"),
             at("pki/ca.pem"),
+            // The usual place is the machine's: a second kubelet would clear it of what is not its own.
+            at("pod-logs"),
             containerd.socket.display(),
         ),
     )?;
