@@ -309,6 +309,9 @@ impl<S: Signal> Endpoint<S> {
             self.reset(id, CloseReason::Cancelled, "");
         } else if stream.ended.is_none() {
             stream.receive.discard();
+            if stream.receive.owes_credit() {
+                self.mark(id);
+            }
             self.end_half_closed(id);
         }
         self.forget_if_over(id);

@@ -24,7 +24,7 @@ pub struct ReceiveHalf {
     fin: bool,
     /// `received` as last said.
     said: u64,
-    /// The reader is gone: what comes is thrown away, and no more is asked for.
+    /// The reader is gone: what comes is thrown away.
     discarding: bool,
 }
 
@@ -92,7 +92,8 @@ impl ReceiveHalf {
         moved
     }
 
-    /// The reader is gone.
+    /// The reader is gone. Credit goes on: the stream lives only until what it sends has arrived, and the peer may read
+    /// only once it has written, or be gone as well.
     pub fn discard(&mut self) {
         self.discarding = true;
         self.unread.clear();
@@ -134,12 +135,12 @@ impl ReceiveHalf {
         if self.fin {
             return self.owes_received();
         }
-        !self.discarding && self.consumed + self.window - self.limit >= self.window / 8
+        self.consumed + self.window - self.limit >= self.window / 8
     }
 
     /// The numbers of a CREDIT that is sent now.
     pub fn credit(&mut self) -> (u64, u64) {
-        if !self.fin && !self.discarding {
+        if !self.fin {
             self.limit = self.limit.max(self.consumed + self.window);
         }
         self.said = self.received_now();
@@ -223,12 +224,13 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_gone_gives_no_more_credit() {
+    fn what_comes_for_a_reader_that_is_gone_is_thrown_away_and_credited() {
         let mut half = half();
         fill(&mut half, 100, false);
         half.discard();
         fill(&mut half, INITIAL_WINDOW - 100, true);
-        assert!(!half.owes_credit());
-        assert_eq!(half.credit(), (INITIAL_WINDOW, INITIAL_WINDOW));
+        assert_eq!(half.unread(), 0);
+        assert!(half.owes_credit());
+        assert_eq!(half.credit(), (INITIAL_WINDOW, 2 * INITIAL_WINDOW));
     }
 }
