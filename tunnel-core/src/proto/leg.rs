@@ -326,7 +326,7 @@ impl<R: Clone> Leg<R> {
         }
         stream.arrived = after;
         stream.fin_arrived = fin;
-        if blocked && stream.advertised < stream.far_limit {
+        if blocked && stream.passed + stream.allowance < stream.far_limit {
             // Our own clamp is what holds the sender back: more allowance, and nothing to ask of the far end.
             blocked = false;
             if stream.allowance < MAX_ALLOWANCE && stream.ledger.reserve(stream.allowance, false) {
