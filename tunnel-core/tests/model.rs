@@ -7,7 +7,9 @@ mod sim;
 
 use proptest::prelude::*;
 use sim::{Config, Op, World};
-use towline_tunnel::proto::{endpoint::BATCH, frame::MAX_PAYLOAD};
+use towline_tunnel::proto::{
+    endpoint::BATCH, frame::MAX_PAYLOAD, leg::MAX_ALLOWANCE, receive::MAX_WINDOW, send::FLOOR,
+};
 
 fn cases() -> ProptestConfig {
     let cases = std::env::var("TOWLINE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(400);
@@ -103,18 +105,55 @@ proptest! {
     }
 }
 
-#[test]
-fn t36_one_reader_that_stands_still_among_a_thousand_streams_holds_nobody_up() {
-    let config = Config {
-        relay: Some((1, 1)),
+fn large(relay: bool, relay_ledger: u64) -> Config {
+    Config {
+        relay: relay.then_some((1, 1)),
         end_ledger: 64 << 20,
-        relay_ledger: 64 << 20,
+        relay_ledger,
         wire: 64 * 1024,
         jitter: 0,
         streams: 1_000,
-    };
+    }
+}
+
+#[test]
+fn two_ends_that_finish_and_let_go_without_reading_still_come_to_an_end() {
+    for relay in [false, true] {
+        let both = |op: fn(bool) -> Op| [op(false), op(true)];
+        let mut script = vec![Op::Open { from: 0, to: 0, share: 0, eager: 0 }, Op::Pump { times: 20 }];
+        script.extend(both(|dir| Op::Write { stream: 0, dir, bytes: 100_000 }));
+        script.extend(both(|dir| Op::Finish { stream: 0, dir }));
+        script.push(Op::Pump { times: 20 });
+        script.extend(both(|side| Op::Release { stream: 0, side }));
+        World::run(Config { end_ledger: 0, relay_ledger: 0, ..large(relay, 0) }, &script);
+    }
+}
+
+#[test]
+fn t36_one_reader_that_stands_still_among_a_thousand_streams_holds_nobody_up() {
+    let config = large(true, 64 << 20);
     let alone = World::stalled(config.clone(), 999, 20_000, false);
     let beside = World::stalled(config, 999, 20_000, true);
     assert_eq!(alone.relay, 0, "{alone:?}");
     assert!(beside.rounds as f64 * 0.95 <= alone.rounds as f64, "{alone:?} {beside:?}");
+}
+
+#[test]
+fn windows_and_allowances_grow_for_a_reader_that_keeps_up() {
+    for relay in [false, true] {
+        let config = Config { wire: 16 << 20, ..large(relay, 64 << 20) };
+        let [reader, at_relay] = World::growth(config, 64 << 20);
+        assert!(reader >= MAX_WINDOW / 2, "relay {relay}: the reader promised {reader}, the relay {at_relay}");
+        assert!(!relay || at_relay >= MAX_ALLOWANCE / 4, "the reader promised {reader}, the relay {at_relay}");
+    }
+}
+
+#[test]
+fn a_relay_whose_way_on_stands_still_holds_what_its_ledger_allows_and_no_more() {
+    for (ledger, streams) in [(0, 40), (300_000, 40), (64 << 20, 10)] {
+        let held = World::held_up(large(true, ledger), streams);
+        let floors = streams as u64 * FLOOR;
+        assert!(held >= floors / 2, "{held}: the floor is never withheld");
+        assert!(held <= ledger + floors, "{held} bytes of {ledger}");
+    }
 }

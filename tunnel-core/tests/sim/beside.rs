@@ -1,6 +1,6 @@
-//! Streams beside others: a sparse one beside bulk, and many beside one that nobody reads.
+//! Streams beside others, bulk alone, and lines that stand still: how much is carried first, promised and held.
 
-use towline_tunnel::proto::{leg::MAX_ALLOWANCE, receive::MAX_WINDOW};
+use towline_tunnel::proto::{ledger::Ledger, leg::MAX_ALLOWANCE, receive::MAX_WINDOW};
 
 use super::{
     Op,
@@ -72,5 +72,56 @@ impl World {
         let beside = Beside { rounds, relay: held, ends: [place(0), place(world.roles.len() - 1)] };
         assert!(beside.relay <= MAX_ALLOWANCE && beside.ends[1] <= MAX_WINDOW);
         beside
+    }
+
+    /// The most that the reader's process and the relay promise while bulk flows to a reader that keeps up.
+    pub(crate) fn growth(config: Config, bytes: u64) -> [u64; 2] {
+        let mut world = Self::new(config);
+        world.play(&Op::Open { from: 0, to: 0, share: 0, eager: 3 });
+        world.streams[0].flows[0].goal = bytes;
+        let mut most = [0; 2];
+        while world.streams[0].flows[0].read < bytes {
+            // The lines are long: much is sent before any of it arrives.
+            let mut moved = false;
+            for _ in 0..200 {
+                for line in 0..world.lines.len() {
+                    moved |= world.send(line, 0) | world.send(line, 1);
+                }
+                moved |= world.write(0, 0);
+            }
+            // It arrives as a socket gives it, and the reader keeps up.
+            let mut arrives = true;
+            while arrives {
+                arrives = false;
+                for line in 0..world.lines.len() {
+                    arrives |= world.deliver(line, 0, 32 * 1024) | world.deliver(line, 1, 32 * 1024);
+                }
+                arrives |= world.read(0, 0, 64 * 1024);
+                moved |= arrives;
+            }
+            assert!(moved, "bulk stands still");
+            let reader = world.ledgers.last().map_or(0, Ledger::promised);
+            most = [most[0].max(reader), most[1].max(world.relay_ledger.promised())];
+        }
+        most
+    }
+
+    /// So many streams want to send on while the line between relay and agent stands still; what the relay holds.
+    pub(crate) fn held_up(config: Config, streams: usize) -> u64 {
+        let mut world = Self::new(config);
+        for n in 0..streams {
+            world.play(&Op::Open { from: 0, to: 0, share: 0, eager: 3 });
+            world.streams[n].flows[0].goal = 1;
+        }
+        while world.pump(false) {}
+        let agent = world.end_lines[world.roles[world.roles.len() - 1]];
+        world.lines[agent].wires[1].stalled = true;
+        for stream in &mut world.streams {
+            stream.flows[0].goal = 1 << 30;
+        }
+        while world.pump(false) {
+            world.check();
+        }
+        world.legs.iter().flatten().map(|leg| leg.held()).sum()
     }
 }
