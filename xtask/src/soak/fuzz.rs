@@ -108,9 +108,11 @@ fn fuzz(programs: &Path, name: &str, longest: u32, inputs: u64) -> anyhow::Resul
     let mut findings = files(&artifacts)?;
     findings.retain(|path| !before.contains(path));
     if !output.status.success() {
-        // The last lines say what happened; the artifact lets it happen again.
+        // What happened; the artifact lets it happen again.
         let lines: Vec<&str> = log.lines().collect();
-        for line in &lines[lines.len().saturating_sub(40)..] {
+        let from =
+            lines.iter().position(|line| line.contains("panicked at") || line.contains("ERROR: libFuzzer"));
+        for line in lines.iter().skip(from.unwrap_or(lines.len().saturating_sub(40))).take(40) {
             println!("   {line}");
         }
         ensure!(!findings.is_empty(), "{name} ended with {} and left no input", output.status);
