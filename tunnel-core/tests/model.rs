@@ -143,8 +143,14 @@ fn windows_and_allowances_grow_for_a_reader_that_keeps_up() {
     for relay in [false, true] {
         let config = Config { wire: 16 << 20, ..large(relay, 64 << 20) };
         let [reader, at_relay] = World::growth(config, 64 << 20);
-        assert!(reader >= MAX_WINDOW / 2, "relay {relay}: the reader promised {reader}, the relay {at_relay}");
-        assert!(!relay || at_relay >= MAX_ALLOWANCE / 4, "the reader promised {reader}, the relay {at_relay}");
+        assert!(
+            reader >= MAX_WINDOW / 2,
+            "relay {relay}: the reader promised {reader}, the relay {at_relay}"
+        );
+        assert!(
+            !relay || at_relay >= MAX_ALLOWANCE / 4,
+            "the reader promised {reader}, the relay {at_relay}"
+        );
     }
 }
 

@@ -141,3 +141,16 @@ fn a_connection_that_is_gone_keeps_no_promise_for_streams_that_nobody_took() {
     endpoint.release(taken);
     assert_eq!((endpoint.stream_count(), ledger.promised()), (0, 0));
 }
+
+#[test]
+fn a_dribble_of_bytes_that_are_read_at_once_leaves_nothing_at_an_end() {
+    let ledger = Ledger::new(1 << 20);
+    let mut endpoint = endpoint(&ledger);
+    endpoint.on_frame(open(1), Instant::now()).unwrap();
+    for _ in 0..20_000 {
+        endpoint.on_frame(data(1, "x", false), Instant::now()).unwrap();
+        assert_eq!(endpoint.read(1, &mut [0; 9]), Ok(Read::Bytes(1)));
+    }
+    let size = size(&endpoint);
+    assert!(size < 10_000, "the end's state is {size} characters");
+}

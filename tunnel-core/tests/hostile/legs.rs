@@ -5,16 +5,17 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use towline_tunnel::{
     ids::InstanceId,
-    mux::{CloseReason, Ledger, Side},
+    mux::{CloseReason, EndpointConfig, Ledger, Side},
     proto::{
         Frame, Opened, StreamId,
+        endpoint::Endpoint,
         frame::decode,
         leg::{Leg, LegConfig, LegEvent},
         send::FLOOR,
     },
 };
 
-use super::{data, open};
+use super::{data, open, request};
 
 /// The client's leg is 0, the agent's 1.
 pub(super) type Hop = (usize, StreamId);
@@ -129,4 +130,26 @@ fn a_peer_that_breaks_the_connections_rules_is_told_so() {
         }
         assert_eq!(ended, Some(reason));
     }
+}
+
+#[test]
+fn bytes_written_at_once_follow_open_without_a_round_trip() {
+    let config = EndpointConfig {
+        side: Side::Dialler,
+        max_streams: 10,
+        ledger: Ledger::new(1 << 20),
+        instance: InstanceId::random(),
+        jitter: 0,
+    };
+    let mut client: Endpoint<()> = Endpoint::new(config, Instant::now());
+    let id = client.open(request()).unwrap();
+    client.write(id, b"hello").unwrap();
+    let mut relay = Relay::new(10, 1 << 20);
+    let mut out = BytesMut::new();
+    client.fill(&mut out);
+    while let Some(frame) = decode(&mut out).unwrap() {
+        relay.takes(0, frame).unwrap();
+    }
+    let said = relay.says(1);
+    assert!(matches!(&said[..], [Frame::Open { stream: 2, .. }, Frame::Data { stream: 2, .. }]), "{said:?}");
 }
