@@ -58,6 +58,33 @@ async fn a_relay_that_is_away_is_told_and_the_proxy_works_again_once_it_is_back(
     assert_eq!(response.status(), 200);
 }
 
+/// One kubectl makes several requests one after the other: together they take no longer than the first.
+#[tokio::test]
+async fn a_relay_that_does_not_answer_holds_up_one_request_and_not_each() {
+    let mut peer = Peer::start().await;
+    let home = Home::new(&peer);
+    let (_running, kubectl, _trigger) = begin(&peer, &home).await;
+    let mut client = kubectl.h2().await;
+    peer.kill().await;
+    // The kernel accepts, and nobody ever answers.
+    let silent = tokio::net::TcpListener::bind(peer.address()).await.unwrap();
+    let begun = Instant::now();
+    for _ in 0..6 {
+        let response = soon("a refusal", client.send(kubectl.get("/api"))).await.unwrap();
+        assert_eq!(response.status(), 503);
+        assert_eq!(code(response).await, "TL-NET-004");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    drop(silent);
+    peer.resume().await;
+    soon("an answer", async {
+        while client.send(kubectl.get("/version")).await.unwrap().status() != 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_relay_that_restarts_is_waited_for() {
     let mut peer = Peer::start().await;

@@ -34,6 +34,10 @@ const STEADY: Duration = Duration::from_secs(10);
 const SPACING: Duration = Duration::from_millis(300);
 /// While the relay is away for no longer than this, requests wait for it instead of failing: it may be restarting.
 const HOLD: Duration = Duration::from_secs(10);
+/// An attempt that took this long to fail, where packets are dropped rather than refused, speaks for a while for those
+/// that follow: one kubectl makes several requests, and waits for each.
+const SLOW: Duration = Duration::from_secs(1);
+const SLOW_SPEAKS_FOR: Duration = Duration::from_secs(3);
 /// No request waits longer than this for a session.
 const PATIENCE: Duration = Duration::from_secs(13);
 /// Sessions that take no new streams, kept until theirs end.
@@ -81,6 +85,15 @@ struct View {
     attempts: u64,
     /// When the last session was lost. Before the first one nothing is known to be coming back.
     lost: Option<Instant>,
+    /// When the last attempt failed, if that took long and may pass by itself.
+    slow: Option<(Instant, Report)>,
+}
+
+impl View {
+    /// Whether nobody should wait for the relay any longer in the hope that it is just restarting.
+    fn is_given_up(&self) -> bool {
+        self.lost.is_none_or(|lost| lost.elapsed() >= HOLD)
+    }
 }
 
 struct Shared {
@@ -109,7 +122,7 @@ impl fmt::Debug for Link {
 impl Link {
     /// Begins to dial.
     pub fn start(config: LinkConfig) -> Self {
-        let view = View { state: State::Dialling, attempts: 0, lost: None };
+        let view = View { state: State::Dialling, attempts: 0, lost: None, slow: None };
         let shared = Arc::new(Shared {
             config,
             view: watch::Sender::new(view),
@@ -136,16 +149,24 @@ impl Link {
         let begun = Instant::now();
         let deadline = begun + PATIENCE;
         let mut views = self.shared.view.subscribe();
-        let seen = views.borrow_and_update().attempts;
+        let first = views.borrow_and_update().clone();
+        if let Some((at, report)) = &first.slow
+            && first.is_given_up()
+            && at.elapsed() < SLOW_SPEAKS_FOR
+        {
+            self.shared.wanted.notify_one();
+            return Err(report.clone());
+        }
+        let seen = first.attempts;
         loop {
             let view = views.borrow_and_update().clone();
+            let given_up = view.is_given_up();
             match view.state {
                 State::Up(session) if session.connection.is_open() => return Ok(session),
                 State::Up(_) | State::Dialling => {}
                 State::Down(report) => {
-                    let away = view.lost.map_or(HOLD, |lost| lost.elapsed());
                     let tried = view.attempts > seen;
-                    if tried && (!may_pass(report.fault) || away >= HOLD) {
+                    if tried && (!may_pass(report.fault) || given_up) {
                         return Err(report);
                     }
                     self.shared.wanted.notify_one();
@@ -196,7 +217,7 @@ async fn keep(shared: Arc<Shared>) {
                 }
                 shared.view.send_modify(|view| {
                     view.attempts += 1;
-                    view.lost = None;
+                    (view.lost, view.slow) = (None, None);
                     view.state = State::Up(session.clone());
                 });
                 let lost = tokio::select! {
@@ -213,7 +234,11 @@ async fn keep(shared: Arc<Shared>) {
                 lost
             }
             Err(report) => {
-                shared.view.send_modify(|view| view.attempts += 1);
+                let slow = begun.elapsed() >= SLOW && may_pass(report.fault);
+                shared.view.send_modify(|view| {
+                    view.attempts += 1;
+                    view.slow = slow.then(|| (Instant::now(), report.clone()));
+                });
                 (report, Duration::ZERO)
             }
         };
