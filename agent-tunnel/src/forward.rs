@@ -29,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use towline_identity::{Identity, Verifier, VerifyError};
 use towline_tunnel::{
-    fault::{Fault, Report},
+    fault::{Fault, Report, is_read_raw},
     head::{GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience},
     ids::{ChannelId, StreamKey},
 };
@@ -239,7 +239,7 @@ impl Exchange<'_> {
             Some(error) => {
                 let channel = self.caller.channel.map(tracing::field::display);
                 info!(channel, stream = %self.caller.stream, %error, "a request's head was refused");
-                self.refuse(&Report::from(error), true)
+                self.refuse(&Report::from(error), true, false)
             }
             None => self.judge(request).await,
         };
@@ -254,6 +254,7 @@ impl Exchange<'_> {
             path: request.uri().path().to_owned(),
             // Whatever becomes of it, nothing but the upgrade itself may follow on this connection (THREATS T9).
             last: request.headers().contains_key(header::UPGRADE),
+            read_raw: is_read_raw(request.uri().path(), request.headers()),
         };
         if asked.last {
             self.set_after(After::Refused(hyper::upgrade::on(&mut request)));
@@ -274,7 +275,7 @@ impl Exchange<'_> {
                 fault = report.fault.code(), %report, cause = cause(report), "request refused"
             ),
         }
-        answer.unwrap_or_else(|report| self.refuse(&report, asked.last))
+        answer.unwrap_or_else(|report| self.refuse(&report, asked.last, asked.read_raw))
     }
 
     async fn pass_on(
@@ -341,13 +342,13 @@ impl Exchange<'_> {
     }
 
     /// The agent's own answer.
-    fn refuse(&self, report: &Report, last: bool) -> Response<AnswerBody> {
+    fn refuse(&self, report: &Report, last: bool, read_raw: bool) -> Response<AnswerBody> {
         self.forwarder.metrics.refused(report.fault);
-        let body = Full::from(report.status_json());
-        let mut response = Response::new(Either::Left(body));
+        let answer = report.answer(read_raw);
+        let mut response = Response::new(Either::Left(Full::from(answer.body)));
         *response.status_mut() =
-            StatusCode::from_u16(report.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
         if last {
             close_after(&mut response);
         }
@@ -360,6 +361,7 @@ struct Asked {
     method: String,
     path: String,
     last: bool,
+    read_raw: bool,
 }
 
 fn close_after<B>(response: &mut Response<B>) {

@@ -150,14 +150,14 @@ fn told(body: &[u8]) -> Option<Report> {
     Some(Report::new(fault, detail))
 }
 
-/// The answer to a request that failed: a `Status` that kubectl prints as one line.
-pub fn refusal(report: &Report) -> Response<ResponseBody> {
-    let body = Full::new(Bytes::from(report.status_json())).map_err(|never| match never {}).boxed_unsync();
+/// The answer to a request that failed, which kubectl prints as one line (`towline_tunnel::fault::is_read_raw`).
+pub fn refusal(report: &Report, read_raw: bool) -> Response<ResponseBody> {
+    let answer = report.answer(read_raw);
+    let body = Full::new(Bytes::from(answer.body)).map_err(|never| match never {}).boxed_unsync();
     let mut response = Response::new(body);
-    *response.status_mut() =
-        StatusCode::from_u16(report.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_a_status_object() {
-        let response = refusal(&Report::new(Fault::AgentOffline, "edge-7"));
+        let response = refusal(&Report::new(Fault::AgentOffline, "edge-7"), false);
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
         assert!(response.body().size_hint().exact().is_some());

@@ -229,7 +229,10 @@ fn replace(arguments: &mut [String], flag: &str, value: impl Into<String>) {
 /// # Errors
 /// What was not as it must be.
 pub fn wrong_from_the_start(stage: &Stage) -> anyhow::Result<()> {
+    stage.let_in(USER)?;
     let tokens = stage.tokens(USER, &[GROUP], TOKEN_LIFETIME)?;
+    // Works, and is gone before the wrong ones begin: the role that was just assigned has arrived.
+    drop(stage.proxy("right", &tokens)?);
     let kubeconfig = stage.folder().join("wrong.kubeconfig");
     let try_with = |fault: Fault, change: &dyn Fn(&mut Vec<String>)| -> anyhow::Result<()> {
         let outcome = proxy_that_fails(stage, &tokens, "wrong", |arguments| change(arguments))?;
@@ -303,6 +306,7 @@ pub fn unusable_files(stage: &Stage) -> anyhow::Result<()> {
 pub fn one_command(stage: &Stage) -> anyhow::Result<()> {
     stage.let_in(USER)?;
     let tokens = stage.tokens(USER, &[GROUP], TOKEN_LIFETIME)?;
+    drop(stage.proxy("right", &tokens)?);
     let run = |script: &str| {
         let mut command = Command::new(&stage.programs.client);
         command

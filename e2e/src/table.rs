@@ -188,8 +188,11 @@ fn rand_u32() -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
 
-/// Rights of the user, a kind of object without a size of its own, and many objects to list.
-fn prepare(cluster: &Cluster) -> anyhow::Result<()> {
+/// Gives [`USER`] the right to everything, by their group.
+///
+/// # Errors
+/// If it can't be given.
+pub fn grant(cluster: &Cluster) -> anyhow::Result<()> {
     apply(
         cluster,
         &format!(
@@ -197,7 +200,12 @@ fn prepare(cluster: &Cluster) -> anyhow::Result<()> {
          roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}}\n\
          subjects: [{{kind: Group, apiGroup: rbac.authorization.k8s.io, name: {GROUP}}}]\n"
         ),
-    )?;
+    )
+}
+
+/// Rights of the user, a kind of object without a size of its own, and many objects to list.
+fn prepare(cluster: &Cluster) -> anyhow::Result<()> {
+    grant(cluster)?;
     apply(
         cluster,
         "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: blobs.e2e.towline.test}\n\

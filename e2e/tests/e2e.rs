@@ -36,6 +36,7 @@ fn run() -> anyhow::Result<bool> {
         Options { name: format!("e2e-{}", std::process::id()), node: true, apiserver_arguments: Vec::new() };
     let programs = Programs::build()?;
     let cluster = Cluster::up(&options)?;
+    table::grant(&cluster)?;
     let stage = runtime.block_on(Stage::set(cluster.clone(), programs));
     let passed = stage.and_then(|stage| all(&runtime, stage));
     cluster.down()?;

@@ -4,10 +4,12 @@
 //! A [`Report`] is one *occurrence*: a fault and what was seen. Messages, Kubernetes `Status` objects, exit codes
 //! and the page `docs/errors.md` are all made from the table in `fault/table.rs`, so they can't disagree.
 
+mod answer;
 mod page;
 mod report;
 mod table;
 
+pub use answer::{Answer, is_read_raw};
 pub use page::errors_page;
 pub use report::Report;
 pub use table::Fault;

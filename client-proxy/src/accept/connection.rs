@@ -27,7 +27,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use towline_tunnel::{
     drain::DrainWatcher,
-    fault::{Fault, Report},
+    fault::{Fault, Report, is_read_raw},
     head::{GuardHandle, HeadGuard, MAX_HEAD, Patience},
     ids::ClusterId,
 };
@@ -205,11 +205,12 @@ async fn answer(
 ) -> Result<Response<ResponseBody>, Infallible> {
     caller.has_asked.store(true, Ordering::Relaxed);
     let asked = request.extensions().get::<OnUpgrade>().cloned();
+    let read_raw = is_read_raw(rules::within_cluster(request.uri().path()), request.headers());
     let (mut response, copy) = match forward(&caller, request).await {
         Ok(answered) => answered,
         Err(report) => {
             tracing::info!(%report, cluster = %caller.cluster, "request failed");
-            (refusal(&report), None)
+            (refusal(&report, read_raw), None)
         }
     };
     if let Some((guard, asked)) = caller.guard.as_ref().zip(asked) {
