@@ -189,7 +189,10 @@ fn show(
     let started = Instant::now();
     let mut dev = Process::start("towline dev", &mut command, &folder.path().join("dev.log"))?;
     dev.wait_for(&["ready"], READY_WITHIN)?;
-    say(dev.log().trim_end());
+    // Its log is for programs here, and the show for people.
+    let said: Vec<String> =
+        dev.log().lines().filter(|line| !line.starts_with('{')).map(str::to_owned).collect();
+    say(&said.join("\n"));
     say(&format!("   ({:.1} s)\n", started.elapsed().as_secs_f64()));
     let namespaced = bash(
         &kubeconfig,

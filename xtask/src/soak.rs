@@ -12,6 +12,12 @@ use clap::Subcommand;
 pub enum SoakCommand {
     /// Feed every decoder and state machine millions of inputs (libFuzzer).
     Fuzz(fuzz::FuzzArguments),
+    /// Kill a random program with -9 under load, again and again: nothing hangs, nothing cut looks whole, nothing is left.
+    Kill {
+        /// Passed on; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Play random scripts against the model of the mux, many more than a test run does.
     Sim(sim::SimArguments),
 }
@@ -23,6 +29,7 @@ pub enum SoakCommand {
 pub fn run(command: SoakCommand) -> anyhow::Result<ExitCode> {
     match command {
         SoakCommand::Fuzz(arguments) => fuzz::run(&arguments),
+        SoakCommand::Kill { rest } => crate::checks::cargo_run("towline-e2e", "towline-kill", &rest),
         SoakCommand::Sim(arguments) => sim::run(&arguments),
     }
 }
