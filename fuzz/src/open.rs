@@ -24,6 +24,15 @@ pub fn run(input: &[u8]) {
         for tag in [1, 2, 3] {
             assert_eq!(fields.maybe(tag), fields.maybe(tag | CRITICAL));
         }
+        // One message has one spelling: read once more, tags rise strictly and nothing is left over.
+        let (mut rest, mut last) = (input, None);
+        while let Some((&[t1, t0, l1, l0], value)) = rest.split_first_chunk() {
+            let tag = u16::from_be_bytes([t1, t0]) & !CRITICAL;
+            assert!(last.is_none_or(|last| last < tag), "fields are repeated or out of order");
+            last = Some(tag);
+            rest = &value[usize::from(u16::from_be_bytes([l1, l0]))..];
+        }
+        assert!(rest.is_empty());
     }
 }
 

@@ -5,18 +5,49 @@ use std::time::Duration;
 use towline_tunnel::{
     ids::{ChannelId, InstanceId},
     keys::{SIGNATURE_LEN, VerifyingKey},
-    proto::CloseReason,
-    session::message::{BindMode, MAX_MESSAGE, Message, Refused, Secret, Welcome, decode, encode},
+    proto::{CloseReason, reason::MAX_DETAIL},
+    session::message::{
+        BindMode, MAX_CERTIFICATE, MAX_MESSAGE, MAX_NAME, MAX_TOKEN, Message, Refused, Secret, Welcome,
+        decode, encode,
+    },
 };
 
 /// What is read is written and read the same; nothing longer than the longest message is read.
 pub fn run(input: &[u8]) {
     if let Ok(message) = decode(input) {
         assert!(input.len() <= MAX_MESSAGE);
+        bounded(&message);
         let written = encode(&message);
         let (length, body) = written.split_at(4);
         assert_eq!(length, (body.len() as u32).to_be_bytes());
         assert!(decode(body).as_ref() == Ok(&message), "{message:?}");
+    }
+}
+
+/// No part is longer than the specification allows, and none that must say something is empty.
+fn bounded(message: &Message) {
+    let program = |text: &str| assert!(text.len() <= MAX_NAME);
+    let certificate = |der: &[u8]| assert!((1..=MAX_CERTIFICATE).contains(&der.len()));
+    match message {
+        Message::Hello { versions, .. } => assert!((1..=16).contains(&versions.len())),
+        Message::AuthClient { token, program: text, .. } => {
+            assert!((1..=MAX_TOKEN).contains(&token.reveal().len()));
+            program(text);
+        }
+        Message::AuthAgent { certificate: der, program: text, .. } => {
+            certificate(der);
+            program(text);
+        }
+        Message::Enrol { secret, program: text, .. } => {
+            assert!((1..=64).contains(&secret.reveal().len()));
+            program(text);
+        }
+        Message::Welcome(welcome) => {
+            welcome.certificate.as_deref().map_or((), certificate);
+            welcome.name.as_deref().map_or((), program);
+        }
+        Message::Refused(refused) => assert!(refused.detail.len() <= MAX_DETAIL),
+        Message::RelayHello { .. } | Message::Bind(_) => {}
     }
 }
 
