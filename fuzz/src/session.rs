@@ -43,8 +43,8 @@ fn bounded(message: &Message) {
             program(text);
         }
         Message::Welcome(welcome) => {
-            welcome.certificate.as_deref().map_or((), certificate);
-            welcome.name.as_deref().map_or((), program);
+            welcome.certificate.iter().for_each(|der| certificate(der));
+            welcome.name.iter().for_each(|text| program(text));
         }
         Message::Refused(refused) => assert!(refused.detail.len() <= MAX_DETAIL),
         Message::RelayHello { .. } | Message::Bind(_) => {}
