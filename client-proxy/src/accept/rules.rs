@@ -97,8 +97,10 @@ pub(super) fn split(
 
 /// What of a path the cluster gets, if it is one for a cluster; a look only, that checks nothing.
 pub(super) fn within_cluster(path: &str) -> &str {
-    let rest = path.strip_prefix(PREFIX).unwrap_or_default();
-    rest.find('/').map_or("", |at| &rest[at..])
+    match path.strip_prefix(PREFIX) {
+        Some(rest) => rest.find('/').map_or("", |at| &rest[at..]),
+        None => path,
+    }
 }
 
 /// Checks what could be read in two ways further on, or would not get past the agent. Over HTTP/1.1 the raw head
