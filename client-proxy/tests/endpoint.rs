@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use support::{
     Home, Kubectl, Peer,
-    kubectl::{code, empty},
+    kubectl::{code, empty, text},
     soon,
 };
 use tokio::{
@@ -70,15 +70,15 @@ async fn t26_a_web_page_gets_nothing() {
         ("127.0.0.1", "x-nothing", ""),
     ];
     for (host, name, value) in evil {
-        let mut over_h1 = fixture.kubectl.get("/api");
+        let mut over_h1 = fixture.kubectl.get("/api/v1/pods");
         over_h1.headers_mut().insert("host", host.parse().unwrap());
         over_h1.headers_mut().insert(name, value.parse().unwrap());
         let response = soon("h1", fixture.kubectl.h1().await.send(over_h1)).await.unwrap();
         assert_eq!(response.status(), 403, "{host} {name}");
         assert_eq!(code(response).await, "TL-KUB-006");
 
-        let mut over_h2 = fixture.kubectl.get("/api");
-        *over_h2.uri_mut() = format!("https://{host}{}/api", fixture.kubectl.prefix).parse().unwrap();
+        let mut over_h2 = fixture.kubectl.get("/api/v1/pods");
+        *over_h2.uri_mut() = format!("https://{host}{}/api/v1/pods", fixture.kubectl.prefix).parse().unwrap();
         over_h2.headers_mut().insert(name, value.parse().unwrap());
         let response = soon("h2", fixture.kubectl.h2().await.send(over_h2)).await.unwrap();
         assert_eq!(response.status(), 403, "{host} {name}");
@@ -90,14 +90,19 @@ async fn t26_a_web_page_gets_nothing() {
 async fn a_context_opens_its_own_cluster_only() {
     let fixture = Fixture::new().await;
     let other = Kubectl::new(&fixture.running.kubeconfig(), 1);
-    let mut request = other.get("/api");
-    *request.uri_mut() = format!("https://{}{}/api", other.address, fixture.kubectl.prefix).parse().unwrap();
+    let mut request = other.get("/api/v1/pods");
+    *request.uri_mut() =
+        format!("https://{}{}/api/v1/pods", other.address, fixture.kubectl.prefix).parse().unwrap();
     let response = soon("it", other.h2().await.send(request)).await.unwrap();
     assert_eq!(response.status(), 401);
     assert_eq!(code(response).await, "TL-KUB-005");
-    let away = soon("its own", other.h2().await.send(other.get("/api"))).await.unwrap();
+    let away = soon("its own", other.h2().await.send(other.get("/api/v1/pods"))).await.unwrap();
     assert_eq!(away.status(), 404);
     assert_eq!(code(away).await, "TL-REL-004");
+    // kubectl reads discovery without looking for a Status.
+    let words = soon("discovery", other.h2().await.send(other.get("/api"))).await.unwrap();
+    assert_eq!(words.headers()["content-type"], "text/plain; charset=utf-8");
+    assert!(text(words).await.contains("TL-REL-004"));
     assert_eq!(fixture.reached(), 0);
     assert_eq!(fixture.running.served()[1].trouble.as_ref().unwrap().fault.code(), "TL-REL-004");
 }

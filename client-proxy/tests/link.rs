@@ -70,7 +70,7 @@ async fn a_relay_that_does_not_answer_holds_up_one_request_and_not_each() {
     let silent = tokio::net::TcpListener::bind(peer.address()).await.unwrap();
     let begun = Instant::now();
     for _ in 0..6 {
-        let response = soon("a refusal", client.send(kubectl.get("/api"))).await.unwrap();
+        let response = soon("a refusal", client.send(kubectl.get("/api/v1/pods"))).await.unwrap();
         assert_eq!(response.status(), 503);
         assert_eq!(code(response).await, "TL-NET-004");
     }
@@ -134,7 +134,7 @@ async fn what_the_relay_refuses_reaches_the_person() {
         // Those that stand go on; what is refused is the next.
         let connections = peer.script.connections.lock().unwrap().clone();
         connections.iter().for_each(|connection| connection.close());
-        let response = soon("a refusal", kubectl.h2().await.send(kubectl.get("/api"))).await.unwrap();
+        let response = soon("a refusal", kubectl.h2().await.send(kubectl.get("/api/v1/pods"))).await.unwrap();
         assert_eq!(response.status(), status);
         assert_eq!(code(response).await, fault.code());
     }
@@ -153,7 +153,7 @@ async fn an_expired_relay_token_is_told_until_the_file_holds_a_new_one() {
     connections.iter().for_each(|connection| connection.close());
     until("the session ends", || connections.iter().all(|connection| !connection.is_open())).await;
     let begun = Instant::now();
-    let response = soon("a refusal", kubectl.h2().await.send(kubectl.get("/api"))).await.unwrap();
+    let response = soon("a refusal", kubectl.h2().await.send(kubectl.get("/api/v1/pods"))).await.unwrap();
     assert_eq!(response.status(), 401);
     assert_eq!(code(response).await, "TL-REL-002");
     assert!(begun.elapsed() < Duration::from_secs(5), "no waiting for what does not pass by itself");
