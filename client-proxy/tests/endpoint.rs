@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use support::{
     Home, Kubectl, Peer,
     kubectl::{code, empty, text},
-    soon,
+    soon, until,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -224,7 +224,7 @@ fn resident() -> usize {
 }
 
 /// Sends until the endpoint ends the connection.
-async fn flood(fixture: &Fixture, mut next: impl FnMut(u32) -> Vec<u8>) {
+async fn flood(fixture: &Fixture, mut next: impl AsyncFnMut(u32) -> Vec<u8>) {
     let tls = fixture.kubectl.tls(b"h2").await;
     let (mut read, mut write) = tokio::io::split(tls);
     let begin = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
@@ -233,7 +233,7 @@ async fn flood(fixture: &Fixture, mut next: impl FnMut(u32) -> Vec<u8>) {
     soon("the endpoint ends it", async {
         let send = async {
             for n in 0.. {
-                let bytes = next(n);
+                let bytes = next(n).await;
                 if write.write_all(&bytes).await.is_err() || write.flush().await.is_err() {
                     return;
                 }
@@ -257,13 +257,13 @@ async fn flood(fixture: &Fixture, mut next: impl FnMut(u32) -> Vec<u8>) {
 async fn t34_floods_of_http2_end_the_connection_and_not_the_endpoint() {
     let fixture = Fixture::new().await;
     let before = resident();
-    flood(&fixture, |n| match n {
+    flood(&fixture, async |n| match n {
         0 => frame(HEADERS, 0, 1, &small_request()),
         // A literal header without indexing, never ended.
         _ => frame(CONTINUATION, 0, 1, &[&[0x00, 1, b'a', 0x7f, 0x81, 0x7d], &[b'v'; 16_000][..]].concat()),
     })
     .await;
-    flood(&fixture, |n| {
+    flood(&fixture, async |n| {
         let stream = 2 * n + 1;
         [
             frame(HEADERS, END_HEADERS, stream, &small_request()),
@@ -273,7 +273,7 @@ async fn t34_floods_of_http2_end_the_connection_and_not_the_endpoint() {
     })
     .await;
     // Past the window.
-    flood(&fixture, |n| match n {
+    flood(&fixture, async |n| match n {
         0 => frame(HEADERS, END_HEADERS, 1, &small_request()),
         _ => frame(DATA, 0, 1, &[0; 16_384]),
     })
@@ -283,6 +283,33 @@ async fn t34_floods_of_http2_end_the_connection_and_not_the_endpoint() {
     let response = soon("others", fixture.kubectl.h2().await.send(fixture.kubectl.get("/version"))).await;
     assert_eq!(response.unwrap().status(), 200);
     assert_eq!(fixture.reached(), 0);
+}
+
+/// Empty frames need no credit, and could pile up without end.
+#[tokio::test]
+async fn t34_empty_data_without_end_is_not_taken() {
+    let fixture = Fixture::new().await;
+    let before = resident();
+    let path = format!("{}/hang", fixture.kubectl.prefix);
+    let authority = fixture.kubectl.address.to_string();
+    let mut block = vec![0x83, 0x87, 0x44, u8::try_from(path.len()).unwrap()];
+    block.extend_from_slice(path.as_bytes());
+    block.extend_from_slice(&[0x41, u8::try_from(authority.len()).unwrap()]);
+    block.extend_from_slice(authority.as_bytes());
+    flood(&fixture, async |n| match n {
+        0 => frame(HEADERS, END_HEADERS, 1, &block),
+        // What HTTP/2 always grants, less a little.
+        1..4 => frame(DATA, 0, 1, &[0; 16_384]),
+        4 => {
+            until("the request runs", || fixture.reached() == 1).await;
+            Vec::new()
+        }
+        _ => frame(DATA, 0, 1, &[]).repeat(1000),
+    })
+    .await;
+    assert_eq!(fixture.reached(), 1, "the body belongs to a request that runs");
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 64 << 20, "grown by {grown} bytes, the flooding client included");
 }
 
 #[tokio::test]
