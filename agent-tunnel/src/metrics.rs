@@ -15,6 +15,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use tokio::runtime::Handle;
 use towline_tunnel::{fault::Fault, proto::ledger::Ledger};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -95,7 +96,7 @@ impl Metrics {
             "Sessions with the relay that did not begin, by fault",
             connect_failures.clone(),
         );
-        registry.register_collector(Box::new(Buffered(ledger)));
+        registry.register_collector(Box::new(State(ledger)));
         let direction = |direction| Direction { direction };
         Self {
             sessions,
@@ -156,9 +157,9 @@ impl Drop for Present {
 }
 
 #[derive(Debug)]
-struct Buffered(Ledger);
+struct State(Ledger);
 
-impl Collector for Buffered {
+impl Collector for State {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let promised = ConstGauge::new(self.0.promised());
         let metric = encoder.encode_descriptor(
@@ -167,7 +168,16 @@ impl Collector for Buffered {
             None,
             promised.metric_type(),
         )?;
-        promised.encode(metric)
+        promised.encode(metric)?;
+        let tasks = Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
+        let tasks = ConstGauge::new(u64::try_from(tasks).unwrap_or(u64::MAX));
+        let metric = encoder.encode_descriptor(
+            "tasks",
+            "Tasks of the runtime that have not ended",
+            None,
+            tasks.metric_type(),
+        )?;
+        tasks.encode(metric)
     }
 }
 

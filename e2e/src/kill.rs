@@ -22,7 +22,9 @@ const HANG: Duration = Duration::from_secs(15);
 /// All is connected again within this time of the restart.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// After the last round everything that ended has gone within this time.
-const QUIET_WITHIN: Duration = Duration::from_secs(30);
+const QUIET_WITHIN: Duration = Duration::from_secs(100);
+/// Idle connections of pools are closed after 50 s: what is still there then stays.
+const IDLE_FOR: Duration = Duration::from_secs(65);
 /// The namespace of the load.
 const NAMESPACE: &str = "kill";
 
@@ -108,9 +110,18 @@ struct Play<'a> {
 
 /// Plays so many rounds; the same seed chooses the same victims and moments.
 ///
+/// With `patient` what is held is compared once all pools have closed what is idle, which takes minutes; without, a proxy
+/// that was just started is compared with one that was just started.
+///
 /// # Errors
 /// If the stage can't be set or restored. What towline did wrong is in the findings.
-pub fn run(stage: &mut Stage, rounds: u32, seed: u64, mut say: impl FnMut(&str)) -> anyhow::Result<Findings> {
+pub fn run(
+    stage: &mut Stage,
+    rounds: u32,
+    seed: u64,
+    patient: bool,
+    mut say: impl FnMut(&str),
+) -> anyhow::Result<Findings> {
     prepare(stage)?;
     stage.let_in(USER)?;
     let tokens = stage.tokens(USER, &[GROUP], TOKEN_LIFETIME)?;
@@ -122,7 +133,7 @@ pub fn run(stage: &mut Stage, rounds: u32, seed: u64, mut say: impl FnMut(&str))
     let warm = play.load()?;
     pause(Duration::from_millis(500));
     play.stop(warm);
-    let baseline = play.settled(None)?;
+    let baseline = play.baseline(patient)?;
     for round in 1..=rounds {
         let victim = [Victim::Relay, Victim::Agent, Victim::Proxy, Victim::Apiserver][dice.roll(4) as usize];
         let after = Duration::from_millis(50 + dice.roll(1500));
@@ -136,16 +147,15 @@ pub fn run(stage: &mut Stage, rounds: u32, seed: u64, mut say: impl FnMut(&str))
             findings.faults.len()
         ));
     }
-    let left = play.settled(Some(&baseline))?;
+    if !patient {
+        play.restart_proxy()?;
+    }
+    let left = play.settled(&baseline)?;
     for (name, before, after) in
         [("relay", baseline.0, left.0), ("agent", baseline.1, left.1), ("proxy", baseline.2, left.2)]
     {
         say(&format!("{name}: before {before:?}, after {after:?}"));
-        if after.descriptors > before.descriptors
-            || after.tasks > before.tasks
-            || after.streams > before.streams
-            || after.buffered > before.buffered
-        {
+        if !after.is_within(&before) {
             play.findings.faults.push(format!("{name} holds more than before: {before:?}, then {after:?}"));
         }
     }
@@ -205,7 +215,11 @@ impl Play<'_> {
         specifications
             .into_iter()
             .map(|(what, arguments, may_end_well)| {
-                Ok(Flight { what, child: self.kubectl(arguments)?.spawn()?, may_end_well })
+                let mut command = self.kubectl(arguments)?;
+                if what == "watch" {
+                    command.stdout(Stdio::piped());
+                }
+                Ok(Flight { what, child: command.spawn()?, may_end_well })
             })
             .collect()
     }
@@ -235,13 +249,16 @@ impl Play<'_> {
         match victim {
             Victim::Relay => self.stage.restart_relay()?,
             Victim::Agent => self.stage.restart_agent()?,
-            Victim::Proxy => {
-                self.proxy = None;
-                self.proxy = Some(self.stage.proxy("kill", &self.tokens)?);
-            }
+            Victim::Proxy => self.restart_proxy()?,
             Victim::Apiserver => self.stage.cluster.restart_apiserver()?,
         }
         self.works_again(victim, restarted)
+    }
+
+    fn restart_proxy(&mut self) -> anyhow::Result<()> {
+        self.proxy = None;
+        self.proxy = Some(self.stage.proxy("kill", &self.tokens)?);
+        Ok(())
     }
 
     /// Waits for the end of a command that was cut, and looks at how it ended.
@@ -265,8 +282,17 @@ impl Play<'_> {
         if let Some(mut stderr) = flight.child.stderr.take() {
             let _read = stderr.read_to_string(&mut said);
         }
+        let mut printed = String::new();
+        if let Some(mut stdout) = flight.child.stdout.take() {
+            let _read = stdout.read_to_string(&mut printed);
+        }
         let copied = fs::metadata(self.folder.path().join("copy")).map_or(0, |file| file.len());
         match status.code() {
+            // kubectl ends a watch with 0 whatever ended it; that it was cut must be seen in what it prints. Where the
+            // proxy itself is killed there is nobody to tell it.
+            Some(0) if flight.what == "watch" && (victim == Victim::Proxy || printed.contains("Failure")) => {
+                self.findings.cut += 1;
+            }
             Some(0) if !flight.may_end_well => self
                 .findings
                 .faults
@@ -283,7 +309,9 @@ impl Play<'_> {
                 }
             }
         }
-        let _removed = fs::remove_file(self.folder.path().join("copy"));
+        if flight.what == "cp" {
+            let _removed = fs::remove_file(self.folder.path().join("copy"));
+        }
     }
 
     /// A command is tried until one works: none may hang, and one must soon work.
@@ -322,35 +350,55 @@ impl Play<'_> {
         }
     }
 
-    /// What relay, agent and proxy hold once nothing is under way: at most what they held before, if that is known.
-    fn settled(&mut self, before: Option<&(Holds, Holds, Holds)>) -> anyhow::Result<(Holds, Holds, Holds)> {
-        let deadline = Instant::now() + QUIET_WITHIN;
-        let mut last = None;
+    fn held(&self) -> anyhow::Result<(Holds, Holds, Holds)> {
+        let proxy = self.proxy.as_ref().context("the proxy runs")?;
+        Ok((
+            holds(self.stage.relay.id(), Some(&self.stage.relay_metrics))?,
+            holds(self.stage.agent.id(), Some(&self.stage.agent_metrics))?,
+            holds(proxy.process.id(), None)?,
+        ))
+    }
+
+    /// What relay, agent and proxy hold while nothing is under way.
+    fn baseline(&mut self, patient: bool) -> anyhow::Result<(Holds, Holds, Holds)> {
+        if patient {
+            pause(IDLE_FOR);
+            return self.held();
+        }
+        self.restart_proxy()?;
+        // What the killed proxy had open is being closed: twice the same is settled.
+        let mut last = self.held()?;
         loop {
-            let proxy = self.proxy.as_ref().context("the proxy runs")?;
-            let now = (
-                holds(self.stage.relay.id(), Some(&self.stage.relay_metrics))?,
-                holds(self.stage.agent.id(), Some(&self.stage.agent_metrics))?,
-                holds(proxy.process.id(), None)?,
-            );
-            let no_more = |now: &Holds, before: &Holds| {
-                now.descriptors <= before.descriptors
-                    && now.tasks <= before.tasks
-                    && now.streams <= before.streams
-                    && now.buffered <= before.buffered
-            };
-            let settled = match before {
-                Some(before) => {
-                    no_more(&now.0, &before.0) && no_more(&now.1, &before.1) && no_more(&now.2, &before.2)
-                }
-                None => last == Some(now),
-            };
+            pause(Duration::from_secs(2));
+            let now = self.held()?;
+            if now == last {
+                return Ok(now);
+            }
+            last = now;
+        }
+    }
+
+    /// The same after the rounds: waits until it is no more than before, or long enough.
+    fn settled(&mut self, before: &(Holds, Holds, Holds)) -> anyhow::Result<(Holds, Holds, Holds)> {
+        let deadline = Instant::now() + QUIET_WITHIN;
+        loop {
+            let now = self.held()?;
+            let settled =
+                now.0.is_within(&before.0) && now.1.is_within(&before.1) && now.2.is_within(&before.2);
             if settled || Instant::now() > deadline {
                 return Ok(now);
             }
-            last = Some(now);
-            pause(Duration::from_secs(2));
+            pause(Duration::from_secs(1));
         }
+    }
+}
+
+impl Holds {
+    fn is_within(&self, before: &Self) -> bool {
+        self.descriptors <= before.descriptors
+            && self.tasks <= before.tasks
+            && self.streams <= before.streams
+            && self.buffered <= before.buffered
     }
 }
 

@@ -49,6 +49,19 @@ impl Programs {
         })
     }
 
+    /// The same programs, copied into a folder: a long run is not to change with the next build.
+    ///
+    /// # Errors
+    /// If they can't be copied.
+    pub fn copied_to(&self, folder: &Path) -> anyhow::Result<Self> {
+        let copy = |program: &Path| -> anyhow::Result<PathBuf> {
+            let to = folder.join(program.file_name().context("a program has a name")?);
+            std::fs::copy(program, &to).with_context(|| to.display().to_string())?;
+            Ok(to)
+        };
+        Ok(Self { relay: copy(&self.relay)?, agent: copy(&self.agent)?, client: copy(&self.client)? })
+    }
+
     /// A client-go informer that writes and watches; its source is `e2e/informer`.
     ///
     /// # Errors

@@ -114,7 +114,7 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
         }),
         Check::new("t39_five_rounds_of_kill_9_under_load_leave_nothing_behind", || {
             let mut stage = stage.try_borrow_mut()?;
-            let findings = kill::run(&mut stage, 5, 7, |line| println!("{line}"))?;
+            let findings = kill::run(&mut stage, 5, 7, false, |line| println!("{line}"))?;
             ensure!(findings.faults.is_empty(), "{}", findings.faults.join("\n"));
             ensure!(findings.cut > 0, "nothing was cut");
             Ok(())

@@ -33,7 +33,8 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let programs = Programs::build()?;
+    let folder = tempfile::Builder::new().prefix("towline-kill-").tempdir()?;
+    let programs = Programs::build()?.copied_to(folder.path())?;
     let options =
         Options { name: format!("kill-{}", std::process::id()), node: true, apiserver_arguments: Vec::new() };
     let cluster = Cluster::up(&options)?;
@@ -43,7 +44,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let findings = match stage {
         Ok(mut stage) => tokio::task::spawn_blocking(move || {
-            kill::run(&mut stage, arguments.rounds, arguments.seed, |line| println!("{line}"))
+            kill::run(&mut stage, arguments.rounds, arguments.seed, true, |line| println!("{line}"))
         })
         .await
         .context("a round panicked")?,
