@@ -181,8 +181,9 @@ impl Uplink {
                 Err(report) => {
                     self.metrics.connect_failed(report.fault);
                     self.turn(&report)?;
+                    let hint = report.delay();
                     self.status.send_replace(Status::Away(Some(report)));
-                    backoff.after_failure(Duration::ZERO, backoff::random())
+                    backoff.after_failure(hint, backoff::random())
                 }
             };
             tokio::select! {

@@ -8,6 +8,7 @@ pub mod blind_run;
 pub mod case;
 pub mod demo;
 pub mod kill;
+pub mod pod;
 pub mod process;
 pub mod programs;
 pub mod stage;

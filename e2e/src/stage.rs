@@ -206,12 +206,20 @@ impl Stage {
     /// # Errors
     /// If it does not become ready.
     pub fn proxy(&self, name: &str, tokens: &Tokens) -> anyhow::Result<Proxy> {
+        self.proxy_to(name, &self.cluster_id, tokens)
+    }
+
+    /// The same for the cluster with another id.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub fn proxy_to(&self, name: &str, cluster: &str, tokens: &Tokens) -> anyhow::Result<Proxy> {
         let kubeconfig = self.folder.path().join(format!("{name}.kubeconfig"));
         let mut command = Command::new(&self.programs.client);
         command
             .arg("proxy")
             .args(self.client_flags(tokens))
-            .args(["--cluster", &self.cluster_id, "--port", "0", "--kubeconfig"])
+            .args(["--cluster", cluster, "--port", "0", "--kubeconfig"])
             .arg(&kubeconfig)
             .arg("--state-dir")
             .arg(self.folder.path().join(format!("{name}.state")));

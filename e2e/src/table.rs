@@ -285,31 +285,41 @@ pub fn apply_with(cluster: &Cluster, arguments: &[&str], input: &str) -> anyhow:
     Ok(())
 }
 
+/// A kubeconfig that leads straight to kube-apiserver, with a client certificate for the user.
+///
+/// # Errors
+/// If it can't be made.
+pub fn direct_kubeconfig(
+    cluster: &Cluster,
+    folder: &Path,
+    user: &str,
+    groups: &[&str],
+) -> anyhow::Result<PathBuf> {
+    let certificate = cluster.user_certificate(user, groups)?;
+    let base64 = |text: &str| data_encoding::BASE64.encode(text.as_bytes());
+    let ca = base64(&fs::read_to_string(cluster.ca_file())?);
+    let path = folder.join(format!("{user}.direct.kubeconfig"));
+    fs::write(
+        &path,
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: direct\ncontexts: [{{name: direct, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: \"{}\", certificate-authority-data: {ca}}}}}]\n\
+             users: [{{name: u, user: {{client-certificate-data: {}, client-key-data: {}}}}}]\n",
+            cluster.server(),
+            base64(&certificate.certificate),
+            base64(&certificate.key),
+        ),
+    )?;
+    Ok(path)
+}
+
 fn direct(cluster: &Cluster, folder: &Path, namespace: &str) -> anyhow::Result<Way> {
     let folder = folder.join("direct");
     fs::create_dir_all(&folder)?;
-    let kubeconfig = |user: &str, groups: &[&str]| -> anyhow::Result<PathBuf> {
-        let certificate = cluster.user_certificate(user, groups)?;
-        let base64 = |text: &str| data_encoding::BASE64.encode(text.as_bytes());
-        let ca = base64(&fs::read_to_string(cluster.ca_file())?);
-        let path = folder.join(format!("{user}.kubeconfig"));
-        fs::write(
-            &path,
-            format!(
-                "apiVersion: v1\nkind: Config\ncurrent-context: direct\ncontexts: [{{name: direct, context: {{cluster: c, user: u}}}}]\n\
-                 clusters: [{{name: c, cluster: {{server: \"{}\", certificate-authority-data: {ca}}}}}]\n\
-                 users: [{{name: u, user: {{client-certificate-data: {}, client-key-data: {}}}}}]\n",
-                cluster.server(),
-                base64(&certificate.certificate),
-                base64(&certificate.key),
-            ),
-        )?;
-        Ok(path)
-    };
     let way = Way {
         name: "direct",
-        kubeconfig: kubeconfig(USER, &[GROUP])?,
-        restricted: kubeconfig(RESTRICTED, &[])?,
+        kubeconfig: direct_kubeconfig(cluster, &folder, USER, &[GROUP])?,
+        restricted: direct_kubeconfig(cluster, &folder, RESTRICTED, &[])?,
         namespace: namespace.to_owned(),
         folder,
     };

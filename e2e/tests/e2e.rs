@@ -6,7 +6,7 @@ use std::{cell::RefCell, process::ExitCode};
 use anyhow::{Context as _, ensure};
 use towline_e2e::{
     bad_days::{self, Trouble},
-    blind, blind_run, kill,
+    blind, blind_run, kill, pod,
     programs::Programs,
     stage::Stage,
     suite::{self, Check},
@@ -109,6 +109,7 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
         Check::new("an_apiserver_that_is_gone_is_named_and_kubectl_works_once_it_is_back", || {
             with_trouble(&|trouble, stage| trouble.without_an_apiserver(stage))
         }),
+        Check::new("the_agent_runs_in_a_pod_with_the_least_rights", || pod::run(&*stage.try_borrow()?)),
         Check::new("sigterm_ends_relay_and_agent_well", || {
             with_trouble(&|_, stage| bad_days::ends_when_told(stage))
         }),

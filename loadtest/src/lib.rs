@@ -1,1 +1,6 @@
-//! Load tests for towline: fleets of simulated agents and clients, latencies, comparison with peers.
+//! What towline costs, measured beside the direct way in one run: ratios, because machines differ and are shared.
+
+pub mod baseline;
+pub mod fleet;
+pub mod stats;
+pub mod target;

@@ -239,7 +239,8 @@ async fn keep(shared: Arc<Shared>) {
                     view.attempts += 1;
                     view.slow = slow.then(|| (Instant::now(), report.clone()));
                 });
-                (report, Duration::ZERO)
+                let hint = report.delay();
+                (report, hint)
             }
         };
         let delay = backoff.after_failure(hint, backoff::random());
