@@ -125,7 +125,10 @@ fn collect(path: &Path, found: &mut BTreeMap<String, Vec<String>>) -> anyhow::Re
     for line in text.lines() {
         let line = line.trim_start();
         let line = line.strip_prefix("async ").unwrap_or(line);
-        let Some(name) = line.strip_prefix("fn t").and_then(|rest| rest.split('(').next()) else { continue };
+        let function = line.strip_prefix("fn t").and_then(|rest| rest.split('(').next());
+        // The journeys of `e2e` are checks with a name.
+        let check = line.strip_prefix("Check::new(\"t").and_then(|rest| rest.split('"').next());
+        let Some(name) = function.or(check) else { continue };
         for part in format!("t{name}").split('_').take(3) {
             if let Some(number) = part.strip_prefix('t').and_then(|digits| digits.parse::<u32>().ok()) {
                 found.entry(format!("T{number}")).or_default().push(format!("t{name}"));
