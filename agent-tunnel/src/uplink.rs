@@ -40,7 +40,7 @@ use crate::{
 
 /// The first delay before dialling again is at most this, the longest at most that.
 const FIRST_DELAY: Duration = Duration::from_millis(500);
-const LONGEST_DELAY: Duration = Duration::from_secs(30);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
 /// A session that stood this long was a good one: what was before is forgotten.
 const STEADY: Duration = Duration::from_secs(10);
 

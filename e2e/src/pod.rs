@@ -33,7 +33,7 @@ pub fn build_static() -> anyhow::Result<PathBuf> {
         version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names its host")?;
     let target = xtask::root().join("target/towline/static");
     // With --target the flags are for the program alone, and not for what is run while building.
-    let status = Command::new(env!("CARGO"))
+    let status = Command::new("cargo")
         .args(["build", "--quiet", "--package", "towline-agent", "--bin", "towline-agent", "--target", host])
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env("CARGO_TARGET_DIR", &target)

@@ -25,7 +25,7 @@ impl Programs {
         // target/debug/PROGRAM, or target/debug/deps/TEST.
         let folder = me.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
         let folder = folder.context("this program lies in no folder")?;
-        let mut build = std::process::Command::new(env!("CARGO"));
+        let mut build = std::process::Command::new("cargo");
         build.args(["build", "--quiet"]);
         for (package, program) in
             [("towline-relay", "towline-relay"), ("towline-agent", "towline-agent"), ("towline", "towline")]

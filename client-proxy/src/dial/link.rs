@@ -27,7 +27,7 @@ use super::cause::may_pass;
 use crate::token::Tokens;
 
 /// The first delay's ceiling, and the last one's, between attempts.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// A session that stood this long has earned a fresh start.
 const STEADY: Duration = Duration::from_secs(10);
 /// Requests do not make the dialler try more often than this.
