@@ -113,12 +113,15 @@ impl StateSecret {
         for _ in 0..ATTEMPTS {
             let secret = self.read(apiserver).await?;
             let Some(pem) = secret.file(IDENTITY) else {
+                let is_new = !dir.has_identity();
                 let identity = dir.identity()?;
                 if self.write(apiserver, &secret, &[(IDENTITY, identity.to_pem().as_bytes())]).await? {
                     return Ok(());
                 }
-                // Another agent was quicker: the key that was just made is nobody's.
-                let _nobodys = std::fs::remove_file(dir.path(IDENTITY));
+                // Somebody was quicker. A key that was just made is nobody's; one that was there is the cluster's.
+                if is_new {
+                    let _nobodys = std::fs::remove_file(dir.path(IDENTITY));
+                }
                 continue;
             };
             let kept = SigningKey::from_pem(&pem).map_err(|_| {

@@ -332,6 +332,23 @@ async fn a_pod_finds_its_clusters_identity_and_relay_in_the_secret() {
     }
 }
 
+/// The folder's key is what clients have pinned; whatever else is written to the Secret meanwhile, it stays.
+#[tokio::test]
+async fn an_identity_that_was_there_outlives_a_conflict_over_the_secret() {
+    let world = World::with(with_secret(1).await).await;
+    let folder = world.folder.path().join("pod-1");
+    let kept = DataDir::open(&folder).unwrap().identity().unwrap().public();
+    let config = Config {
+        data_dir: folder.clone(),
+        state_secret: Some(StateSecret::parse("towline/state").unwrap()),
+        ..world.config()
+    };
+    let report = app::start(config).await.unwrap_err();
+    assert_eq!(report.fault, Fault::ConfigInvalid, "the Secret holds another's now: {report}");
+    assert!(DataDir::open(&folder).unwrap().has_identity());
+    assert_eq!(DataDir::open(&folder).unwrap().identity().unwrap().public(), kept);
+}
+
 #[tokio::test]
 async fn requests_go_with_the_impersonators_token_and_state_with_the_agents_own() {
     let mut world = World::with(with_secret(0).await).await;

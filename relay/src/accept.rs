@@ -341,6 +341,14 @@ async fn run<IO>(
         // The drain began while nobody knew of this session.
         conn.go_away(refused.reason, refused.delay, "");
     }
+    if let Some(agent) = conn.agent()
+        && let Err(refused) = relay.authenticator().standing(agent)
+    {
+        // It was revoked while nobody knew of this session.
+        warn!(channel = %id, instance = %agent.holder.instance, detail = refused.detail, "an agent's session was ended");
+        conn.go_away(refused.reason, refused.delay, &refused.detail);
+        conn.stop().cancel();
+    }
     let stop = conn.stop().clone();
     let closed = tokio::select! {
         closed = drive(channel, &*conn, BytesMut::new(), stop) => closed,

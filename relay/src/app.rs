@@ -42,6 +42,9 @@ const RETURN_WITHIN: Duration = Duration::from_secs(5);
 /// After the drain's deadline connections are closed, and have this long to say so.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
+/// Streams whose role has ended are looked for this often.
+const WITHDRAW_EVERY: Duration = Duration::from_secs(2);
+
 /// What a relay is started with.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -317,10 +320,15 @@ async fn follow_registry(registry: Registry, metrics: Metrics, readiness: Arc<Re
     .await;
 }
 
-/// Ends what is no longer allowed, whenever the registry changes; never returns.
+/// Ends what is no longer allowed, whenever the registry changes and now and then; ends with the registry.
 async fn withdraw(relay: Arc<Relay>, registry: Registry) {
     let mut changes = registry.changes();
-    while changes.changed().await.is_ok() {
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            // A role's end is no change.
+            () = sleep(WITHDRAW_EVERY) => {}
+        }
         let known = Arc::clone(&changes.borrow_and_update());
         for conn in relay.sessions.all() {
             if let Some(agent) = conn.agent()

@@ -151,6 +151,15 @@ impl Authenticator {
         self.throttle.failed(from);
     }
 
+    /// Whether an agent that was let in may stay, as far as the registry knows now.
+    ///
+    /// # Errors
+    /// If its instance was revoked or its cluster is gone.
+    pub fn standing(&self, agent: &AgentPeer) -> Result<(), Refused> {
+        agent.holder.standing(&self.registry.snapshot())?;
+        Ok(())
+    }
+
     /// The next certificate for an instance that holds a session.
     ///
     /// # Errors
@@ -162,7 +171,7 @@ impl Authenticator {
                 "not the key that this session proved",
             ));
         }
-        agent.holder.standing(&self.registry.snapshot())?;
+        self.standing(agent)?;
         self.enrolment.issue(&agent.holder, self.clock.now()).await
     }
 

@@ -192,6 +192,9 @@ impl RelayConn {
                 ended.push((stream, route.clone()));
             }
         }
+        if ended.is_empty() {
+            return;
+        }
         for (stream, _) in &ended {
             state.leg.reset(*stream, CloseReason::Forbidden, "the role was removed");
         }
@@ -320,14 +323,15 @@ impl RelayConn {
         };
         let Some(me) = self.me.upgrade() else { return };
         let cluster = request.cluster;
+        // Before the agent hears of it: its answer may be here before this thread goes on.
+        let mut state = self.lock();
+        state.opening.insert(stream, now);
+        state.queue.push_back((now, stream));
+        drop(state);
         match self.switchboard.connect(client, self.channel, request, Route { conn: me, stream }) {
             Ok(route) => {
                 let agent_stream = route.stream;
-                let mut state = self.lock();
-                state.leg.bind(stream, route, 0);
-                state.opening.insert(stream, now);
-                state.queue.push_back((now, stream));
-                drop(state);
+                self.lock().leg.bind(stream, route, 0);
                 self.metrics().opens.inc();
                 debug!(channel = %self.channel, stream, agent_stream, %key, %cluster, "a stream was opened");
                 // The role may have gone between the decision and now, when nobody knew of the stream.
@@ -336,6 +340,11 @@ impl RelayConn {
                 }
             }
             Err((reason, detail)) => {
+                let mut state = self.lock();
+                state.opening.remove(&stream);
+                // A flood of what is refused must not wait here for its deadline.
+                state.queue.pop_back_if(|(_, id)| *id == stream);
+                drop(state);
                 self.metrics().refused(Stage::Stream, reason);
                 info!(channel = %self.channel, stream, %cluster, reason = reason.text(), "a stream was refused");
                 self.reset(stream, reason, detail);

@@ -22,15 +22,25 @@ pub(super) enum Framing {
     },
 }
 
-/// Whether the request is for a watch: `?watch=true`, or the older `/watch/` in the path.
+/// Whether the request is for a watch: `?watch=true`, or the older `/api/v1/watch/…`. Whatever else has that word in it
+/// is not, and neither is what a proxied program answers: their ends would be taken for whole.
 pub(super) fn is_watch(target: &PathAndQuery) -> bool {
+    let segments: Vec<&str> = target.path().split('/').collect();
+    let below = match segments.as_slice() {
+        ["", "api", _, below @ ..] | ["", "apis", _, _, below @ ..] => below,
+        _ => return false,
+    };
+    // `proxy/…`, `nodes/NAME/proxy/…`, `namespaces/NAME/services/NAME/proxy/…`.
+    if [0, 2, 4].iter().any(|at| below.get(*at) == Some(&"proxy")) {
+        return false;
+    }
     let asked = target.query().is_some_and(|query| {
         query.split('&').any(|pair| {
             pair.strip_prefix("watch=")
                 .is_some_and(|value| matches!(value, "true" | "True" | "TRUE" | "1" | "t" | "T"))
         })
     });
-    asked || target.path().contains("/watch/")
+    asked || below.first() == Some(&"watch")
 }
 
 /// How the events of an answer with this head follow each other, where that is known.
@@ -98,6 +108,14 @@ mod tests {
             ("/api/v1/pods?xwatch=true", false),
             ("/api/v1/namespaces/a/pods/watch", false),
             ("/api/v1/namespaces/a/pods/p/log?follow=true", false),
+            ("/apis/apps/v1/watch/deployments", true),
+            ("/apis/apps/v1/namespaces/a/deployments?watch=true", true),
+            ("/api/v1/namespaces/watch/pods", false),
+            ("/apis/apps/v1/namespaces/watch/deployments/d", false),
+            ("/api/v1/namespaces/a/services/s/proxy/watch/all.json", false),
+            ("/api/v1/namespaces/a/services/s/proxy/export?watch=true", false),
+            ("/api/v1/nodes/n/proxy/pods?watch=true", false),
+            ("/metrics?watch=true", false),
         ] {
             assert_eq!(is_watch(&target.parse().unwrap()), watches, "{target}");
         }
