@@ -16,6 +16,7 @@ use towline_agent::{
     dial::ApiserverConfig,
     forward::Clock,
     secret::StateSecret,
+    state::DataDir,
 };
 use towline_identity::dev::{DevIssuer, TokenRequest};
 use towline_tunnel::{
