@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// A peer's hint counts up to this: whoever speaks once must not silence others for good.
+pub const MAX_HINT: Duration = Duration::from_secs(600);
+
 /// Delays between attempts: random between nothing and a ceiling that doubles ("full jitter").
 ///
 /// A peer's hint comes on top: at least that long, plus as much again by chance.
@@ -22,6 +25,7 @@ impl Backoff {
     pub fn after_failure(&mut self, hint: Duration, random: u64) -> Duration {
         let ceiling = self.base.saturating_mul(1 << self.failures.min(20)).min(self.cap);
         self.failures = self.failures.saturating_add(1);
+        let hint = hint.min(MAX_HINT);
         let share = |limit: Duration| limit.mul_f64(random as f64 / u64::MAX as f64);
         if hint.is_zero() { share(ceiling) } else { hint + share(hint.max(ceiling)) }
     }
@@ -60,5 +64,6 @@ mod tests {
         let hint = Duration::from_secs(10);
         assert_eq!(backoff.after_failure(hint, 0), hint);
         assert_eq!(backoff.after_failure(hint, u64::MAX), 2 * hint);
+        assert_eq!(backoff.after_failure(Duration::from_millis(u64::MAX), 0), MAX_HINT);
     }
 }

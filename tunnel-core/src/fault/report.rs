@@ -1,10 +1,14 @@
 //! One occurrence of a fault, as a person or kubectl sees it.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use serde_json::json;
 
 use super::Fault;
+use crate::backoff::MAX_HINT;
 
 /// A fault that happened: which one, and what was seen.
 ///
@@ -38,7 +42,7 @@ impl Report {
     /// The same, with a peer's wish when to be asked again; nothing where it is zero.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
-        self.delay = delay;
+        self.delay = delay.min(MAX_HINT);
         self
     }
 
@@ -101,10 +105,26 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "towline {}: {}", self.fault.hop().name(), self.fault.title())?;
         if !self.detail.is_empty() {
-            write!(f, " ({})", self.detail)?;
+            f.write_str(" (")?;
+            // It may be a peer's words, and this goes to people's terminals.
+            for c in self.detail.chars() {
+                f.write_char(match c {
+                    c if c.is_whitespace() => ' ',
+                    c if is_printed(c) => c,
+                    _ => char::REPLACEMENT_CHARACTER,
+                })?;
+            }
+            f.write_str(")")?;
         }
         write!(f, " [{}]. To fix ({}): {}", self.fault.code(), self.fault.who().name(), self.fault.remedy())
     }
+}
+
+/// Whether a terminal shows this and does nothing else: no escape sequences, no lines of somebody else's, no text in
+/// another order than it stands.
+fn is_printed(c: char) -> bool {
+    !c.is_control()
+        && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 impl std::error::Error for Report {
@@ -137,6 +157,15 @@ mod tests {
         let report = report.retry_after(Duration::from_millis(2500));
         let status: serde_json::Value = serde_json::from_str(&report.clone().status_json()).unwrap();
         assert_eq!(status["details"]["retryAfterSeconds"], 2);
+    }
+
+    #[test]
+    fn a_peers_words_do_nothing_to_a_terminal() {
+        let words = "no\u{1b}]0;title\u{7} \u{9b}2J\r\nerror: \u{202e}ok é";
+        let report = Report::new(Fault::ClusterUnknown, words);
+        for text in [report.to_string(), report.clone().status_json()] {
+            assert!(!text.contains(|c: char| !is_printed(c)) && text.contains("ok é"), "{text:?}");
+        }
     }
 
     #[test]

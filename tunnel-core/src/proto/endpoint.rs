@@ -20,7 +20,7 @@ use super::{
     schedule::Scheduler,
     send::SendHalf,
 };
-use crate::ids::InstanceId;
+use crate::{backoff::MAX_HINT, ids::InstanceId};
 
 /// Bytes that the application may queue on a stream beyond what was sent.
 pub const SEND_QUEUE: u64 = 128 * 1024;
@@ -394,7 +394,8 @@ impl<S: Signal> Endpoint<S> {
             Frame::Ping { token } => self.link.ping(token),
             Frame::Pong { .. } | Frame::Ignored => {}
             Frame::GoAway { last, reason, delay_ms, detail } => {
-                self.on_goaway(GoAway { last, reason, delay: Duration::from_millis(delay_ms.into()), detail })
+                let delay = Duration::from_millis(delay_ms.into()).min(MAX_HINT);
+                self.on_goaway(GoAway { last, reason, delay, detail });
             }
             Frame::Control { payload } => {
                 if self.control_in.len() >= MAX_CONTROL {
