@@ -7,12 +7,12 @@ use tokio::{
     time::timeout,
 };
 use towline_tunnel::{
-    ids::ChannelId,
+    ids::{ChannelId, InstanceId},
     keys::SigningKey,
     proto::CloseReason,
     session::{
         AcceptError, Identify, RelayIdentity, Welcome, accept, connect,
-        message::{MAX_MESSAGE, Message, Secret, decode, encode},
+        message::{MAX_CERTIFICATE, MAX_MESSAGE, MAX_TOKEN, Message, Secret, decode, encode},
     },
 };
 
@@ -92,4 +92,32 @@ async fn a_token_longer_than_the_wire_carries_is_an_error_and_not_a_panic() {
         assert_eq!(report.fault, towline_tunnel::fault::Fault::RelayTokenRefused, "{report}");
         assert!(accepted.is_err());
     }
+}
+
+#[test]
+fn tokens_and_certificates_have_a_length_and_no_more_than_allowed() {
+    let key = SigningKey::generate().public();
+    let program = || "towline".to_owned();
+    let client = |length| Message::AuthClient {
+        token: Secret::new(vec![b'x'; length]),
+        run_key: key,
+        proof: [1; 64],
+        program: program(),
+    };
+    let agent = |length| Message::AuthAgent {
+        cluster: key,
+        instance: InstanceId::random(),
+        key,
+        certificate: vec![7; length],
+        proof: [1; 64],
+        program: program(),
+    };
+    let reads = |message: Message| decode(&encode(&message)[4..]).is_ok();
+    for length in [0, MAX_TOKEN + 1] {
+        assert!(!reads(client(length)), "a token of {length} bytes");
+    }
+    for length in [0, MAX_CERTIFICATE + 1] {
+        assert!(!reads(agent(length)), "a certificate of {length} bytes");
+    }
+    assert!(reads(client(1)) && reads(client(MAX_TOKEN)) && reads(agent(MAX_CERTIFICATE)));
 }
