@@ -127,7 +127,7 @@ impl TokenFile {
     pub fn current(&self, now: SystemTime) -> Result<Token, Report> {
         let token = self.token()?;
         match token.expires {
-            Some(end) if now > end + SKEW => Err(Report::new(
+            Some(end) if end.checked_add(SKEW).is_some_and(|end| now > end) => Err(Report::new(
                 self.purpose.expired(),
                 format!("{}, ended at {}", self.path.display(), at(end)),
             )),
@@ -278,6 +278,8 @@ mod tests {
         assert_eq!(relay.fault, Fault::RelayTokenExpired);
         assert!(relay.to_string().contains("1970-01-01T00:16:40Z"), "{relay}");
         assert_eq!(tokens.for_cluster(after(1061)).unwrap_err().fault, Fault::ClusterTokenExpired);
+        let (_folder, endless) = self::tokens("r", &jwt(r#"{"exp":9223372036854775807}"#));
+        endless.for_cluster(NOW).unwrap();
     }
 
     /// Whatever the relay says its audience is, the client asks only its own files.
