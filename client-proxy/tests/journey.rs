@@ -398,6 +398,23 @@ async fn t09_a_refused_upgrade_is_passed_back_and_nothing_follows_it() {
     assert_eq!(fixture.seen_of("/smuggled"), 0);
 }
 
+/// `Upgrade` that no `Connection` names is no request for one; what follows it could be read in two ways all the same.
+#[tokio::test]
+async fn t09_an_upgrade_that_nobody_asked_for_ends_its_connection() {
+    let fixture = Fixture::new().await;
+    let mut tls = fixture.kubectl.tls(b"http/1.1").await;
+    let (prefix, host) = (&fixture.kubectl.prefix, fixture.kubectl.address);
+    let head = format!(
+        "GET {prefix}/unauthorized HTTP/1.1\r\nHost: {host}\r\nUpgrade: SPDY/3.1\r\n\r\n\
+         GET {prefix}/smuggled HTTP/1.1\r\nHost: {host}\r\n\r\n"
+    );
+    tls.write_all(head.as_bytes()).await.unwrap();
+    let mut got = Vec::new();
+    soon("the answer and the end", tls.read_to_end(&mut got)).await.unwrap();
+    assert_eq!(String::from_utf8(got).unwrap().matches("HTTP/1.1").count(), 1);
+    assert_eq!(fixture.seen_of("/smuggled"), 0);
+}
+
 #[tokio::test]
 async fn an_upgrade_over_http2_is_refused_with_a_reason() {
     let fixture = Fixture::new().await;

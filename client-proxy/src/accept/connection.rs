@@ -9,7 +9,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{CONNECTION, UPGRADE},
+};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -205,6 +208,8 @@ async fn answer(
 ) -> Result<Response<ResponseBody>, Infallible> {
     caller.has_asked.store(true, Ordering::Relaxed);
     let asked = request.extensions().get::<OnUpgrade>().cloned();
+    // With or without `Connection: upgrade`, which hyper asks for: the guard lets nothing pass behind it.
+    let is_last = request.headers().contains_key(UPGRADE);
     let read_raw = is_read_raw(rules::within_cluster(request.uri().path()), request.headers());
     let (mut response, copy) = match forward(&caller, request).await {
         Ok(answered) => answered,
@@ -213,14 +218,15 @@ async fn answer(
             (refusal(&report, read_raw), None)
         }
     };
+    if is_last && caller.guard.is_some() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        // The guard, left undecided, lets nothing more pass (THREATS T9), and the connection ends after this
+        // answer. Told of the refusal it would end the input at once, which hyper takes for a client that left.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Some((guard, asked)) = caller.guard.as_ref().zip(asked) {
         let then = copy.unwrap_or_else(|| Box::pin(end(asked)));
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             guard.answered_upgrade(true);
-        } else {
-            // The guard, left undecided, lets nothing more pass (THREATS T9), and the connection ends after this
-            // answer. Told of the refusal it would end the input at once, which hyper takes for a client that left.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         *caller.upgraded.lock().unwrap_or_else(PoisonError::into_inner) = Some(then);
     }
