@@ -24,9 +24,9 @@ pub use log::{Level, start as start_log};
 #[derive(Debug, Parser)]
 #[command(name = "towline", version, about, arg_required_else_help = true)]
 pub struct Cli {
-    /// How much to log, to stderr: as text on a terminal, as JSON otherwise.
-    #[arg(long, global = true, value_enum, default_value_t = Level::Info)]
-    pub log: Level,
+    /// How much to log, to stderr: as text on a terminal, as JSON otherwise [default: info for `proxy`, warn otherwise].
+    #[arg(long, global = true, value_enum)]
+    pub log: Option<Level>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -44,6 +44,14 @@ pub enum Command {
 }
 
 impl Cli {
+    /// How much is logged: a proxy runs for long, and the others have something else to show.
+    pub fn level(&self) -> Level {
+        self.log.unwrap_or(match self.command {
+            Command::Proxy(_) => Level::Info,
+            Command::Run(_) | Command::Dev(_) => Level::Warn,
+        })
+    }
+
     /// Does it. Says what went wrong, and returns the exit code that stands for it.
     pub async fn execute(self) -> ExitCode {
         let done = match self.command {

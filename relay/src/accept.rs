@@ -31,6 +31,7 @@ use towline_tunnel::{
     mux::{Side, drive},
     proto::{CloseReason, leg::LegConfig},
     session::{self, AcceptError, Channel, Exporter, control::Control},
+    ticket::SKEW,
 };
 use tracing::{debug, info, warn};
 
@@ -377,7 +378,8 @@ async fn renew(conn: &RelayConn, mut questions: mpsc::Receiver<Renewal>, relay: 
 /// A client's session takes no new streams once its token is expired; never returns.
 async fn expire(conn: &RelayConn, relay: &Relay) {
     let Some(client) = conn.client() else { return std::future::pending().await };
-    let left = client.expires_at.duration_since(relay.clock().now()).unwrap_or_default();
+    // As the verifier counts, which let it in: clocks may differ by so much.
+    let left = (client.expires_at + SKEW).duration_since(relay.clock().now()).unwrap_or_default();
     sleep(left).await;
     conn.go_away(CloseReason::TokenExpired, Duration::ZERO, "");
     std::future::pending().await

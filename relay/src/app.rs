@@ -352,5 +352,8 @@ async fn withdraw(relay: Arc<Relay>, registry: Registry) {
 }
 
 async fn keep_keys_fresh(relay: Arc<Relay>) {
+    if let Err(error) = relay.authenticator.verifier().refresh().await {
+        warn!(%error, "the issuer's keys can't be had yet (check --oidc-issuer-url and --oidc-ca-file); they are asked for again when a token needs them");
+    }
     relay.authenticator.verifier().keep_fresh().await;
 }

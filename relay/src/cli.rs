@@ -77,6 +77,20 @@ impl Place {
         Ok(Registry::open(&self.data_dir).await?)
     }
 
+    /// The keys of a relay that served from here at least once: nobody is to pin those of a mistyped folder.
+    fn existing_keys(&self) -> Result<RelayKeys, Report> {
+        if !RelayKeys::exist(&self.data_dir) {
+            return Err(Report::new(
+                Fault::FileUnreadable,
+                format!(
+                    "no relay's keys are in {}: give the --data-dir of a relay that was started once",
+                    self.data_dir.display()
+                ),
+            ));
+        }
+        self.keys()
+    }
+
     fn keys(&self) -> Result<RelayKeys, Report> {
         RelayKeys::load_or_create(&self.data_dir)
     }
@@ -114,7 +128,7 @@ async fn run(command: Command) -> Result<(), Report> {
     let now = SystemTime::now();
     match command {
         Command::Serve(serve) => serve.run().await,
-        Command::Key(place) => print(&place.keys()?.identity_hash().to_string()),
+        Command::Key(place) => print(&place.existing_keys()?.identity_hash().to_string()),
         Command::Enroll(enroll) => enroll.run(now).await,
         Command::Clusters(clusters) => clusters.run(now).await,
         Command::Instances(instances) => instances.run(now).await,

@@ -1,6 +1,7 @@
 //! Where a client's stream goes: decides, signs the ticket, picks the agent's session and opens the stream on it.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, hash_map::RandomState},
     hash::BuildHasher as _,
     sync::{Arc, Mutex, PoisonError},
@@ -31,7 +32,7 @@ const TICKET_USED_FOR: Duration = Duration::from_secs(60);
 const MAX_TICKETS: usize = 16 * 1024;
 
 /// Why a stream is refused, and a few words for the person.
-pub type Refusal = (CloseReason, &'static str);
+pub type Refusal = (CloseReason, Cow<'static, str>);
 
 /// Connects clients' streams with agents.
 #[derive(Debug)]
@@ -87,11 +88,16 @@ impl Switchboard {
         // As the verifier counts, which let the session in: clocks may differ by so much.
         let ends = client.expires_at + SKEW;
         if now >= ends {
-            return Err((CloseReason::TokenExpired, "the token of this session is expired"));
+            return Err((CloseReason::TokenExpired, "the token of this session is expired".into()));
         }
         match self.access.decide(&client.caller, cluster, now) {
             Decision::Allow { until, .. } => Ok(until.map_or(ends, |until| until.min(ends))),
-            Decision::Deny(reason) => Err((reason, "")),
+            // What they are called here is what an administrator needs to let them in.
+            Decision::Deny(CloseReason::Forbidden) => Err((
+                CloseReason::Forbidden,
+                format!("the relay knows you as user {}", client.caller.username).into(),
+            )),
+            Decision::Deny(reason) => Err((reason, "".into())),
         }
     }
 
@@ -107,14 +113,16 @@ impl Switchboard {
         from: Route,
     ) -> Result<Route, Refusal> {
         let until = self.allowed(client, request.cluster)?;
-        let agent = self.sessions.agent_of(request.cluster).ok_or((CloseReason::AgentOffline, ""))?;
+        let agent = self.sessions.agent_of(request.cluster).ok_or((CloseReason::AgentOffline, "".into()))?;
         request.channel = Some(channel);
         // Opaque and different in each run: agents can be fair to users without learning who they are.
         request.share = self.shares.hash_one(&client.caller.principal);
         request.ticket = Some(self.ticket(&client.caller, client.run_key.hash(), request.cluster, until));
         let stream = agent.open(request, from).map_err(|reason| match reason {
-            CloseReason::LimitReached => (reason, "too many streams of the agent (--max-streams-per-agent)"),
-            _ => (CloseReason::AgentOffline, "the agent is going away"),
+            CloseReason::LimitReached => {
+                (reason, "too many streams of the agent (--max-streams-per-agent)".into())
+            }
+            _ => (CloseReason::AgentOffline, "the agent is going away".into()),
         })?;
         Ok(Route { conn: agent, stream })
     }

@@ -346,8 +346,11 @@ impl RelayConn {
                 state.queue.pop_back_if(|(_, id)| *id == stream);
                 drop(state);
                 self.metrics().refused(Stage::Stream, reason);
-                info!(channel = %self.channel, stream, %cluster, reason = reason.text(), "a stream was refused");
-                self.reset(stream, reason, detail);
+                info!(
+                    channel = %self.channel, stream, %cluster, principal = client.caller.principal, reason = reason.text(),
+                    "a stream was refused"
+                );
+                self.reset(stream, reason, &detail);
             }
         }
     }

@@ -33,6 +33,11 @@ impl RelayKeys {
         Ok(Self { identity: key(IDENTITY)?, tickets: key(TICKETS)?, authority: key(AUTHORITY)? })
     }
 
+    /// Whether a relay has its identity in this folder.
+    pub fn exist(data_dir: &Path) -> bool {
+        data_dir.join(IDENTITY).exists()
+    }
+
     /// What clients and agents pin.
     pub fn identity_hash(&self) -> KeyHash {
         self.identity.public().hash()

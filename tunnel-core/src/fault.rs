@@ -17,6 +17,8 @@ pub use table::Fault;
 /// The part of the journey in which a fault shows itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hop {
+    /// The program that says so, whichever it is: its flags and files.
+    Here,
     /// The person's machine: `towline` itself, its local endpoint, its files.
     Client,
     /// Between a dialler and the relay.
@@ -33,6 +35,7 @@ impl Hop {
     /// The hop's name as messages and logs print it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Here => "here",
             Self::Client => "client",
             Self::Network => "network",
             Self::Relay => "relay",

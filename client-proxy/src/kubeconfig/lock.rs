@@ -30,7 +30,7 @@ impl Lock {
     }
 
     pub(super) fn take_within(given: &Path, resolved: &Path, patience: Duration) -> Result<Self, Report> {
-        let mut names = vec![lock_name(given), lock_name(resolved)];
+        let mut names = vec![lock_name(&in_real_folder(given)), lock_name(resolved)];
         // One order for everybody, so that two who want both never wait for each other.
         names.sort();
         names.dedup();
@@ -51,6 +51,15 @@ impl Drop for Lock {
                 tracing::warn!(lock = %name.display(), %error, "a kubeconfig lock stays behind");
             }
         }
+    }
+}
+
+/// The file in its folder's own name: a relative path, or one through a link, is no other lock than the plain one.
+fn in_real_folder(file: &Path) -> PathBuf {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (fs::canonicalize(folder), file.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => file.to_owned(),
     }
 }
 

@@ -269,6 +269,18 @@ fn t28_through_a_symbolic_link_the_file_it_leads_to_is_replaced() {
     assert!(!dangling.path("nowhere").exists());
 }
 
+/// One file under two names would be locked twice, and wait for itself.
+#[test]
+fn t28_a_folder_that_is_a_link_is_no_second_lock() {
+    let home = Home::new();
+    fs::create_dir(home.path("real")).unwrap();
+    fs::write(home.path("real/config"), THEIRS).unwrap();
+    symlink(home.path("real"), home.path("linked")).unwrap();
+    let merged = Location::file(home.path("linked/config")).merge(&[entry("edge-7")]).unwrap();
+    merged.restore().unwrap();
+    assert_eq!(fs::read_to_string(home.path("real/config")).unwrap(), THEIRS);
+}
+
 #[test]
 fn t28_a_lock_that_stays_is_named_and_nothing_is_written() {
     let (home, _) = Home::with(THEIRS);

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 
-use super::Fault;
+use super::{Fault, Hop};
 use crate::backoff::MAX_HINT;
 
 /// A fault that happened: which one, and what was seen.
@@ -103,7 +103,10 @@ impl Clone for Report {
 impl fmt::Display for Report {
     /// `towline relay: cluster is not known (edge-7) [TL-REL-004]. To fix (you): …`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "towline {}: {}", self.fault.hop().name(), self.fault.title())?;
+        match self.fault.hop() {
+            Hop::Here => write!(f, "towline: {}", self.fault.title())?,
+            hop => write!(f, "towline {}: {}", hop.name(), self.fault.title())?,
+        }
         if !self.detail.is_empty() {
             f.write_str(" (")?;
             // It may be a peer's words, and this goes to people's terminals.

@@ -36,19 +36,19 @@ macro_rules! faults {
 
 faults! {
     // CFG: flags, files and values of the program that was started.
-    ConfigInvalid = "TL-CFG-001", Client, Usage, You,
+    ConfigInvalid = "TL-CFG-001", Here, Usage, You,
         "a setting is wrong", "A flag, a file or a value can't be used as it stands.",
         "correct the named setting; `--help` describes it";
-    FileUnreadable = "TL-CFG-002", Client, Usage, You,
+    FileUnreadable = "TL-CFG-002", Here, Usage, You,
         "a file can't be read", "The file is missing, has other permissions, or isn't what it should be.",
         "check the named file's path, owner and content";
-    FileUnwritable = "TL-CFG-003", Client, Usage, You,
+    FileUnwritable = "TL-CFG-003", Here, Usage, You,
         "a file can't be written", "The folder is read-only, full, or belongs to someone else.",
         "make the named place writable for this user, or name another one";
-    PortBusy = "TL-CFG-004", Client, Usage, You,
+    PortBusy = "TL-CFG-004", Here, Usage, You,
         "the port is in use", "Another program (perhaps another towline) listens on this address.",
-        "stop the other program, or choose another port (`--port 0` takes a free one)";
-    TokenFileUnusable = "TL-CFG-005", Client, Unauthenticated, You,
+        "stop the other program, or choose another port (`--port 0` of towline, or port 0 in `--listen` or `--metrics-listen`, takes a free one)";
+    TokenFileUnusable = "TL-CFG-005", Here, Unauthenticated, You,
         "the token file can't be used", "The file is missing, empty, or holds something that is not one token.",
         "write a fresh token to the named file; it is read again when it changes";
     ClusterUnconfirmed = "TL-CFG-006", Client, Untrusted, You,
@@ -152,6 +152,9 @@ faults! {
     RelayTimeout = "TL-REL-011", Relay, Timeout, You,
         "the relay did not answer in time", "The connection stands, and no answer came.",
         "try again; look at the relay's log";
+    RelayIssuerUnreachable = "TL-REL-012", Relay, Unavailable, RelayAdmin,
+        "the relay can't fetch the identity provider's keys", "It can't reach the issuer, or does not trust its certificate.",
+        "look at the relay's log for the cause; check its --oidc-issuer-url, --oidc-ca-file and network";
 
     // AGT: the agent's answers.
     AgentCredential = "TL-AGT-001", Agent, Unavailable, ClusterAdmin,

@@ -92,7 +92,7 @@ reasons! {
     /// The registry can't be asked.
     RegistryUnavailable = 24 => RelayDatabase, "registry unavailable";
     /// The issuer's keys can't be fetched, so no token can be judged.
-    IssuerUnavailable = 25 => IssuerUnreachable, "identity provider unreachable";
+    IssuerUnavailable = 25 => RelayIssuerUnreachable, "identity provider unreachable";
     /// The identity that holds the session was replaced or withdrawn.
     Revoked = 26 => AgentCertificateRefused, "revoked";
     /// Neither bytes nor acknowledgements came for too long.
