@@ -104,7 +104,7 @@ async fn an_agent_enrols_once_and_comes_back_by_its_clusters_key() {
     agent.connected(WITHIN).await.unwrap();
     let session = world.relay.session().await;
     assert_eq!(session.by, "token");
-    assert_eq!(parts(&world.get(&agent, &session, "/api").await), (200, "{}"));
+    assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await), (200, "{}"));
     let Status::Connected { name, .. } = agent.status().borrow().clone() else { panic!("not connected") };
     assert_eq!(name.as_deref(), Some("edge-7"));
     let (cluster, instance) = (agent.cluster(), session.instance);
@@ -114,7 +114,11 @@ async fn an_agent_enrols_once_and_comes_back_by_its_clusters_key() {
     let session = world.relay.session().await;
     assert_eq!((session.by, agent.cluster()), ("join", cluster));
     assert_ne!(session.instance, instance, "a process is an instance of its own");
-    assert_eq!(parts(&world.get(&agent, &session, "/api").await).0, 200, "the pinned key judges tickets");
+    assert_eq!(
+        parts(&world.get(&agent, &session, "/api/v1/pods").await).0,
+        200,
+        "the pinned key judges tickets"
+    );
 }
 
 #[tokio::test]
@@ -125,7 +129,7 @@ async fn a_session_that_was_lost_is_replaced_by_the_same_instance_with_its_certi
     first.cut.cancel();
     let second = world.relay.session().await;
     assert_eq!((second.by, second.instance), ("certificate", first.instance));
-    assert_eq!(parts(&world.get(&agent, &second, "/api").await).0, 200);
+    assert_eq!(parts(&world.get(&agent, &second, "/api/v1/pods").await).0, 200);
     // Withdrawn: the cluster's key vouches for another instance.
     world.relay.manner.lock().unwrap().certificates = false;
     second.cut.cancel();
@@ -226,7 +230,7 @@ async fn when_the_relay_goes_a_replacement_is_dialled_while_streams_go_on() {
     let agent = world.start().await;
     let old = world.relay.session().await;
     let mut watch = world.connect(&agent, &old).await;
-    watch.write_all(world.head("GET /x?watch=true").as_bytes()).await.unwrap();
+    watch.write_all(world.head("GET /api/v1/pods?watch=true").as_bytes()).await.unwrap();
     read_until(&mut watch, "{}\n\r\n").await;
     old.connection.go_away(CloseReason::Draining, Duration::ZERO, "");
     let new = world.relay.session().await;
@@ -244,7 +248,7 @@ async fn an_agent_that_drains_says_so_finishes_and_ends() {
     let agent = app::start(config).await.unwrap();
     let session = world.relay.session().await;
     let mut streams = Vec::new();
-    for line in ["GET /x?watch=true", "GET /log?follow=true"] {
+    for line in ["GET /api/v1/pods?watch=true", "GET /log?follow=true"] {
         let mut stream = world.connect(&agent, &session).await;
         stream.write_all(world.head(line).as_bytes()).await.unwrap();
         read_until(&mut stream, "{}\n\r\n").await;
@@ -361,18 +365,18 @@ async fn requests_go_with_the_impersonators_token_and_state_with_the_agents_own(
     let agent = app::start(config).await.unwrap();
     let session = world.relay.session().await;
     for _ in 0..3 {
-        assert_eq!(parts(&world.get(&agent, &session, "/api").await).0, 200);
+        assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await).0, 200);
     }
     let seen = world.cap.seen().concat();
     let heads: Vec<_> = seen.split("\r\n\r\n").collect();
     for head in &heads {
-        if head.contains("GET /api HTTP") {
+        if head.contains("GET /api/v1/pods HTTP") {
             assert!(head.contains("authorization: Bearer deputy-token"), "{head}");
         } else if head.contains("authorization: ") {
             assert!(head.contains("authorization: Bearer agent-token"), "{head}");
         }
     }
-    assert_eq!(seen.matches("GET /api HTTP").count(), 3);
+    assert_eq!(seen.matches("GET /api/v1/pods HTTP").count(), 3);
     assert_eq!(seen.matches("POST ").count(), 1, "a token is kept while it is good");
 }
 
@@ -384,7 +388,7 @@ async fn an_impersonator_that_gives_no_token_is_told_as_the_agents_fault() {
     let config = Config { impersonator: Some("towline/deputy".into()), ..world.config() };
     let agent = app::start(config).await.unwrap();
     let session = world.relay.session().await;
-    let answer = world.get(&agent, &session, "/api").await;
+    let answer = world.get(&agent, &session, "/api/v1/pods").await;
     assert_eq!(fault(&answer), (503, "TL-AGT-001".into()));
     assert!(answer.contains("deputy is off limits"), "{answer}");
 }

@@ -61,12 +61,12 @@ async fn t01_a_caller_that_asks_to_be_someone_else_gets_403_and_nothing_goes_out
         "Impersonate-Extra-Scopes: all\r\n",
     ] {
         for upgrade in ["", upgrade] {
-            let answer = bench.get("/api", &format!("{upgrade}{more}")).await;
+            let answer = bench.get("/api/v1/pods", &format!("{upgrade}{more}")).await;
             assert_eq!(fault(&answer), (403, "TL-IDN-006".into()), "{more}");
         }
     }
     let many = "Impersonate-Group: g\r\n".repeat(10_000);
-    assert_eq!(fault(&bench.get("/api", &many).await).0, 400, "more headers than any client sends");
+    assert_eq!(fault(&bench.get("/api/v1/pods", &many).await).0, 400, "more headers than any client sends");
     assert_eq!(bench.cap.connections(), 0);
 }
 
@@ -74,17 +74,17 @@ async fn t01_a_caller_that_asks_to_be_someone_else_gets_403_and_nothing_goes_out
 async fn t02_what_connection_nominates_changes_nothing_about_who_it_is() {
     let bench = Bench::new(Cap::answering(OK).await).await;
     for nominated in ["Authorization", "Audit-Id, Host", "X-Remote-User", "Content-Type"] {
-        let head =
-            bench.head("GET /api", &format!("Connection: close, {nominated}\r\nX-Remote-User: admin\r\n"));
+        let head = bench
+            .head("GET /api/v1/pods", &format!("Connection: close, {nominated}\r\nX-Remote-User: admin\r\n"));
         assert_eq!(parts(&bench.ask(&head).await).0, 200, "{nominated}");
     }
     for nominated in ["Impersonate-User", "impersonate-group, Authorization"] {
-        let head = bench.head("GET /api", &format!("Connection: close, {nominated}\r\n"));
+        let head = bench.head("GET /api/v1/pods", &format!("Connection: close, {nominated}\r\n"));
         assert_eq!(fault(&bench.ask(&head).await), (403, "TL-IDN-006".into()), "{nominated}");
     }
     // Kept alive: one connection, four requests.
     let seen = bench.cap.seen().concat();
-    assert_eq!(seen.matches("GET /api HTTP/1.1").count(), 4);
+    assert_eq!(seen.matches("GET /api/v1/pods HTTP/1.1").count(), 4);
     assert_eq!(seen.matches("impersonate-user: alice\r\n").count(), 4);
     assert_eq!(seen.matches("authorization: Bearer agent-token\r\n").count(), 4);
     assert!(!seen.contains("connection:") && !seen.contains("admin"), "{seen}");
@@ -111,7 +111,7 @@ async fn t04_t06_t07_claims_that_name_nobody_or_somebody_reserved_reach_nobody()
     ] {
         let token = bench.token_with(&changes);
         let head = format!(
-            "GET /api HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
+            "GET /api/v1/pods HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
         );
         assert_eq!(fault(&bench.ask(&head).await).0, 401, "{changes}");
     }
@@ -140,7 +140,7 @@ async fn t05_without_exactly_one_good_token_nothing_goes_out() {
         (format!("Authorization: Bearer {stranger}\r\n"), "TL-IDN-002"),
         (format!("Authorization: Bearer {}\r\n", bench.token_with(&json!({ "exp": 1 }))), "TL-IDN-003"),
     ] {
-        let head = format!("GET /api HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{lines}\r\n");
+        let head = format!("GET /api/v1/pods HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{lines}\r\n");
         assert_eq!(fault(&bench.ask(&head).await), (401, code.to_owned()), "{lines}");
     }
     assert_eq!(bench.cap.connections(), 0);
@@ -167,7 +167,7 @@ async fn t12_a_redirect_is_passed_back_and_never_followed() {
     for code in [301, 302, 303, 307, 308] {
         let answer = format!("HTTP/1.1 {code} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
         let bench = Bench::new(Cap::answering(answer.leak()).await).await;
-        let answer = bench.get("/api", "").await;
+        let answer = bench.get("/api/v1/pods", "").await;
         assert_eq!(parts(&answer).0, code);
         assert!(answer.contains(&format!("location: {location}\r\n")), "{answer}");
         assert_eq!(bench.cap.seen().len(), 1);
@@ -259,7 +259,7 @@ async fn a_body_reaches_the_apiserver_while_it_is_being_sent() {
     .await;
     let bench = Bench::new(cap).await;
     let mut stream = bench.connect().await;
-    let head = bench.head("POST /api", "Content-Length: 10\r\nContent-Type: application/json\r\n");
+    let head = bench.head("POST /api/v1/pods", "Content-Length: 10\r\nContent-Type: application/json\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(b"head").await.unwrap();
     tokio::time::timeout(support::WITHIN, got_some.notified()).await.expect("bodies are not gathered");
@@ -280,12 +280,12 @@ async fn expect_continue_is_answered_once_the_request_is_allowed_and_not_before(
     let bench = Bench::new(cap).await;
     let mut stream = bench.connect().await;
     let expect = "Content-Length: 2\r\nExpect: 100-continue\r\n";
-    stream.write_all(bench.head("POST /api", expect).as_bytes()).await.unwrap();
+    stream.write_all(bench.head("POST /api/v1/pods", expect).as_bytes()).await.unwrap();
     assert_eq!(read_until(&mut stream, "\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
     stream.write_all(b"{}").await.unwrap();
     assert_eq!(parts(&read_until(&mut stream, "{}").await).0, 200);
     // Not allowed: the answer comes instead, and the body need not be sent.
-    let refused = format!("POST /api HTTP/1.1\r\nHost: a\r\n{expect}\r\n");
+    let refused = format!("POST /api/v1/pods HTTP/1.1\r\nHost: a\r\n{expect}\r\n");
     let mut stream = bench.connect().await;
     stream.write_all(refused.as_bytes()).await.unwrap();
     assert!(read_until(&mut stream, "\r\n\r\n").await.starts_with("HTTP/1.1 401 "));
@@ -326,11 +326,11 @@ async fn an_event_of_a_watch_arrives_when_it_happens() {
 async fn an_apiserver_that_is_away_is_told_as_such_and_found_again() {
     let cap = Cap::answering(OK).await;
     let bench = Bench::new(cap).await;
-    assert_eq!(parts(&bench.get("/api", "").await).0, 200);
+    assert_eq!(parts(&bench.get("/api/v1/pods", "").await).0, 200);
     bench.cap.kill();
     support::eventually("the apiserver is away", || std::net::TcpStream::connect(bench.cap.address).is_err())
         .await;
-    assert_eq!(fault(&bench.get("/api", "").await), (503, "TL-API-001".into()));
+    assert_eq!(fault(&bench.get("/api/v1/pods", "").await), (503, "TL-API-001".into()));
     let page = bench.metrics.page();
     assert!(page.contains(r#"towline_agent_refusals_total{fault="TL-API-001"} 1"#), "{page}");
     assert!(page.contains(r#"towline_agent_answers_total{code="200"} 1"#), "{page}");

@@ -228,7 +228,7 @@ async fn an_upload_that_is_cut_never_reaches_the_apiserver_as_a_whole_one() {
     let bench = Bench::new(cap).await;
     for clean_end in [false, true] {
         let mut stream = bench.connect().await;
-        let head = bench.head("POST /api", "Transfer-Encoding: chunked\r\n");
+        let head = bench.head("POST /api/v1/pods", "Transfer-Encoding: chunked\r\n");
         stream.write_all(format!("{head}5\r\nhello\r\n").as_bytes()).await.unwrap();
         support::eventually("it is on its way", || {
             bench.cap.seen().last().is_some_and(|seen| seen.ends_with("hello\r\n"))
@@ -264,7 +264,7 @@ async fn a_caller_that_leaves_ends_its_request_at_the_apiserver() {
         .await;
         let bench = Bench::new(cap).await;
         let mut stream = bench.connect().await;
-        stream.write_all(bench.head("GET /x?watch=true", more).as_bytes()).await.unwrap();
+        stream.write_all(bench.head("GET /api/v1/pods?watch=true", more).as_bytes()).await.unwrap();
         support::eventually("it is asked", || bench.cap.seen().concat().ends_with("\r\n\r\n")).await;
         drop(stream);
         timeout(WITHIN, gone.notified()).await.expect("the apiserver learns that nobody waits");
@@ -400,7 +400,7 @@ async fn when_the_agent_goes_requests_finish_watches_end_and_the_rest_is_cut_wit
     let bench = Bench::new(cap).await;
     let mut streams = Vec::new();
     for (line, more) in
-        [("GET /slow", ""), ("GET /x?watch=1", ""), ("GET /log?follow=true", ""), (EXEC, UPGRADE)]
+        [("GET /slow", ""), ("GET /api/v1/pods?watch=1", ""), ("GET /log?follow=true", ""), (EXEC, UPGRADE)]
     {
         let mut stream = bench.connect().await;
         stream.write_all(bench.head(line, more).as_bytes()).await.unwrap();
