@@ -4,23 +4,27 @@
 //! [`Endpoint::fill`] appends, and calls [`Endpoint::tick`] at [`Endpoint::deadline`]. The relay's counterpart is
 //! [`super::leg`].
 
+mod inbound;
+mod outbound;
+mod stream;
+
 use std::{
     collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
+use self::stream::Stream;
 use super::{
     CloseReason, OpenRequest, Opened,
-    frame::{self, Frame, StreamId},
+    frame::StreamId,
     ledger::Ledger,
-    link::{GoAway, Link, MAX_CONTROL, Violation},
+    link::{GoAway, Link},
     receive::ReceiveHalf,
     schedule::Scheduler,
-    send::SendHalf,
 };
-use crate::{backoff::MAX_HINT, ids::InstanceId};
+use crate::ids::InstanceId;
 
 /// Bytes that the application may queue on a stream beyond what was sent.
 pub const SEND_QUEUE: u64 = 128 * 1024;
@@ -99,29 +103,6 @@ pub enum Read {
     Wait,
 }
 
-#[derive(Debug)]
-struct Stream<S> {
-    send: SendHalf,
-    receive: ReceiveHalf,
-    share: u64,
-    /// OPEN, not yet sent.
-    open: Option<OpenRequest>,
-    /// OPENED must be sent.
-    owes_opened: bool,
-    /// RESET, not yet sent.
-    reset: Option<(CloseReason, String)>,
-    /// The stream is over, and why.
-    ended: Option<StreamError>,
-    /// In the link's list of streams with control frames.
-    dirty: bool,
-    /// In the list of streams that owe `received` at the next tick.
-    owing: bool,
-    /// The application let go of it.
-    released: bool,
-    opened: Option<Opened>,
-    signal: S,
-}
-
 /// The state of one connection. See the module's text.
 #[derive(Debug)]
 pub struct Endpoint<S> {
@@ -181,28 +162,11 @@ impl<S: Signal> Endpoint<S> {
         let receive = ReceiveHalf::new(self.config.ledger.clone());
         request.limit = receive.limit();
         let share = request.share;
-        let mut stream = Self::stream(receive, share);
+        let mut stream = Stream::new(receive, share);
         stream.open = Some(request);
         self.streams.insert(id, stream);
         self.mark(id);
         Ok(id)
-    }
-
-    fn stream(receive: ReceiveHalf, share: u64) -> Stream<S> {
-        Stream {
-            send: SendHalf::new(true),
-            receive,
-            share,
-            open: None,
-            owes_opened: false,
-            reset: None,
-            ended: None,
-            dirty: false,
-            owing: false,
-            released: false,
-            opened: None,
-            signal: S::default(),
-        }
     }
 
     /// The next stream that the peer opened.
@@ -362,299 +326,6 @@ impl<S: Signal> Endpoint<S> {
         }
     }
 
-    /// Bytes came, perhaps less than a frame: on a slow line one frame takes longer than silence may last.
-    pub fn inbound(&mut self, now: Instant) {
-        self.link.inbound(now);
-    }
-
-    /// Takes one frame from the peer.
-    ///
-    /// # Errors
-    /// If the frame breaks the connection's rules: the connection must be closed with that reason.
-    pub fn on_frame(&mut self, frame: Frame, now: Instant) -> Result<(), Violation> {
-        self.link.inbound(now);
-        match frame {
-            Frame::Open { stream, payload } => self.on_open(stream, &payload)?,
-            Frame::Data { stream, payload, fin, blocked } => {
-                self.on_data(stream, payload, fin, blocked, now)?;
-            }
-            Frame::Credit { stream, received, limit } => self.on_credit(stream, received, limit)?,
-            Frame::Opened { stream, payload } => self.on_opened(stream, &payload)?,
-            Frame::Reset { stream, reason, detail } => self.on_reset(stream, reason, detail)?,
-            Frame::Detached { stream } => self.on_reset(stream, CloseReason::Detached, String::new())?,
-            Frame::Resume { stream, .. } => {
-                // Nothing is kept for streams of other connections, so whatever is asked for is lost.
-                self.check_new(stream)?;
-                self.refuse(stream, CloseReason::Lost, "");
-            }
-            Frame::Resumed { stream, .. } => {
-                self.known(stream)?;
-                self.reset(stream, CloseReason::FrameMalformed, "RESUMED without RESUME");
-            }
-            Frame::Ping { token } => self.link.ping(token),
-            Frame::Pong { .. } | Frame::Ignored => {}
-            Frame::GoAway { last, reason, delay_ms, detail } => {
-                let delay = Duration::from_millis(delay_ms.into()).min(MAX_HINT);
-                self.on_goaway(GoAway { last, reason, delay, detail });
-            }
-            Frame::Control { payload } => {
-                if self.control_in.len() >= MAX_CONTROL {
-                    return Err(Violation::new(CloseReason::LimitReached, "too many CONTROL messages"));
-                }
-                self.control_in.push_back(payload);
-            }
-        }
-        Ok(())
-    }
-
-    /// A stream that the peer opens must have its parity and rise.
-    fn check_new(&mut self, id: StreamId) -> Result<(), Violation> {
-        if self.config.side.owns(id) || id <= self.highest_peer {
-            return Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} can't be opened")));
-        }
-        if self.streams.len() >= self.config.max_streams.saturating_mul(2) {
-            return Err(Violation::new(CloseReason::LimitReached, "streams are opened faster than refused"));
-        }
-        self.highest_peer = id;
-        Ok(())
-    }
-
-    /// Frames of streams that are over still arrive for a while; of streams that never were, they are a violation.
-    fn known(&self, id: StreamId) -> Result<bool, Violation> {
-        if self.streams.contains_key(&id) {
-            return Ok(true);
-        }
-        let was = if self.config.side.owns(id) { id < self.next_own } else { id <= self.highest_peer };
-        if was {
-            Ok(false)
-        } else {
-            Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} was never opened")))
-        }
-    }
-
-    fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) {
-        let mut stream = Self::stream(ReceiveHalf::new(Ledger::new(0)), 0);
-        stream.released = true;
-        self.streams.insert(id, stream);
-        self.reset(id, reason, detail);
-    }
-
-    fn on_open(&mut self, id: StreamId, payload: &Bytes) -> Result<(), Violation> {
-        self.check_new(id)?;
-        let request = match OpenRequest::decode(payload) {
-            Ok(request) => request,
-            Err(error) => {
-                self.refuse(id, CloseReason::FrameMalformed, &error.to_string());
-                return Ok(());
-            }
-        };
-        if self.link.is_going() {
-            self.refuse(id, CloseReason::Draining, "");
-        } else if self.streams.len() >= self.config.max_streams {
-            self.refuse(id, CloseReason::LimitReached, "too many streams");
-        } else {
-            let mut stream = Self::stream(ReceiveHalf::new(self.config.ledger.clone()), request.share);
-            stream.send.raise_limit(request.limit);
-            stream.owes_opened = true;
-            self.streams.insert(id, stream);
-            self.mark(id);
-            self.incoming.push_back((id, request));
-        }
-        Ok(())
-    }
-
-    fn on_opened(&mut self, id: StreamId, payload: &[u8]) -> Result<(), Violation> {
-        if !self.known(id)? {
-            return Ok(());
-        }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
-        match Opened::decode(payload) {
-            Ok(opened) if self.config.side.owns(id) && stream.opened.is_none() => {
-                stream.opened = Some(opened);
-                self.limit_raised(id, 0, opened.limit)
-            }
-            Ok(_) => {
-                self.reset(id, CloseReason::FrameMalformed, "OPENED was not expected");
-                Ok(())
-            }
-            Err(error) => {
-                self.reset(id, CloseReason::FrameMalformed, &error.to_string());
-                Ok(())
-            }
-        }
-    }
-
-    fn on_data(
-        &mut self,
-        id: StreamId,
-        payload: Bytes,
-        fin: bool,
-        blocked: bool,
-        now: Instant,
-    ) -> Result<(), Violation> {
-        if !self.known(id)? {
-            return Ok(());
-        }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
-        if stream.ended.is_some() {
-            return Ok(());
-        }
-        if let Err(reason) = stream.receive.data(payload, fin, blocked) {
-            self.reset(id, reason, "");
-            return Ok(());
-        }
-        stream.signal.readable();
-        if stream.receive.owes_credit() {
-            self.mark(id);
-        } else if stream.receive.owes_received() && !stream.owing {
-            stream.owing = true;
-            self.owing.push(id);
-            self.received_due.get_or_insert(now + RECEIVED_WITHIN);
-        }
-        Ok(())
-    }
-
-    fn on_credit(&mut self, id: StreamId, received: u64, limit: u64) -> Result<(), Violation> {
-        if self.known(id)? { self.limit_raised(id, received, limit) } else { Ok(()) }
-    }
-
-    fn limit_raised(&mut self, id: StreamId, received: u64, limit: u64) -> Result<(), Violation> {
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
-        if stream.ended.is_some() {
-            return Ok(());
-        }
-        if !stream.send.credit(received, limit) {
-            self.reset(id, CloseReason::FrameMalformed, "received more than was sent");
-            return Ok(());
-        }
-        if stream.send.is_ready() && !stream.owes_open() {
-            self.scheduler.activate(id, stream.share);
-        }
-        self.end_half_closed(id);
-        self.forget_if_over(id);
-        Ok(())
-    }
-
-    fn on_reset(&mut self, id: StreamId, reason: CloseReason, detail: String) -> Result<(), Violation> {
-        if !self.known(id)? {
-            return Ok(());
-        }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
-        stream.reset = None;
-        stream.end(StreamError { reason, detail });
-        self.scheduler.remove(id);
-        self.forget_if_over(id);
-        Ok(())
-    }
-
-    fn on_goaway(&mut self, goaway: GoAway) {
-        let beyond: Vec<StreamId> = self
-            .streams
-            .keys()
-            .copied()
-            .filter(|id| self.config.side.owns(*id) && *id > goaway.last)
-            .collect();
-        for id in beyond {
-            if let Some(stream) = self.streams.get_mut(&id)
-                && stream.ended.is_none()
-            {
-                stream.open = None;
-                stream.end(StreamError { reason: goaway.reason, detail: goaway.detail.clone() });
-                self.scheduler.remove(id);
-                self.forget_if_over(id);
-            }
-        }
-        self.goaway = Some(goaway);
-    }
-
-    /// Appends what can be sent now, at most about [`BATCH`] bytes. Control frames come first.
-    /// Returns the bytes of stream payload among it.
-    pub fn fill(&mut self, out: &mut BytesMut) -> usize {
-        self.link.emit(out);
-        while out.len() < BATCH
-            && let Some(id) = self.link.next_dirty()
-        {
-            self.emit_control(id, out);
-        }
-        let mut payload = 0;
-        while out.len() < BATCH
-            && let Some(turn) = self.scheduler.turn()
-        {
-            let Some(stream) = self.streams.get_mut(&turn.stream) else {
-                self.scheduler.remove(turn.stream);
-                continue;
-            };
-            let used = stream.send.emit(out, turn.stream, turn.budget).unwrap_or(0);
-            payload += used;
-            let more = stream.send.is_ready();
-            if stream.send.queued() < SEND_QUEUE {
-                stream.signal.writable();
-            }
-            self.scheduler.done(turn, used, more);
-        }
-        payload
-    }
-
-    fn emit_control(&mut self, id: StreamId, out: &mut BytesMut) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.dirty = false;
-        if let Some(request) = stream.open.take() {
-            frame::encode(out, &Frame::Open { stream: id, payload: request.encode() });
-            if stream.send.is_ready() {
-                self.scheduler.activate(id, stream.share);
-            }
-        }
-        if let Some((reason, detail)) = stream.reset.take() {
-            frame::encode(out, &Frame::Reset { stream: id, reason, detail });
-        } else if stream.ended.is_none() {
-            if std::mem::take(&mut stream.owes_opened) {
-                let opened = Opened { instance: self.config.instance, limit: stream.receive.limit() };
-                frame::encode(out, &Frame::Opened { stream: id, payload: opened.encode() });
-            }
-            if stream.receive.owes_credit() || stream.receive.owes_received() {
-                let (received, limit) = stream.receive.credit();
-                frame::encode(out, &Frame::Credit { stream: id, received, limit });
-            }
-        }
-        self.forget_if_over(id);
-    }
-
-    /// Whether [`Endpoint::fill`] has something to append.
-    pub fn has_output(&self) -> bool {
-        self.link.has_output() || !self.scheduler.is_idle()
-    }
-
-    /// A batch with `payload` bytes of streams is in the kernel.
-    pub fn on_written(&mut self, payload: usize, now: Instant) {
-        if payload > 0 {
-            self.link.progress(now);
-        }
-    }
-
-    /// When [`Endpoint::tick`] must be called next.
-    pub fn deadline(&self) -> Instant {
-        let link = self.link.deadline();
-        self.received_due.map_or(link, |due| due.min(link))
-    }
-
-    /// Does what time asks for.
-    ///
-    /// # Errors
-    /// If the peer is dead: the connection must be closed.
-    pub fn tick(&mut self, now: Instant) -> Result<(), Violation> {
-        if self.received_due.is_some_and(|due| due <= now) {
-            self.received_due = None;
-            for id in std::mem::take(&mut self.owing) {
-                let Some(stream) = self.streams.get_mut(&id) else { continue };
-                stream.owing = false;
-                if stream.ended.is_none() && stream.receive.owes_received() {
-                    self.mark(id);
-                }
-            }
-        }
-        self.link.tick(now)
-    }
-
     /// Queues a CONTROL message; false where too many wait.
     pub fn control(&mut self, payload: Bytes) -> bool {
         self.link.control(payload)
@@ -710,20 +381,6 @@ impl<S: Signal> Endpoint<S> {
     /// Bytes held for all streams: unread, unsent, and sent but not yet received.
     pub fn held(&self) -> u64 {
         self.streams.values().map(|stream| stream.send.held() + stream.receive.unread()).sum()
-    }
-}
-
-impl<S: Signal> Stream<S> {
-    fn owes_open(&self) -> bool {
-        self.open.is_some()
-    }
-
-    /// The stream is over, unless it was already. Nothing more is sent; what came can still be read before the error.
-    fn end(&mut self, error: StreamError) {
-        self.ended.get_or_insert(error);
-        self.send = SendHalf::new(true);
-        self.signal.readable();
-        self.signal.writable();
     }
 }
 

@@ -5,19 +5,22 @@
 //! a stream goes on: the other leg and the stream's id there. No method calls another leg, so whoever drives two
 //! never needs the locks of both at once.
 
+mod inbound;
+mod outbound;
+
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{
     CloseReason, OpenRequest, Opened,
-    endpoint::{BATCH, Side},
-    frame::{self, Frame, StreamId},
+    endpoint::Side,
+    frame::StreamId,
     ledger::Ledger,
-    link::{GoAway, Link, Violation},
+    link::{GoAway, Link},
     schedule::Scheduler,
     send::{FLOOR, SendHalf},
 };
@@ -188,203 +191,6 @@ impl<R: Clone> Leg<R> {
         }
     }
 
-    /// Bytes came, perhaps less than a frame: on a slow line one frame takes longer than silence may last.
-    pub fn inbound(&mut self, now: Instant) {
-        self.link.inbound(now);
-    }
-
-    /// Takes one frame from the peer; what it means for another leg comes back.
-    ///
-    /// # Errors
-    /// If the frame breaks the connection's rules: the connection must be closed with that reason.
-    pub fn on_frame(&mut self, frame: Frame, now: Instant) -> Result<Option<LegEvent<R>>, Violation> {
-        self.link.inbound(now);
-        match frame {
-            Frame::Open { stream, payload } => self.on_open(stream, &payload),
-            Frame::Data { stream, payload, fin, blocked } => self.on_data(stream, payload, fin, blocked),
-            Frame::Credit { stream, received, limit } => self.on_credit(stream, received, limit),
-            Frame::Opened { stream, payload } => self.on_opened(stream, &payload),
-            Frame::Reset { stream, reason, detail } => self.on_reset(stream, reason, detail),
-            Frame::Detached { stream } => self.on_reset(stream, CloseReason::Detached, String::new()),
-            Frame::Resume { stream, .. } => {
-                // Nothing is kept for streams of other connections, so whatever is asked for is lost.
-                self.check_new(stream)?;
-                Ok(self.refuse(stream, CloseReason::Lost, ""))
-            }
-            Frame::Resumed { stream, .. } => {
-                self.known(stream)?;
-                Ok(self.fail(stream, CloseReason::FrameMalformed, "RESUMED without RESUME"))
-            }
-            Frame::Ping { token } => {
-                self.link.ping(token);
-                Ok(None)
-            }
-            Frame::Pong { .. } | Frame::Ignored => Ok(None),
-            Frame::GoAway { last, reason, delay_ms, detail } => Ok(Some(LegEvent::GoAway(GoAway {
-                last,
-                reason,
-                delay: Duration::from_millis(delay_ms.into()),
-                detail,
-            }))),
-            Frame::Control { payload } => Ok(Some(LegEvent::Control(payload))),
-        }
-    }
-
-    fn check_new(&mut self, id: StreamId) -> Result<(), Violation> {
-        if self.config.side.owns(id) || id <= self.highest_peer {
-            return Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} can't be opened")));
-        }
-        if self.streams.len() >= self.config.max_streams.saturating_mul(2) {
-            return Err(Violation::new(CloseReason::LimitReached, "streams are opened faster than refused"));
-        }
-        self.highest_peer = id;
-        Ok(())
-    }
-
-    /// Frames of streams that are over still arrive for a while; of streams that never were, they are a violation.
-    fn known(&self, id: StreamId) -> Result<bool, Violation> {
-        if self.streams.contains_key(&id) {
-            return Ok(true);
-        }
-        let was = if self.config.side.owns(id) { id < self.next_own } else { id <= self.highest_peer };
-        if was {
-            Ok(false)
-        } else {
-            Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} was never opened")))
-        }
-    }
-
-    fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> Option<LegEvent<R>> {
-        let stream = self.stream(0, Ledger::new(0));
-        self.streams.insert(id, stream);
-        self.reset(id, reason, detail);
-        None
-    }
-
-    /// This leg's peer broke a stream's rules: it is reset here, and on the other leg.
-    fn fail(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> Option<LegEvent<R>> {
-        let to = self.streams.get(&id).and_then(|stream| stream.to.clone());
-        self.reset(id, reason, detail);
-        to.map(|to| LegEvent::Reset { to, reason, detail: detail.to_owned() })
-    }
-
-    fn on_open(&mut self, id: StreamId, payload: &Bytes) -> Result<Option<LegEvent<R>>, Violation> {
-        self.check_new(id)?;
-        let request = match OpenRequest::decode(payload) {
-            Ok(request) => request,
-            Err(error) => return Ok(self.refuse(id, CloseReason::FrameMalformed, &error.to_string())),
-        };
-        if self.link.is_going() {
-            return Ok(self.refuse(id, CloseReason::Draining, ""));
-        }
-        if self.streams.len() >= self.config.max_streams {
-            return Ok(self.refuse(id, CloseReason::LimitReached, "too many streams on this connection"));
-        }
-        let mut stream = self.stream(request.share, self.config.ledger.clone());
-        stream.send.raise_limit(request.limit);
-        self.streams.insert(id, stream);
-        Ok(Some(LegEvent::Open { stream: id, request }))
-    }
-
-    fn on_opened(&mut self, id: StreamId, payload: &[u8]) -> Result<Option<LegEvent<R>>, Violation> {
-        if !self.known(id)? {
-            return Ok(None);
-        }
-        let opened = match Opened::decode(payload) {
-            Ok(opened) if self.config.side.owns(id) => opened,
-            Ok(_) => return Ok(self.fail(id, CloseReason::FrameMalformed, "OPENED was not expected")),
-            Err(error) => return Ok(self.fail(id, CloseReason::FrameMalformed, &error.to_string())),
-        };
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
-        stream.send.raise_limit(opened.limit);
-        if stream.send.is_ready() && stream.open.is_none() && !stream.ended {
-            self.scheduler.activate(id, stream.share);
-        }
-        Ok(stream.to.clone().map(|to| LegEvent::Opened { to, opened }))
-    }
-
-    fn on_data(
-        &mut self,
-        id: StreamId,
-        payload: Bytes,
-        fin: bool,
-        mut blocked: bool,
-    ) -> Result<Option<LegEvent<R>>, Violation> {
-        if !self.known(id)? {
-            return Ok(None);
-        }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
-        if stream.ended {
-            return Ok(None);
-        }
-        let after = stream.arrived + payload.len() as u64;
-        if stream.fin_arrived {
-            return Ok(self.fail(id, CloseReason::DataAfterFin, ""));
-        }
-        if after > stream.advertised {
-            return Ok(self.fail(id, CloseReason::CreditExceeded, ""));
-        }
-        stream.arrived = after;
-        stream.fin_arrived = fin;
-        if blocked && stream.passed + stream.allowance < stream.far_limit {
-            // Our own clamp is what holds the sender back: more allowance, and nothing to ask of the far end.
-            blocked = false;
-            if stream.allowance < MAX_ALLOWANCE && stream.ledger.reserve(stream.allowance, false) {
-                stream.allowance *= 2;
-                self.renew(id, false);
-            }
-        }
-        let Some(to) = self.streams.get(&id).and_then(|stream| stream.to.clone()) else { return Ok(None) };
-        Ok(Some(LegEvent::Data { to, payload, fin, blocked }))
-    }
-
-    fn on_credit(
-        &mut self,
-        id: StreamId,
-        received: u64,
-        limit: u64,
-    ) -> Result<Option<LegEvent<R>>, Violation> {
-        if !self.known(id)? {
-            return Ok(None);
-        }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
-        if stream.ended {
-            return Ok(None);
-        }
-        if !stream.send.credit(received, limit) {
-            return Ok(self.fail(id, CloseReason::FrameMalformed, "received more than was sent"));
-        }
-        stream.peer_received = stream.peer_received.max(received);
-        if stream.send.is_ready() && stream.open.is_none() {
-            self.scheduler.activate(id, stream.share);
-        }
-        let event = stream.to.clone().map(|to| LegEvent::Credit { to, received, limit });
-        self.forget_if_over(id);
-        Ok(event)
-    }
-
-    fn on_reset(
-        &mut self,
-        id: StreamId,
-        reason: CloseReason,
-        detail: String,
-    ) -> Result<Option<LegEvent<R>>, Violation> {
-        if !self.known(id)? {
-            return Ok(None);
-        }
-        self.scheduler.remove(id);
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
-        // Kept while it stands in the link's list: otherwise that list would grow with each stream that comes and goes
-        // while the writer stands still.
-        stream.ended = true;
-        stream.open = None;
-        stream.reset = None;
-        stream.send = SendHalf::new(false);
-        let to = stream.to.take();
-        self.forget_if_over(id);
-        Ok(to.map(|to| LegEvent::Reset { to, reason, detail }))
-    }
-
     /// Says where a stream goes on.
     pub fn bind(&mut self, id: StreamId, to: R, share: u64) {
         if let Some(stream) = self.streams.get_mut(&id) {
@@ -512,85 +318,6 @@ impl<R: Clone> Leg<R> {
             self.streams.remove(&id);
             self.scheduler.remove(id);
         }
-    }
-
-    /// Appends what can be sent now, at most about [`BATCH`] bytes; control frames come first. How far streams were
-    /// written on is pushed to `progress`. Returns the bytes of stream payload.
-    pub fn fill(&mut self, out: &mut BytesMut, progress: &mut Vec<Progress<R>>) -> usize {
-        self.link.emit(out);
-        while out.len() < BATCH
-            && let Some(id) = self.link.next_dirty()
-        {
-            self.emit_control(id, out);
-        }
-        let mut payload = 0;
-        while out.len() < BATCH
-            && let Some(turn) = self.scheduler.turn()
-        {
-            let Some(stream) = self.streams.get_mut(&turn.stream) else {
-                self.scheduler.remove(turn.stream);
-                continue;
-            };
-            let used = stream.send.emit(out, turn.stream, turn.budget).unwrap_or(0);
-            payload += used;
-            let more = stream.send.is_ready();
-            if let (true, Some(to)) = (used > 0, stream.to.clone()) {
-                progress.push(Progress { to, written: stream.send.sent() });
-            }
-            self.scheduler.done(turn, used, more);
-        }
-        payload
-    }
-
-    fn emit_control(&mut self, id: StreamId, out: &mut BytesMut) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.dirty = false;
-        if let Some(request) = stream.open.take() {
-            frame::encode(out, &Frame::Open { stream: id, payload: request.encode() });
-            if stream.send.is_ready() {
-                self.scheduler.activate(id, stream.share);
-            }
-        }
-        if let Some((reason, detail)) = stream.reset.take() {
-            frame::encode(out, &Frame::Reset { stream: id, reason, detail });
-        } else if !stream.ended {
-            if let Some(opened) = stream.opened.take() {
-                frame::encode(out, &Frame::Opened { stream: id, payload: opened.encode() });
-            }
-            if std::mem::take(&mut stream.owes_credit) {
-                stream.advertised =
-                    stream.advertised.max(stream.far_limit.min(stream.passed + stream.allowance));
-                stream.told_received = stream.far_received;
-                let (received, limit) = (stream.told_received, stream.advertised);
-                frame::encode(out, &Frame::Credit { stream: id, received, limit });
-            }
-        }
-        self.forget_if_over(id);
-    }
-
-    /// Whether [`Leg::fill`] has something to append.
-    pub fn has_output(&self) -> bool {
-        self.link.has_output() || !self.scheduler.is_idle()
-    }
-
-    /// A batch with `payload` bytes of streams is in the kernel.
-    pub fn on_written(&mut self, payload: usize, now: Instant) {
-        if payload > 0 {
-            self.link.progress(now);
-        }
-    }
-
-    /// When [`Leg::tick`] must be called next.
-    pub fn deadline(&self) -> Instant {
-        self.link.deadline()
-    }
-
-    /// Does what time asks for.
-    ///
-    /// # Errors
-    /// If the peer is dead: the connection must be closed.
-    pub fn tick(&mut self, now: Instant) -> Result<(), Violation> {
-        self.link.tick(now)
     }
 
     /// Queues a CONTROL message; false where too many wait.

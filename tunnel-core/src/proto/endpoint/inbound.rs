@@ -1,0 +1,224 @@
+//! What an endpoint does with the frames that come.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Endpoint, RECEIVED_WITHIN, Signal, StreamError, stream::Stream};
+use crate::{
+    backoff::MAX_HINT,
+    proto::{
+        CloseReason, OpenRequest, Opened,
+        frame::{Frame, StreamId},
+        ledger::Ledger,
+        link::{GoAway, MAX_CONTROL, Violation},
+        receive::ReceiveHalf,
+    },
+};
+
+impl<S: Signal> Endpoint<S> {
+    /// Bytes came, perhaps less than a frame: on a slow line one frame takes longer than silence may last.
+    pub fn inbound(&mut self, now: Instant) {
+        self.link.inbound(now);
+    }
+
+    /// Takes one frame from the peer.
+    ///
+    /// # Errors
+    /// If the frame breaks the connection's rules: the connection must be closed with that reason.
+    pub fn on_frame(&mut self, frame: Frame, now: Instant) -> Result<(), Violation> {
+        self.link.inbound(now);
+        match frame {
+            Frame::Open { stream, payload } => self.on_open(stream, &payload)?,
+            Frame::Data { stream, payload, fin, blocked } => {
+                self.on_data(stream, payload, fin, blocked, now)?;
+            }
+            Frame::Credit { stream, received, limit } => self.on_credit(stream, received, limit)?,
+            Frame::Opened { stream, payload } => self.on_opened(stream, &payload)?,
+            Frame::Reset { stream, reason, detail } => self.on_reset(stream, reason, detail)?,
+            Frame::Detached { stream } => self.on_reset(stream, CloseReason::Detached, String::new())?,
+            Frame::Resume { stream, .. } => {
+                // Nothing is kept for streams of other connections, so whatever is asked for is lost.
+                self.check_new(stream)?;
+                self.refuse(stream, CloseReason::Lost, "");
+            }
+            Frame::Resumed { stream, .. } => {
+                self.known(stream)?;
+                self.reset(stream, CloseReason::FrameMalformed, "RESUMED without RESUME");
+            }
+            Frame::Ping { token } => self.link.ping(token),
+            Frame::Pong { .. } | Frame::Ignored => {}
+            Frame::GoAway { last, reason, delay_ms, detail } => {
+                let delay = Duration::from_millis(delay_ms.into()).min(MAX_HINT);
+                self.on_goaway(GoAway { last, reason, delay, detail });
+            }
+            Frame::Control { payload } => {
+                if self.control_in.len() >= MAX_CONTROL {
+                    return Err(Violation::new(CloseReason::LimitReached, "too many CONTROL messages"));
+                }
+                self.control_in.push_back(payload);
+            }
+        }
+        Ok(())
+    }
+
+    /// A stream that the peer opens must have its parity and rise.
+    fn check_new(&mut self, id: StreamId) -> Result<(), Violation> {
+        if self.config.side.owns(id) || id <= self.highest_peer {
+            return Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} can't be opened")));
+        }
+        if self.streams.len() >= self.config.max_streams.saturating_mul(2) {
+            return Err(Violation::new(CloseReason::LimitReached, "streams are opened faster than refused"));
+        }
+        self.highest_peer = id;
+        Ok(())
+    }
+
+    /// Frames of streams that are over still arrive for a while; of streams that never were, they are a violation.
+    fn known(&self, id: StreamId) -> Result<bool, Violation> {
+        if self.streams.contains_key(&id) {
+            return Ok(true);
+        }
+        let was = if self.config.side.owns(id) { id < self.next_own } else { id <= self.highest_peer };
+        if was {
+            Ok(false)
+        } else {
+            Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} was never opened")))
+        }
+    }
+
+    fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) {
+        let mut stream = Stream::new(ReceiveHalf::new(Ledger::new(0)), 0);
+        stream.released = true;
+        self.streams.insert(id, stream);
+        self.reset(id, reason, detail);
+    }
+
+    fn on_open(&mut self, id: StreamId, payload: &Bytes) -> Result<(), Violation> {
+        self.check_new(id)?;
+        let request = match OpenRequest::decode(payload) {
+            Ok(request) => request,
+            Err(error) => {
+                self.refuse(id, CloseReason::FrameMalformed, &error.to_string());
+                return Ok(());
+            }
+        };
+        if self.link.is_going() {
+            self.refuse(id, CloseReason::Draining, "");
+        } else if self.streams.len() >= self.config.max_streams {
+            self.refuse(id, CloseReason::LimitReached, "too many streams");
+        } else {
+            let mut stream = Stream::new(ReceiveHalf::new(self.config.ledger.clone()), request.share);
+            stream.send.raise_limit(request.limit);
+            stream.owes_opened = true;
+            self.streams.insert(id, stream);
+            self.mark(id);
+            self.incoming.push_back((id, request));
+        }
+        Ok(())
+    }
+
+    fn on_opened(&mut self, id: StreamId, payload: &[u8]) -> Result<(), Violation> {
+        if !self.known(id)? {
+            return Ok(());
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        match Opened::decode(payload) {
+            Ok(opened) if self.config.side.owns(id) && stream.opened.is_none() => {
+                stream.opened = Some(opened);
+                self.limit_raised(id, 0, opened.limit)
+            }
+            Ok(_) => {
+                self.reset(id, CloseReason::FrameMalformed, "OPENED was not expected");
+                Ok(())
+            }
+            Err(error) => {
+                self.reset(id, CloseReason::FrameMalformed, &error.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    fn on_data(
+        &mut self,
+        id: StreamId,
+        payload: Bytes,
+        fin: bool,
+        blocked: bool,
+        now: Instant,
+    ) -> Result<(), Violation> {
+        if !self.known(id)? {
+            return Ok(());
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        if stream.ended.is_some() {
+            return Ok(());
+        }
+        if let Err(reason) = stream.receive.data(payload, fin, blocked) {
+            self.reset(id, reason, "");
+            return Ok(());
+        }
+        stream.signal.readable();
+        if stream.receive.owes_credit() {
+            self.mark(id);
+        } else if stream.receive.owes_received() && !stream.owing {
+            stream.owing = true;
+            self.owing.push(id);
+            self.received_due.get_or_insert(now + RECEIVED_WITHIN);
+        }
+        Ok(())
+    }
+
+    fn on_credit(&mut self, id: StreamId, received: u64, limit: u64) -> Result<(), Violation> {
+        if self.known(id)? { self.limit_raised(id, received, limit) } else { Ok(()) }
+    }
+
+    fn limit_raised(&mut self, id: StreamId, received: u64, limit: u64) -> Result<(), Violation> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        if stream.ended.is_some() {
+            return Ok(());
+        }
+        if !stream.send.credit(received, limit) {
+            self.reset(id, CloseReason::FrameMalformed, "received more than was sent");
+            return Ok(());
+        }
+        if stream.send.is_ready() && !stream.owes_open() {
+            self.scheduler.activate(id, stream.share);
+        }
+        self.end_half_closed(id);
+        self.forget_if_over(id);
+        Ok(())
+    }
+
+    fn on_reset(&mut self, id: StreamId, reason: CloseReason, detail: String) -> Result<(), Violation> {
+        if !self.known(id)? {
+            return Ok(());
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        stream.reset = None;
+        stream.end(StreamError { reason, detail });
+        self.scheduler.remove(id);
+        self.forget_if_over(id);
+        Ok(())
+    }
+
+    fn on_goaway(&mut self, goaway: GoAway) {
+        let beyond: Vec<StreamId> = self
+            .streams
+            .keys()
+            .copied()
+            .filter(|id| self.config.side.owns(*id) && *id > goaway.last)
+            .collect();
+        for id in beyond {
+            if let Some(stream) = self.streams.get_mut(&id)
+                && stream.ended.is_none()
+            {
+                stream.open = None;
+                stream.end(StreamError { reason: goaway.reason, detail: goaway.detail.clone() });
+                self.scheduler.remove(id);
+                self.forget_if_over(id);
+            }
+        }
+        self.goaway = Some(goaway);
+    }
+}

@@ -1,0 +1,213 @@
+//! What a leg does with the frames that come.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Leg, LegEvent, MAX_ALLOWANCE};
+use crate::proto::{
+    CloseReason, OpenRequest, Opened,
+    frame::{Frame, StreamId},
+    ledger::Ledger,
+    link::{GoAway, Violation},
+    send::SendHalf,
+};
+
+impl<R: Clone> Leg<R> {
+    /// Bytes came, perhaps less than a frame: on a slow line one frame takes longer than silence may last.
+    pub fn inbound(&mut self, now: Instant) {
+        self.link.inbound(now);
+    }
+
+    /// Takes one frame from the peer; what it means for another leg comes back.
+    ///
+    /// # Errors
+    /// If the frame breaks the connection's rules: the connection must be closed with that reason.
+    pub fn on_frame(&mut self, frame: Frame, now: Instant) -> Result<Option<LegEvent<R>>, Violation> {
+        self.link.inbound(now);
+        match frame {
+            Frame::Open { stream, payload } => self.on_open(stream, &payload),
+            Frame::Data { stream, payload, fin, blocked } => self.on_data(stream, payload, fin, blocked),
+            Frame::Credit { stream, received, limit } => self.on_credit(stream, received, limit),
+            Frame::Opened { stream, payload } => self.on_opened(stream, &payload),
+            Frame::Reset { stream, reason, detail } => self.on_reset(stream, reason, detail),
+            Frame::Detached { stream } => self.on_reset(stream, CloseReason::Detached, String::new()),
+            Frame::Resume { stream, .. } => {
+                // Nothing is kept for streams of other connections, so whatever is asked for is lost.
+                self.check_new(stream)?;
+                Ok(self.refuse(stream, CloseReason::Lost, ""))
+            }
+            Frame::Resumed { stream, .. } => {
+                self.known(stream)?;
+                Ok(self.fail(stream, CloseReason::FrameMalformed, "RESUMED without RESUME"))
+            }
+            Frame::Ping { token } => {
+                self.link.ping(token);
+                Ok(None)
+            }
+            Frame::Pong { .. } | Frame::Ignored => Ok(None),
+            Frame::GoAway { last, reason, delay_ms, detail } => Ok(Some(LegEvent::GoAway(GoAway {
+                last,
+                reason,
+                delay: Duration::from_millis(delay_ms.into()),
+                detail,
+            }))),
+            Frame::Control { payload } => Ok(Some(LegEvent::Control(payload))),
+        }
+    }
+
+    fn check_new(&mut self, id: StreamId) -> Result<(), Violation> {
+        if self.config.side.owns(id) || id <= self.highest_peer {
+            return Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} can't be opened")));
+        }
+        if self.streams.len() >= self.config.max_streams.saturating_mul(2) {
+            return Err(Violation::new(CloseReason::LimitReached, "streams are opened faster than refused"));
+        }
+        self.highest_peer = id;
+        Ok(())
+    }
+
+    /// Frames of streams that are over still arrive for a while; of streams that never were, they are a violation.
+    fn known(&self, id: StreamId) -> Result<bool, Violation> {
+        if self.streams.contains_key(&id) {
+            return Ok(true);
+        }
+        let was = if self.config.side.owns(id) { id < self.next_own } else { id <= self.highest_peer };
+        if was {
+            Ok(false)
+        } else {
+            Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} was never opened")))
+        }
+    }
+
+    fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> Option<LegEvent<R>> {
+        let stream = self.stream(0, Ledger::new(0));
+        self.streams.insert(id, stream);
+        self.reset(id, reason, detail);
+        None
+    }
+
+    /// This leg's peer broke a stream's rules: it is reset here, and on the other leg.
+    fn fail(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> Option<LegEvent<R>> {
+        let to = self.streams.get(&id).and_then(|stream| stream.to.clone());
+        self.reset(id, reason, detail);
+        to.map(|to| LegEvent::Reset { to, reason, detail: detail.to_owned() })
+    }
+
+    fn on_open(&mut self, id: StreamId, payload: &Bytes) -> Result<Option<LegEvent<R>>, Violation> {
+        self.check_new(id)?;
+        let request = match OpenRequest::decode(payload) {
+            Ok(request) => request,
+            Err(error) => return Ok(self.refuse(id, CloseReason::FrameMalformed, &error.to_string())),
+        };
+        if self.link.is_going() {
+            return Ok(self.refuse(id, CloseReason::Draining, ""));
+        }
+        if self.streams.len() >= self.config.max_streams {
+            return Ok(self.refuse(id, CloseReason::LimitReached, "too many streams on this connection"));
+        }
+        let mut stream = self.stream(request.share, self.config.ledger.clone());
+        stream.send.raise_limit(request.limit);
+        self.streams.insert(id, stream);
+        Ok(Some(LegEvent::Open { stream: id, request }))
+    }
+
+    fn on_opened(&mut self, id: StreamId, payload: &[u8]) -> Result<Option<LegEvent<R>>, Violation> {
+        if !self.known(id)? {
+            return Ok(None);
+        }
+        let opened = match Opened::decode(payload) {
+            Ok(opened) if self.config.side.owns(id) => opened,
+            Ok(_) => return Ok(self.fail(id, CloseReason::FrameMalformed, "OPENED was not expected")),
+            Err(error) => return Ok(self.fail(id, CloseReason::FrameMalformed, &error.to_string())),
+        };
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
+        stream.send.raise_limit(opened.limit);
+        if stream.send.is_ready() && stream.open.is_none() && !stream.ended {
+            self.scheduler.activate(id, stream.share);
+        }
+        Ok(stream.to.clone().map(|to| LegEvent::Opened { to, opened }))
+    }
+
+    fn on_data(
+        &mut self,
+        id: StreamId,
+        payload: Bytes,
+        fin: bool,
+        mut blocked: bool,
+    ) -> Result<Option<LegEvent<R>>, Violation> {
+        if !self.known(id)? {
+            return Ok(None);
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
+        if stream.ended {
+            return Ok(None);
+        }
+        let after = stream.arrived + payload.len() as u64;
+        if stream.fin_arrived {
+            return Ok(self.fail(id, CloseReason::DataAfterFin, ""));
+        }
+        if after > stream.advertised {
+            return Ok(self.fail(id, CloseReason::CreditExceeded, ""));
+        }
+        stream.arrived = after;
+        stream.fin_arrived = fin;
+        if blocked && stream.passed + stream.allowance < stream.far_limit {
+            // Our own clamp is what holds the sender back: more allowance, and nothing to ask of the far end.
+            blocked = false;
+            if stream.allowance < MAX_ALLOWANCE && stream.ledger.reserve(stream.allowance, false) {
+                stream.allowance *= 2;
+                self.renew(id, false);
+            }
+        }
+        let Some(to) = self.streams.get(&id).and_then(|stream| stream.to.clone()) else { return Ok(None) };
+        Ok(Some(LegEvent::Data { to, payload, fin, blocked }))
+    }
+
+    fn on_credit(
+        &mut self,
+        id: StreamId,
+        received: u64,
+        limit: u64,
+    ) -> Result<Option<LegEvent<R>>, Violation> {
+        if !self.known(id)? {
+            return Ok(None);
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
+        if stream.ended {
+            return Ok(None);
+        }
+        if !stream.send.credit(received, limit) {
+            return Ok(self.fail(id, CloseReason::FrameMalformed, "received more than was sent"));
+        }
+        stream.peer_received = stream.peer_received.max(received);
+        if stream.send.is_ready() && stream.open.is_none() {
+            self.scheduler.activate(id, stream.share);
+        }
+        let event = stream.to.clone().map(|to| LegEvent::Credit { to, received, limit });
+        self.forget_if_over(id);
+        Ok(event)
+    }
+
+    fn on_reset(
+        &mut self,
+        id: StreamId,
+        reason: CloseReason,
+        detail: String,
+    ) -> Result<Option<LegEvent<R>>, Violation> {
+        if !self.known(id)? {
+            return Ok(None);
+        }
+        self.scheduler.remove(id);
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
+        // Kept while it stands in the link's list: otherwise that list would grow with each stream that comes and goes
+        // while the writer stands still.
+        stream.ended = true;
+        stream.open = None;
+        stream.reset = None;
+        stream.send = SendHalf::new(false);
+        let to = stream.to.take();
+        self.forget_if_over(id);
+        Ok(to.map(|to| LegEvent::Reset { to, reason, detail }))
+    }
+}
