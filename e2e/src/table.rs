@@ -370,12 +370,30 @@ fn variants(cluster: &Cluster, folder: &Path) -> anyhow::Result<Vec<Variant>> {
         symlink(&kubectl, programs.join("kubectl"))?;
         symlink(cluster.programs().path("helm"), programs.join("helm"))?;
         symlink(&informer, programs.join("informer"))?;
+        let reads_too_early = reads_too_early(&version);
+        let usual = Variant { name: String::new(), programs, spdy: false, reads_too_early };
         if number == 0 {
-            variants.push(Variant { name: String::new(), programs: programs.clone(), spdy: false });
-            variants.push(Variant { name: "SPDY/3.1".into(), programs, spdy: true });
+            variants.push(usual.clone());
+            variants.push(Variant { name: "SPDY/3.1".into(), spdy: true, ..usual });
         } else {
-            variants.push(Variant { name: format!("kubectl {version}"), programs, spdy: false });
+            variants.push(Variant { name: format!("kubectl {version}"), ..usual });
         }
     }
     Ok(variants)
+}
+
+/// Whether a kubectl of this version (`1.33`) has client-go's race at the begin of a WebSocket session.
+fn reads_too_early(version: &str) -> bool {
+    version.strip_prefix("1.").and_then(|minor| minor.parse::<u32>().ok()).is_some_and(|minor| minor < 34)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubectl_reads_too_early_before_1_34() {
+        assert!(reads_too_early("1.27") && reads_too_early("1.33"));
+        assert!(!reads_too_early("1.34") && !reads_too_early("1.36"));
+    }
 }
