@@ -4,51 +4,67 @@
 //! program; each pair gives one ratio.
 
 use std::{
-    fs,
     path::Path,
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context as _, ensure};
-use hdrhistogram::Histogram;
+use clap::Args;
 use towline_e2e::{
     programs::Programs,
     stage::{Stage, image},
     table::{GROUP, TOKEN_LIFETIME, USER, apply_with, direct_kubeconfig, grant},
 };
-use xtask::cluster::Cluster;
+use xtask::cluster::{Cluster, Options};
 
-use crate::{fleet::Fleet, stats::Figure, target::Target};
+use crate::{
+    figure::Figure,
+    procfs,
+    stats::{histogram, in_turns, millis},
+    target::Target,
+    terms::Terms,
+    told::Told,
+};
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug)]
-pub struct Amount {
-    /// Pairs of each measurement.
-    pub pairs: usize,
-    /// Requests of one half of a latency pair.
-    pub requests: usize,
-    /// Connections of one half of an opens pair.
-    pub opens: usize,
-    /// Bytes of one half of a copy pair.
-    pub copy: u64,
-    /// Idle agents.
-    pub agents: usize,
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Arguments {
+    /// Requests of one half of a latency pair
+    #[arg(long, default_value_t = 300, value_name = "N")]
+    requests: u32,
+    /// Connections of one half of an opens pair
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    opens: u32,
+    /// Bytes of one half of a copy pair
+    #[arg(long, default_value_t = 100_000_000, value_name = "BYTES")]
+    copy: u64,
 }
 
 /// Small, and not empty.
 const PATH: &str = "/api/v1/namespaces/default";
 
-/// Sets the stage, and measures; `told` hears of each figure.
+/// Makes a cluster, and measures.
 ///
 /// # Errors
 /// If something can't be set up, or fails.
-pub async fn run(
+pub async fn run(arguments: Arguments, terms: &Terms, told: &mut Told) -> anyhow::Result<()> {
+    let programs = Programs::build()?;
+    let options =
+        Options { name: format!("load-{}", std::process::id()), node: true, apiserver_arguments: Vec::new() };
+    let cluster = Cluster::up(&options)?;
+    let measured = measure(&cluster, programs, arguments, terms.runs(), told).await;
+    cluster.down()?;
+    measured
+}
+
+async fn measure(
     cluster: &Cluster,
     programs: Programs,
-    amount: Amount,
-    mut told: impl FnMut(&Figure),
-) -> anyhow::Result<Vec<Figure>> {
+    amount: Arguments,
+    runs: usize,
+    told: &mut Told,
+) -> anyhow::Result<()> {
     grant(cluster)?;
     let stage = Stage::set(cluster.clone(), programs).await?;
     stage.let_in(USER)?;
@@ -56,88 +72,56 @@ pub async fn run(
     let proxy = stage.proxy("baseline", &tokens)?;
     let direct_file = direct_kubeconfig(cluster, stage.folder(), USER, &[GROUP])?;
     let (direct, through) = (Target::of_kubeconfig(&direct_file)?, Target::of_kubeconfig(&proxy.kubeconfig)?);
-    let mut figures = Vec::new();
-    let mut note = |figure: Figure| {
-        told(&figure);
-        figures.push(figure);
+    let mut note = |name: &str, unit, pairs: &[(f64, f64)]| {
+        let name = format!("kube-apiserver, {name}");
+        told.note(Figure::of_pairs(name, unit, "direct", pairs));
     };
 
-    let (p50, p99) = latencies(&direct, &through, amount).await?;
-    note(Figure::of_pairs("small GET, p50", "ms", &p50));
-    note(Figure::of_pairs("small GET, p99", "ms", &p99));
-    note(Figure::of_pairs("connection + GET, one by one", "ms", &opens(&direct, &through, amount).await?));
-    let copies = copies(cluster, &direct_file, &proxy.kubeconfig, amount)?;
-    note(Figure::of_pairs("exec output, goodput", "MB/s", &copies));
-    note(Figure::alone("agent, idle, resident", "MiB", resident(stage.agent.id())?, 1));
-    for figure in relay_memory(&stage, amount.agents).await? {
-        note(figure);
-    }
-    Ok(figures)
-}
-
-/// Runs one half after the other, and the other way round the next time.
-async fn in_turns<T, D, R>(
-    pairs: usize,
-    mut direct: impl FnMut() -> D,
-    mut through: impl FnMut() -> R,
-) -> anyhow::Result<Vec<(T, T)>>
-where
-    D: Future<Output = anyhow::Result<T>>,
-    R: Future<Output = anyhow::Result<T>>,
-{
-    let mut results = Vec::with_capacity(pairs);
-    for pair in 0..pairs {
-        if pair % 2 == 0 {
-            let first = direct().await?;
-            results.push((first, through().await?));
-        } else {
-            let first = through().await?;
-            results.push((direct().await?, first));
-        }
-    }
-    Ok(results)
-}
-
-type Pairs = Vec<(f64, f64)>;
-
-async fn latencies(direct: &Target, through: &Target, amount: Amount) -> anyhow::Result<(Pairs, Pairs)> {
-    let half = async |target: &Target| -> anyhow::Result<(f64, f64)> {
-        let mut connection = target.connect().await?;
-        for _ in 0..amount.requests / 10 {
-            connection.get(PATH).await?;
-        }
-        let mut micros = Histogram::<u64>::new(3)?;
-        for _ in 0..amount.requests {
-            let begun = Instant::now();
-            connection.get(PATH).await?;
-            micros.record(u64::try_from(begun.elapsed().as_micros())?)?;
-        }
-        let millis = |quantile: f64| micros.value_at_quantile(quantile) as f64 / 1000.0;
-        Ok((millis(0.5), millis(0.99)))
-    };
-    let pairs = in_turns(amount.pairs, || half(direct), || half(through)).await?;
+    let latency = async |target: &Target| latencies(target, amount.requests).await;
+    let latencies = in_turns(runs, async || latency(&through).await, async || latency(&direct).await).await?;
     let column = |pick: fn(&(f64, f64)) -> f64| {
-        pairs.iter().map(|(direct, through)| (pick(direct), pick(through))).collect()
+        latencies.iter().map(|(through, direct)| (pick(through), pick(direct))).collect::<Vec<_>>()
     };
-    Ok((column(|half| half.0), column(|half| half.1)))
+    note("small GET, p50", "ms", &column(|half| half.0));
+    note("small GET, p99", "ms", &column(|half| half.1));
+    let open = async |target: &Target| opens(target, amount.opens).await;
+    let opens = in_turns(runs, async || open(&through).await, async || open(&direct).await).await?;
+    note("connection + GET, one by one", "ms", &opens);
+    let copies = copies(cluster, &proxy.kubeconfig, &direct_file, amount.copy, runs.div_ceil(2)).await?;
+    note("exec output", "MB/s", &copies);
+    let resident = procfs::memory(stage.agent.id())?.resident as f64 / f64::from(1 << 20);
+    told.note(Figure::once("agent process, idle, resident", "MiB", resident, 1));
+    Ok(())
 }
 
-async fn opens(direct: &Target, through: &Target, amount: Amount) -> anyhow::Result<Pairs> {
-    let half = async |target: &Target| -> anyhow::Result<f64> {
+async fn latencies(target: &Target, requests: u32) -> anyhow::Result<(f64, f64)> {
+    let mut connection = target.connect().await?;
+    for _ in 0..requests / 10 {
+        connection.get(PATH).await?;
+    }
+    let mut micros = histogram();
+    for _ in 0..requests {
         let begun = Instant::now();
-        for _ in 0..amount.opens {
-            target.connect().await?.get(PATH).await?;
-        }
-        Ok(begun.elapsed().as_secs_f64() * 1000.0 / amount.opens as f64)
-    };
-    in_turns(amount.pairs, || half(direct), || half(through)).await
+        connection.get(PATH).await?;
+        micros.saturating_record(u64::try_from(begun.elapsed().as_micros())?);
+    }
+    Ok((millis(&micros, 0.5), millis(&micros, 0.99)))
 }
 
-fn copies(
+async fn opens(target: &Target, connections: u32) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    for _ in 0..connections {
+        target.connect().await?.get(PATH).await?;
+    }
+    Ok(begun.elapsed().as_secs_f64() * 1000.0 / f64::from(connections))
+}
+
+async fn copies(
     cluster: &Cluster,
-    direct: &Path,
     through: &Path,
-    amount: Amount,
+    direct: &Path,
+    bytes: u64,
+    runs: usize,
 ) -> anyhow::Result<Vec<(f64, f64)>> {
     let yaml = format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: source, namespace: default}}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
@@ -146,67 +130,18 @@ fn copies(
     );
     apply_with(cluster, &["apply", "-f", "-"], &yaml)?;
     cluster.kubectl_output(&["wait", "pod/source", "--for=condition=Ready", "--timeout=60s"])?;
+    let kubectl = cluster.programs().kubectl();
     let half = |kubeconfig: &Path| -> anyhow::Result<f64> {
         let begun = Instant::now();
-        let output = Command::new(cluster.programs().kubectl())
+        let output = Command::new(&kubectl)
             .env("KUBECONFIG", kubeconfig)
-            .args([
-                "-n",
-                "default",
-                "exec",
-                "source",
-                "--",
-                "head",
-                "-c",
-                &amount.copy.to_string(),
-                "/dev/zero",
-            ])
+            .args(["-n", "default", "exec", "source", "--", "head", "-c", &bytes.to_string(), "/dev/zero"])
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
             .output()
             .context("kubectl can't be run")?;
-        ensure!(
-            output.status.success() && output.stdout.len() as u64 == amount.copy,
-            "the copy is not whole"
-        );
-        Ok(amount.copy as f64 / 1e6 / begun.elapsed().as_secs_f64())
+        ensure!(output.status.success() && output.stdout.len() as u64 == bytes, "the copy is not whole");
+        Ok(bytes as f64 / 1e6 / begun.elapsed().as_secs_f64())
     };
-    let mut pairs = Vec::new();
-    for pair in 0..amount.pairs.div_ceil(2) {
-        if pair % 2 == 0 {
-            let first = half(direct)?;
-            pairs.push((first, half(through)?));
-        } else {
-            let first = half(through)?;
-            pairs.push((half(direct)?, first));
-        }
-    }
-    Ok(pairs)
-}
-
-/// What the relay's memory grows by for each idle agent session.
-async fn relay_memory(stage: &Stage, agents: usize) -> anyhow::Result<Vec<Figure>> {
-    let token = stage.relay_command(&["enroll", "fleet"])?;
-    let ca = stage.relay_dir().join("tls-ca.pem");
-    let before = resident(stage.relay.id())?;
-    let begun = Instant::now();
-    let fleet = Fleet::connect(&token, &ca, agents).await?;
-    let took = begun.elapsed();
-    // What the handshakes needed is given back.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let grown = resident(stage.relay.id())? - before;
-    ensure!(fleet.open() == agents, "{} of {agents} sessions are open", fleet.open());
-    fleet.end().await;
-    Ok(vec![
-        Figure::alone("relay, per idle agent", "KiB", grown * 1024.0 / agents as f64, agents),
-        Figure::alone("agents joining, one by one", "/s", agents as f64 / took.as_secs_f64(), agents),
-    ])
-}
-
-/// Resident memory of a process, in MiB.
-fn resident(pid: u32) -> anyhow::Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
-    Ok(kib / 1024.0)
+    in_turns(runs, async || half(through), async || half(direct)).await
 }

@@ -67,3 +67,20 @@ impl Fleet {
         self.drivers.shutdown().await;
     }
 }
+
+/// What to measure.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Arguments {}
+
+/// Measures it.
+///
+/// # Errors
+/// If something can't be set up, or fails.
+#[expect(clippy::unused_async, reason = "the others wait")]
+pub async fn run(
+    _arguments: Arguments,
+    _terms: &crate::terms::Terms,
+    _told: &mut crate::told::Told,
+) -> anyhow::Result<()> {
+    anyhow::bail!("not measured yet")
+}

@@ -1,60 +1,28 @@
-//! `towline-loadtest`: what towline costs, on loopback, beside the direct way.
+//! `towline-loadtest`; and, under their names, the programs that it measures.
 
-#![allow(clippy::print_stdout, reason = "figures are what it is run for")]
+use std::{env, ffi::OsStr, path::Path, process::ExitCode};
 
-use std::process::ExitCode;
-
-use clap::{Parser, Subcommand};
-use towline_e2e::programs::Programs;
-use towline_loadtest::baseline::{self, Amount};
-use xtask::cluster::{Cluster, Options};
-
-/// Measures towline beside the direct way. Build it with --release: then the programs are, too.
-#[derive(Debug, Parser)]
-#[command(name = "towline-loadtest", version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
+fn main() -> ExitCode {
+    // The programs run as processes of their own, so that their CPU and memory can be told apart, and are this very
+    // build: no other could be stale.
+    let name = env::args_os().next();
+    match name.as_deref().map(Path::new).and_then(Path::file_name).and_then(OsStr::to_str) {
+        Some("towline-relay") => towline_relay::cli::main(),
+        Some("towline-agent") => towline_agent::cli::main(),
+        Some("towline") => client(),
+        _ => towline_loadtest::cli::main(),
+    }
 }
 
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Latency, connections, goodput and memory, against a real cluster that is made for it
-    Baseline {
-        /// Pairs (direct, through) of each measurement
-        #[arg(long, default_value_t = 10)]
-        pairs: usize,
-        /// One JSON object a line instead of a table
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(Cli::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
+fn client() -> ExitCode {
+    use clap::Parser as _;
+    let cli = towline::cli::Cli::parse();
+    towline::cli::start_log(cli.level());
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(cli.execute()),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: no runtime can be made: {error}");
             ExitCode::FAILURE
         }
     }
-}
-
-async fn run(cli: Cli) -> anyhow::Result<()> {
-    let Command::Baseline { pairs, json } = cli.command;
-    let programs = Programs::build()?;
-    let options =
-        Options { name: format!("load-{}", std::process::id()), node: true, apiserver_arguments: Vec::new() };
-    let cluster = Cluster::up(&options)?;
-    if !json {
-        println!("{:<34} {:>10} {:>10} {:<8} ratio (95 %)", "", "direct", "through", "");
-    }
-    let amount = Amount { pairs, requests: 300, opens: 50, copy: 100_000_000, agents: 500 };
-    let measured = baseline::run(&cluster, programs, amount, |figure| {
-        println!("{}", if json { figure.json() } else { figure.line() });
-    })
-    .await;
-    cluster.down()?;
-    measured.map(|_| ())
 }

@@ -1,74 +1,6 @@
-//! Figures and how they are told.
+//! What is made of the numbers: medians, their intervals, turns, fairness.
 
-use serde_json::json;
-
-/// One measured quantity, directly and through towline.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Figure {
-    /// What was measured.
-    pub name: &'static str,
-    /// Its unit.
-    pub unit: &'static str,
-    /// Directly; none where there is no direct way.
-    pub direct: Option<f64>,
-    /// Through towline.
-    pub through: f64,
-    /// The median of the ratios through/direct of pairs that ran one after the other.
-    pub ratio: Option<f64>,
-    /// The 95 % confidence interval of that median (bootstrap).
-    pub ci95: Option<(f64, f64)>,
-    /// How many pairs.
-    pub n: usize,
-}
-
-impl Figure {
-    /// From pairs (direct, through).
-    pub fn of_pairs(name: &'static str, unit: &'static str, pairs: &[(f64, f64)]) -> Self {
-        let ratios: Vec<f64> = pairs.iter().map(|(direct, through)| through / direct).collect();
-        let column = |pick: fn(&(f64, f64)) -> f64| median(&pairs.iter().map(pick).collect::<Vec<_>>());
-        Self {
-            name,
-            unit,
-            direct: Some(column(|pair| pair.0)),
-            through: column(|pair| pair.1),
-            ratio: Some(median(&ratios)),
-            ci95: Some(bootstrap(&ratios)),
-            n: pairs.len(),
-        }
-    }
-
-    /// Of towline alone.
-    pub fn alone(name: &'static str, unit: &'static str, value: f64, n: usize) -> Self {
-        Self { name, unit, direct: None, through: value, ratio: None, ci95: None, n }
-    }
-
-    /// A line for people.
-    pub fn line(&self) -> String {
-        let direct = self.direct.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
-        let ratio = self
-            .ratio
-            .zip(self.ci95)
-            .map_or_else(String::new, |(ratio, (low, high))| format!("{ratio:.2} ({low:.2} – {high:.2})"));
-        format!(
-            "{:<34} {:>10} {:>10} {:<8} {:<22} n={}",
-            self.name,
-            direct,
-            format!("{:.2}", self.through),
-            self.unit,
-            ratio,
-            self.n
-        )
-    }
-
-    /// A line for programs.
-    pub fn json(&self) -> String {
-        json!({
-            "name": self.name, "unit": self.unit, "value": self.through, "ratio": self.ratio,
-            "against": self.direct.map(|_| "direct"), "direct": self.direct, "ci95": self.ci95, "n": self.n,
-        })
-        .to_string()
-    }
-}
+use hdrhistogram::Histogram;
 
 /// The middle one; the mean of the two middle ones where there are two.
 pub fn median(values: &[f64]) -> f64 {
@@ -83,9 +15,11 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// The 95 % confidence interval of the median, from 2,000 resamples. The same input gives the same answer.
-fn bootstrap(values: &[f64]) -> (f64, f64) {
-    if values.is_empty() {
-        return (f64::NAN, f64::NAN);
+///
+/// Nothing where there are too few values to say anything: with two, every resample's median lies between them.
+pub fn interval(values: &[f64]) -> Option<(f64, f64)> {
+    if values.len() < 3 {
+        return None;
     }
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let mut medians: Vec<f64> = (0..2000)
@@ -102,7 +36,50 @@ fn bootstrap(values: &[f64]) -> (f64, f64) {
         })
         .collect();
     medians.sort_by(f64::total_cmp);
-    (medians[50], medians[1949])
+    Some((medians[50], medians[1949]))
+}
+
+/// Jain's index of fairness: 1 where all got the same, 1/n where one got all.
+pub fn jain(shares: &[f64]) -> f64 {
+    let (sum, squares) =
+        shares.iter().fold((0.0, 0.0), |(sum, squares), share| (sum + share, squares + share * share));
+    if squares == 0.0 { f64::NAN } else { sum * sum / (shares.len() as f64 * squares) }
+}
+
+/// Runs both one after the other, and the other way round the next time: A B B A. What drifts while the machine warms
+/// up, or while something else runs on it, is shared by both.
+///
+/// # Errors
+/// The first that one of them meets.
+pub async fn in_turns<T>(
+    runs: usize,
+    mut first: impl AsyncFnMut() -> anyhow::Result<T>,
+    mut second: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<Vec<(T, T)>> {
+    let mut results = Vec::with_capacity(runs);
+    for run in 0..runs {
+        if run % 2 == 0 {
+            let one = first().await?;
+            results.push((one, second().await?));
+        } else {
+            let other = second().await?;
+            results.push((first().await?, other));
+        }
+    }
+    Ok(results)
+}
+
+/// Times from 1 µs to a minute, in microseconds, to three digits.
+///
+/// # Panics
+/// Never: the bounds are sound.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are sound")
+}
+
+/// A percentile of [`histogram`], in milliseconds.
+pub fn millis(micros: &Histogram<u64>, quantile: f64) -> f64 {
+    micros.value_at_quantile(quantile) as f64 / 1000.0
 }
 
 #[cfg(test)]
@@ -113,11 +90,36 @@ mod tests {
     fn medians_and_their_intervals() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        let pairs: Vec<(f64, f64)> = (1..=9).map(|n| (f64::from(n), 2.0 * f64::from(n))).collect();
-        let figure = Figure::of_pairs("x", "ms", &pairs);
-        assert_eq!((figure.ratio, figure.ci95, figure.n), (Some(2.0), Some((2.0, 2.0)), 9));
         let scattered: Vec<f64> = (0..100).map(f64::from).collect();
-        let (low, high) = bootstrap(&scattered);
+        let (low, high) = interval(&scattered).unwrap();
         assert!(low > 35.0 && low < 50.0 && high > 50.0 && high < 65.0, "{low} {high}");
+        assert_eq!(interval(&[2.0; 9]), Some((2.0, 2.0)));
+        assert_eq!(interval(&[1.0, 2.0]), None);
+    }
+
+    #[test]
+    fn fairness_is_one_where_all_got_the_same() {
+        assert_eq!(jain(&[5.0; 16]), 1.0);
+        assert_eq!(jain(&[1.0, 0.0, 0.0, 0.0]), 0.25);
+        assert!(jain(&[]).is_nan());
+    }
+
+    #[tokio::test]
+    async fn turns_are_taken_a_b_b_a() {
+        let order = std::cell::RefCell::new(String::new());
+        let turn = |name: char| order.borrow_mut().push(name);
+        let pairs = in_turns(
+            2,
+            async || {
+                turn('a');
+                Ok('a')
+            },
+            async || {
+                turn('b');
+                Ok('b')
+            },
+        );
+        assert_eq!(pairs.await.unwrap(), [('a', 'b'), ('a', 'b')]);
+        assert_eq!(*order.borrow(), "abba");
     }
 }
