@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{checks, cluster, docs, soak, threats};
+use xtask::{checks, cluster, docs, peers, soak, threats};
 
 #[derive(Debug, Parser)]
 #[command(about, disable_help_subcommand = true)]
@@ -19,6 +19,9 @@ enum Task {
     /// A real Kubernetes cluster on this machine.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// What towline is measured beside: haproxy, OpenSSH, rathole, remotedialer.
+    #[command(subcommand)]
+    Peers(peers::PeersCommand),
     /// Write the pages that are made from code (docs/errors.md).
     Docs,
     /// List each threat with its test and result.
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Test(arguments) => checks::run(&arguments),
         Task::Cluster(command) => cluster::run(command),
+        Task::Peers(command) => peers::run(command),
         Task::Docs => docs::run(),
         Task::Threats(arguments) => threats::run(&arguments),
         Task::Soak(command) => soak::run(command),
