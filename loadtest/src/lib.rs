@@ -5,18 +5,24 @@
 //! a [`path::Path`] between ends that are the same for all.
 
 pub mod baseline;
+pub mod certificates;
 pub mod cli;
 pub mod compare;
 pub mod cut;
+pub mod direct;
 pub mod fairness;
+pub mod far;
 pub mod figure;
 pub mod fleet;
 pub mod goodput;
 pub mod keystroke;
 pub mod latency;
 pub mod memory;
+pub mod near;
 pub mod opens;
 pub mod path;
+pub mod peers;
+pub mod pattern;
 pub mod procfs;
 pub mod report;
 pub mod stats;
@@ -24,3 +30,4 @@ pub mod storm;
 pub mod target;
 pub mod terms;
 pub mod told;
+pub mod transfer;
