@@ -12,7 +12,7 @@ use bytes::Bytes;
 use towline_tunnel::{
     ids::{ChannelId, ClusterId, KeyHash},
     keys::SigningKey,
-    proto::{CloseReason, OpenRequest},
+    proto::{CloseReason, OpenRequest, ResumeRequest},
     session::control::Control,
     ticket::{MAX_LIFE, SKEW, Ticket},
 };
@@ -21,9 +21,9 @@ use crate::{
     access::{AccessControl, Caller, Decision},
     authenticate::{ClientPeer, Peer},
     clock::Clock,
-    forward::{Renewal, Route},
+    forward::{Renewal, Route, Wanted},
     metrics::Metrics,
-    sessions::Sessions,
+    sessions::{Process, Sessions},
 };
 
 /// A ticket is used again for this much of its life: a signature each minute and user, not each stream.
@@ -101,7 +101,8 @@ impl Switchboard {
         }
     }
 
-    /// Opens the other half of a client's stream, `from`, on a session of the cluster's agent.
+    /// Opens the other half of a client's stream, `from`, on a session of the cluster's agent; or has the agent's process that
+    /// holds it take it up.
     ///
     /// # Errors
     /// Why it is refused.
@@ -109,16 +110,35 @@ impl Switchboard {
         &self,
         client: &ClientPeer,
         channel: ChannelId,
-        mut request: OpenRequest,
+        wanted: Wanted,
         from: Route,
     ) -> Result<Route, Refusal> {
-        let until = self.allowed(client, request.cluster)?;
-        let agent = self.sessions.agent_of(request.cluster).ok_or((CloseReason::AgentOffline, "".into()))?;
-        request.channel = Some(channel);
+        let cluster = wanted.cluster();
+        let until = self.allowed(client, cluster)?;
+        let agent = match &wanted {
+            Wanted::Open(_) => {
+                self.sessions.agent_of(cluster).ok_or((CloseReason::AgentOffline, "".into()))?
+            }
+            Wanted::Resume(request) => match self.sessions.process(cluster, request.instance) {
+                Process::Here(agent) => agent,
+                Process::Away => return Err((CloseReason::AgentOffline, "".into())),
+                Process::Replaced => {
+                    return Err((CloseReason::Lost, "the agent that held it was replaced".into()));
+                }
+            },
+        };
         // Opaque and different in each run: agents can be fair to users without learning who they are.
-        request.share = self.shares.hash_one(&client.caller.principal);
-        request.ticket = Some(self.ticket(&client.caller, client.run_key.hash(), request.cluster, until));
-        let stream = agent.open(request, from).map_err(|reason| match reason {
+        let share = self.shares.hash_one(&client.caller.principal);
+        let ticket = Some(self.ticket(&client.caller, client.run_key.hash(), cluster, until));
+        let opened = match wanted {
+            Wanted::Open(request) => {
+                agent.open(OpenRequest { channel: Some(channel), share, ticket, ..request }, from)
+            }
+            Wanted::Resume(request) => {
+                agent.resume(ResumeRequest { channel: Some(channel), share, ticket, ..request }, from)
+            }
+        };
+        let stream = opened.map_err(|reason| match reason {
             CloseReason::LimitReached => {
                 (reason, "too many streams of the agent (--max-streams-per-agent)".into())
             }

@@ -18,11 +18,11 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use towline_tunnel::{
-    ids::{ChannelId, ClusterId},
+    ids::{ChannelId, ClusterId, StreamKey},
     keys::VerifyingKey,
     mux::Machine,
     proto::{
-        CloseReason, OpenRequest,
+        CloseReason, OpenRequest, ResumeRequest,
         frame::{self, StreamId},
         leg::{Leg, LegConfig, LegEvent, Progress},
         link::Violation,
@@ -43,6 +43,33 @@ pub struct Route {
     pub conn: Arc<RelayConn>,
     /// The stream's id there.
     pub stream: StreamId,
+}
+
+/// What a client wants of an agent.
+#[derive(Debug)]
+pub enum Wanted {
+    /// A new stream.
+    Open(OpenRequest),
+    /// One that it had before.
+    Resume(ResumeRequest),
+}
+
+impl Wanted {
+    /// The stream's name.
+    pub fn key(&self) -> StreamKey {
+        match self {
+            Self::Open(request) => request.key,
+            Self::Resume(request) => request.key,
+        }
+    }
+
+    /// The cluster it leads to.
+    pub fn cluster(&self) -> ClusterId {
+        match self {
+            Self::Open(request) => request.cluster,
+            Self::Resume(request) => request.cluster,
+        }
+    }
 }
 
 /// Renewals of certificates that may wait on one agent's session.
@@ -183,6 +210,21 @@ impl RelayConn {
         stream
     }
 
+    /// Asks the agent at the other end to take a stream up, whose other half is `to`.
+    ///
+    /// # Errors
+    /// If it takes none.
+    pub fn resume(&self, request: ResumeRequest, to: Route) -> Result<StreamId, CloseReason> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(CloseReason::AgentOffline);
+        }
+        let stream = state.leg.resume(request, to);
+        drop(state);
+        self.output.notify_one();
+        stream
+    }
+
     /// Ends those streams of a client that it may no longer have open.
     pub fn end_streams_not(&self, allowed: impl Fn(ClusterId) -> bool) {
         let mut ended = Vec::new();
@@ -216,13 +258,16 @@ impl RelayConn {
         let routes = state.leg.close();
         self.count_streams(&mut state);
         drop(state);
-        let offline = self.agent().is_some();
-        let detail =
-            if offline { "the agent's connection was lost" } else { "the client's connection was lost" };
         for route in routes {
-            route.conn.reset(route.stream, CloseReason::Detached, detail);
+            route.conn.detach(route.stream);
         }
         self.stop.cancel();
+    }
+
+    /// The other half of a stream is gone: this one's peer may take it up again.
+    fn detach(&self, stream: StreamId) {
+        self.lock().leg.detach(stream);
+        self.output.notify_one();
     }
 
     fn reset(&self, stream: StreamId, reason: CloseReason, detail: &str) {
@@ -260,7 +305,7 @@ impl RelayConn {
         let more = loop {
             let Some(frame) = frame::decode(bytes)? else { break false };
             if let Some(event) = state.leg.on_frame(frame, now)? {
-                let stop = matches!(event, LegEvent::Open { .. });
+                let stop = matches!(event, LegEvent::Open { .. } | LegEvent::Resume { .. });
                 events.push(event);
                 if stop {
                     break true;
@@ -279,7 +324,12 @@ impl RelayConn {
     fn carry(&self, event: LegEvent<Route>, now: Instant) {
         let metrics = self.metrics();
         let passed_to = match event {
-            LegEvent::Open { stream, request } => return self.on_open(stream, request, now),
+            LegEvent::Open { stream, request } => {
+                return self.on_wanted(stream, Wanted::Open(request), now);
+            }
+            LegEvent::Resume { stream, request } => {
+                return self.on_wanted(stream, Wanted::Resume(request), now);
+            }
             LegEvent::Control(payload) => return self.on_control(&payload),
             LegEvent::GoAway(goaway) => {
                 debug!(channel = %self.channel, reason = goaway.reason.text(), "the peer takes no new streams");
@@ -289,6 +339,11 @@ impl RelayConn {
             LegEvent::Opened { to, opened } => {
                 to.conn.answered(to.stream, now);
                 to.conn.lock().leg.opened(to.stream, opened);
+                to
+            }
+            LegEvent::Resumed { to, resumed } => {
+                to.conn.answered(to.stream, now);
+                to.conn.lock().leg.resumed(to.stream, resumed);
                 to
             }
             LegEvent::Data { to, payload, fin, blocked } => {
@@ -315,20 +370,19 @@ impl RelayConn {
         passed_to.conn.output.notify_one();
     }
 
-    fn on_open(&self, stream: StreamId, request: OpenRequest, now: Instant) {
-        let key = request.key;
+    fn on_wanted(&self, stream: StreamId, wanted: Wanted, now: Instant) {
+        let (key, cluster) = (wanted.key(), wanted.cluster());
         let Some(client) = self.client() else {
             // Only the far side of a client's stream is opened towards agents: they open none.
             return self.reset(stream, CloseReason::Forbidden, "agents open no streams");
         };
         let Some(me) = self.me.upgrade() else { return };
-        let cluster = request.cluster;
         // Before the agent hears of it: its answer may be here before this thread goes on.
         let mut state = self.lock();
         state.opening.insert(stream, now);
         state.queue.push_back((now, stream));
         drop(state);
-        match self.switchboard.connect(client, self.channel, request, Route { conn: me, stream }) {
+        match self.switchboard.connect(client, self.channel, wanted, Route { conn: me, stream }) {
             Ok(route) => {
                 let agent_stream = route.stream;
                 self.lock().leg.bind(stream, route, 0);
@@ -352,6 +406,18 @@ impl RelayConn {
                 );
                 self.reset(stream, reason, &detail);
             }
+        }
+    }
+
+    /// The agent did not answer in time. What it then holds of the stream may still be taken up.
+    fn time_out(&self, stream: StreamId) {
+        let mut state = self.lock();
+        let route = state.leg.routes().find(|(id, _)| *id == stream).map(|(_, route)| route.clone());
+        state.leg.reset(stream, CloseReason::Timeout, "");
+        drop(state);
+        self.output.notify_one();
+        if let Some(route) = route {
+            route.conn.detach(route.stream);
         }
     }
 
@@ -441,7 +507,7 @@ impl Machine for RelayConn {
         drop(state);
         for stream in late {
             self.metrics().refused(Stage::Stream, CloseReason::Timeout);
-            self.refuse_route(stream, CloseReason::Timeout);
+            self.time_out(stream);
         }
         ticked
     }

@@ -1,7 +1,7 @@
 //! Who is connected now: agents by cluster, everyone by address and user, and what the registry is told of it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
     sync::{
@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 use towline_tunnel::{
     ids::{ClusterId, InstanceId},
     proto::CloseReason,
@@ -31,6 +34,9 @@ use crate::{
 const GATHERED_FOR: Duration = Duration::from_secs(1);
 /// Whoever is refused for want of room should not come back at once.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Nobody takes up a stream of a process that has been gone for so long.
+const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 
 /// Counts sessions against their limits.
 #[derive(Clone, Debug)]
@@ -154,6 +160,26 @@ struct SessionsInner {
 struct Open {
     agents: HashMap<ClusterId, Vec<Arc<RelayConn>>>,
     clients: Vec<Arc<RelayConn>>,
+    /// Agents' processes that are gone: when, and how many of their cluster's were connected then, they included.
+    gone: HashMap<InstanceId, (Instant, usize)>,
+}
+
+impl Open {
+    fn processes(&self, cluster: ClusterId) -> HashSet<InstanceId> {
+        let agents = self.agents.get(&cluster).into_iter().flatten();
+        agents.filter_map(|conn| Some(conn.agent()?.holder.instance)).collect()
+    }
+}
+
+/// Where the process of an agent is.
+#[derive(Debug)]
+pub enum Process {
+    /// It has a session that takes streams.
+    Here(Arc<RelayConn>),
+    /// It may come back.
+    Away,
+    /// As many as before are connected, and it is not among them: it was started anew, and what it held is gone.
+    Replaced,
 }
 
 /// A session that is known; dropping it ends its streams and forgets it.
@@ -183,6 +209,24 @@ impl Sessions {
         let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
         let order = (0..agents.len()).map(|n| &agents[(turn + n) % agents.len()]);
         order.into_iter().find(|conn| conn.takes_streams()).cloned()
+    }
+
+    /// Where one process of a cluster's agent is.
+    pub fn process(&self, cluster: ClusterId, instance: InstanceId) -> Process {
+        let open = self.lock();
+        let agents = open.agents.get(&cluster).into_iter().flatten();
+        let mut own =
+            agents.filter(|conn| conn.agent().is_some_and(|agent| agent.holder.instance == instance)).rev();
+        if let Some(conn) = own.find(|conn| conn.takes_streams()) {
+            return Process::Here(Arc::clone(conn));
+        }
+        let processes = open.processes(cluster);
+        match open.gone.get(&instance) {
+            Some((_, before)) if !processes.contains(&instance) && processes.len() >= *before => {
+                Process::Replaced
+            }
+            _ => Process::Away,
+        }
     }
 
     /// Whether an agent of this cluster is connected.
@@ -258,11 +302,17 @@ impl Drop for SessionGuard {
         match conn.agent() {
             Some(agent) => {
                 let cluster = agent.cluster.id;
+                let before = open.processes(cluster).len();
                 if let Some(agents) = open.agents.get_mut(&cluster) {
                     agents.retain(|other| !Arc::ptr_eq(other, conn));
                     if agents.is_empty() {
                         open.agents.remove(&cluster);
                     }
+                }
+                if !open.processes(cluster).contains(&agent.holder.instance) {
+                    let now = Instant::now();
+                    open.gone.retain(|_, (since, _)| now.duration_since(*since) < REMEMBERED_FOR);
+                    open.gone.insert(agent.holder.instance, (now, before));
                 }
             }
             None => open.clients.retain(|other| !Arc::ptr_eq(other, conn)),

@@ -6,10 +6,12 @@
 
 mod connection;
 mod driver;
+mod keeper;
 mod stream;
 
 pub use connection::{Connection, Driver};
 pub use driver::{Closed, Machine, drive};
+pub use keeper::{Admit, Keeper};
 pub use stream::MuxStream;
 
 pub use crate::proto::{
@@ -17,6 +19,7 @@ pub use crate::proto::{
     endpoint::{EndpointConfig, Side, StreamError},
     ledger::Ledger,
     link::GoAway,
+    resume::{EXPORTER_LABEL, ResumeKey, ResumeRequest},
 };
 
 #[cfg(test)]

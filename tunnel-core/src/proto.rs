@@ -12,9 +12,11 @@ pub mod link;
 pub mod open;
 pub mod reason;
 pub mod receive;
+pub mod resume;
 pub mod schedule;
 pub mod send;
 
 pub use frame::{Frame, StreamId};
 pub use open::{OpenRequest, Opened};
 pub use reason::CloseReason;
+pub use resume::{Arrived, ResumeRequest, Resumed};

@@ -1,7 +1,7 @@
 //! One end's handle on a connection.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::Waker,
     time::{Duration, Instant},
 };
@@ -15,11 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     driver::{Closed, Machine, drive, now},
+    keeper::Keeper,
     stream::MuxStream,
 };
 use crate::proto::{
     CloseReason, OpenRequest,
-    endpoint::{Endpoint, EndpointConfig, Signal, StreamError},
+    endpoint::{Endpoint, EndpointConfig, Event, Signal, StreamError},
     frame,
     link::{GoAway, Violation},
 };
@@ -53,6 +54,8 @@ pub(super) struct Shared {
     news: Notify,
     stop: CancellationToken,
     ended: CancellationToken,
+    keeper: Option<Keeper>,
+    me: Weak<Shared>,
 }
 
 impl Shared {
@@ -61,22 +64,51 @@ impl Shared {
         self.endpoint.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `change` and wakes the writer if there is something to send.
+    /// Runs `change`, wakes the writer if there is something to send, and tells the keeper what became of its streams.
     pub(super) fn with<T>(&self, change: impl FnOnce(&mut Endpoint<Wakers>) -> T) -> T {
         let mut endpoint = self.endpoint();
         let result = change(&mut endpoint);
         let output = endpoint.has_output();
+        let (over, parked) = (endpoint.take_over(), endpoint.take_parked());
         drop(endpoint);
         if output {
             self.output.notify_one();
         }
+        if let Some(keeper) = &self.keeper {
+            keeper.note(&over, &parked);
+        }
         result
     }
 
-    fn close(&self, reason: CloseReason, detail: &str) {
-        self.endpoint().close(reason, detail);
+    pub(super) fn keeper(&self) -> Option<&Keeper> {
+        self.keeper.as_ref()
+    }
+
+    fn close(&self, reason: CloseReason, detail: &str, park: bool) {
+        self.with(|endpoint| {
+            if park {
+                endpoint.close_and_park(reason, detail);
+            } else {
+                endpoint.close(reason, detail);
+            }
+        });
         self.ended.cancel();
         self.news.notify_waiters();
+    }
+
+    fn on_event(&self, event: Event) {
+        let (Some(me), keeper) = (self.me.upgrade(), self.keeper()) else { return };
+        match (event, keeper) {
+            (Event::Resume { stream, request }, Some(keeper)) => keeper.take_up(&me, stream, &request),
+            (Event::Resume { stream, .. }, None) => {
+                self.with(|endpoint| endpoint.refuse_resume(stream, CloseReason::Lost, ""));
+            }
+            (Event::Resumed { stream, key, resumed }, Some(keeper)) => {
+                keeper.resumed(&me, stream, key, &resumed);
+            }
+            // Without a keeper nothing is ever asked for.
+            (Event::Resumed { .. }, None) => {}
+        }
     }
 }
 
@@ -99,7 +131,7 @@ struct CloseOnDrop(Arc<Shared>);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.0.close(CloseReason::Detached, "the connection was dropped");
+        self.0.close(CloseReason::Detached, "the connection was dropped", true);
     }
 }
 
@@ -109,7 +141,7 @@ impl<IO: AsyncRead + AsyncWrite + Send> Driver<IO> {
         let guard = CloseOnDrop(Arc::clone(&self.shared));
         let closed = drive(self.io, &*self.shared, self.early, self.shared.stop.clone()).await;
         let (reason, detail) = closed.reason();
-        self.shared.close(reason, &detail);
+        self.shared.close(reason, &detail, !matches!(closed, Closed::Stopped));
         drop(guard);
         closed
     }
@@ -118,7 +150,23 @@ impl<IO: AsyncRead + AsyncWrite + Send> Driver<IO> {
 impl Connection {
     /// A connection over `io`; `early` holds bytes that were read before the mux began.
     pub fn new<IO>(io: IO, early: BytesMut, config: EndpointConfig) -> (Self, Driver<IO>) {
-        let shared = Arc::new(Shared {
+        Self::build(io, early, config, None)
+    }
+
+    /// The same, whose streams may go on with `keeper` when it ends.
+    pub fn kept<IO>(io: IO, early: BytesMut, config: EndpointConfig, keeper: Keeper) -> (Self, Driver<IO>) {
+        Self::build(io, early, config, Some(keeper))
+    }
+
+    fn build<IO>(
+        io: IO,
+        early: BytesMut,
+        config: EndpointConfig,
+        keeper: Option<Keeper>,
+    ) -> (Self, Driver<IO>) {
+        let shared = Arc::new_cyclic(|me| Shared {
+            keeper,
+            me: Weak::clone(me),
             endpoint: Mutex::new(Endpoint::new(config, now())),
             output: Notify::new(),
             news: Notify::new(),
@@ -227,19 +275,36 @@ impl Connection {
 
 impl Machine for Shared {
     fn on_bytes(&self, bytes: &mut BytesMut, now: Instant) -> Result<(), Violation> {
-        let result = self.with(|endpoint| {
-            endpoint.inbound(now);
-            while let Some(frame) = frame::decode(bytes)? {
-                endpoint.on_frame(frame, now)?;
+        let result = loop {
+            let taken = self.with(|endpoint| {
+                endpoint.inbound(now);
+                while let Some(frame) = frame::decode(bytes)? {
+                    let event = endpoint.on_frame(frame, now)?;
+                    if event.is_some() {
+                        return Ok(event);
+                    }
+                }
+                Ok(None)
+            });
+            match taken {
+                Ok(Some(event)) => self.on_event(event),
+                Ok(None) => break Ok(()),
+                Err(violation) => break Err(violation),
             }
-            Ok(())
-        });
+        };
         self.news.notify_waiters();
         result
     }
 
     fn fill(&self, out: &mut BytesMut) -> usize {
-        self.endpoint().fill(out)
+        let mut endpoint = self.endpoint();
+        let payload = endpoint.fill(out);
+        let over = endpoint.take_over();
+        drop(endpoint);
+        if let Some(keeper) = &self.keeper {
+            keeper.note(&over, &[]);
+        }
+        payload
     }
 
     fn on_written(&self, payload: usize, now: Instant) {

@@ -9,13 +9,17 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection::Shared;
+use super::{
+    connection::Shared,
+    keeper::{Admit, Place},
+};
 use crate::{
     fault::Report,
-    ids::StreamKey,
+    ids::{ClusterId, InstanceId, StreamKey},
     proto::{
         CloseReason, Opened, StreamId,
-        endpoint::{Read, StreamError},
+        endpoint::{Endpoint, Read, StreamError},
+        resume::{Claim, ResumeKey},
     },
 };
 
@@ -23,22 +27,22 @@ use crate::{
 ///
 /// Shutting it down sends FIN after what was written; the other direction stays open. Dropping it resets it, unless
 /// it was shut down: then what was written is still delivered. Reading gives an end only where the peer sent FIN;
-/// a stream that ends otherwise gives an error whose inner error is a [`StreamError`].
+/// a stream that ends otherwise gives an error whose inner error is a [`StreamError`]. One that is kept ([`MuxStream::keep`]) waits
+/// while it is between two connections.
 #[derive(Debug)]
 pub struct MuxStream {
-    shared: Arc<Shared>,
-    id: StreamId,
+    place: Arc<Place>,
     key: StreamKey,
 }
 
 impl MuxStream {
     pub(super) fn new(shared: Arc<Shared>, id: StreamId, key: StreamKey) -> Self {
-        Self { shared, id, key }
+        Self { place: Arc::new(Place::new(shared, id)), key }
     }
 
-    /// Its number on this connection.
+    /// Its number on the connection that it is on now.
     pub fn id(&self) -> StreamId {
-        self.id
+        self.place.lock().id
     }
 
     /// Its name, the same on every hop.
@@ -48,18 +52,25 @@ impl MuxStream {
 
     /// The far endpoint's answer to OPEN, once it came.
     pub fn opened(&self) -> Option<Opened> {
-        self.shared.endpoint().opened(self.id)
+        self.place.with(|endpoint, id| endpoint.opened(id))
+    }
+
+    /// From now on it outlives its connection, if that was made with a [`Keeper`]: it can be taken up by whoever holds the key of
+    /// its proofs. At the agent, `admit` decides beside that whether a RESUME's ticket lets its caller in.
+    pub fn keep(&self, cluster: ClusterId, instance: InstanceId, proofs: ResumeKey, admit: Option<Admit>) {
+        let claim = Claim::new(self.key, cluster, instance, proofs);
+        self.place.keep(claim, admit);
     }
 
     /// Ends it at once in both directions, and says why.
     pub fn reset(&self, reason: CloseReason, detail: &str) {
-        self.shared.with(|endpoint| endpoint.reset(self.id, reason, detail));
+        self.place.with(|endpoint, id| endpoint.reset(id, reason, detail));
     }
 }
 
 impl Drop for MuxStream {
     fn drop(&mut self) {
-        self.shared.with(|endpoint| endpoint.release(self.id));
+        self.place.with(Endpoint::release);
     }
 }
 
@@ -90,8 +101,7 @@ impl AsyncRead for MuxStream {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        let id = self.id;
-        self.shared.with(|endpoint| match endpoint.read(id, buf.initialize_unfilled()) {
+        self.place.with(|endpoint, id| match endpoint.read(id, buf.initialize_unfilled()) {
             Ok(Read::Bytes(n)) => {
                 buf.advance(n);
                 Poll::Ready(Ok(()))
@@ -113,8 +123,7 @@ impl AsyncWrite for MuxStream {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let id = self.id;
-        self.shared.with(|endpoint| match endpoint.write(id, bytes) {
+        self.place.with(|endpoint, id| match endpoint.write(id, bytes) {
             Ok(0) => {
                 if let Some(wakers) = endpoint.signal(id) {
                     wakers.writer = Some(cx.waker().clone());
@@ -132,7 +141,6 @@ impl AsyncWrite for MuxStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let id = self.id;
-        Poll::Ready(self.shared.with(|endpoint| endpoint.finish(id)).map_err(io::Error::from))
+        Poll::Ready(self.place.with(Endpoint::finish).map_err(io::Error::from))
     }
 }

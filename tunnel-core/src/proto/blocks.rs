@@ -53,6 +53,13 @@ impl Blocks {
         if front.len() <= max { self.closed.pop_front() } else { Some(front.split_to(max)) }
     }
 
+    /// Puts all of `earlier` before what is here.
+    pub fn prepend(&mut self, mut earlier: Self) {
+        earlier.close();
+        earlier.closed.append(&mut self.closed);
+        self.closed = earlier.closed;
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.closed.is_empty() && self.open.is_empty()
@@ -82,6 +89,20 @@ mod tests {
         assert_eq!(blocks.pop(usize::MAX).unwrap().len(), BLOCK);
         assert_eq!(blocks.pop(usize::MAX).unwrap().as_ptr(), long.as_ptr());
         assert!(blocks.is_empty() && blocks.pop(1).is_none());
+    }
+
+    #[test]
+    fn what_is_put_before_comes_first() {
+        let (mut earlier, mut blocks) = (Blocks::default(), Blocks::default());
+        earlier.push(Bytes::from_static(b"ab"));
+        blocks.push(Bytes::from_static(b"c"));
+        blocks.prepend(earlier);
+        blocks.push(Bytes::from_static(b"d"));
+        let mut all = Vec::new();
+        while let Some(piece) = blocks.pop(9) {
+            all.extend_from_slice(&piece);
+        }
+        assert_eq!(all, b"abcd");
     }
 
     proptest! {

@@ -6,7 +6,10 @@
 
 mod inbound;
 mod outbound;
+mod resume;
 mod stream;
+
+pub use resume::{Event, Moving};
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 
-use self::stream::Stream;
+use self::stream::{Phase, Stream};
 use super::{
     CloseReason, OpenRequest, Opened,
     frame::StreamId,
@@ -24,7 +27,7 @@ use super::{
     receive::ReceiveHalf,
     schedule::Scheduler,
 };
-use crate::ids::InstanceId;
+use crate::ids::{InstanceId, StreamKey};
 
 /// Bytes that the application may queue on a stream beyond what was sent.
 pub const SEND_QUEUE: u64 = 128 * 1024;
@@ -118,6 +121,10 @@ pub struct Endpoint<S> {
     control_in: VecDeque<Bytes>,
     goaway: Option<GoAway>,
     closed: Option<StreamError>,
+    /// Kept streams that are over.
+    over: Vec<StreamKey>,
+    /// Kept streams that were parked.
+    parked: Vec<StreamKey>,
 }
 
 impl<S: Signal> Endpoint<S> {
@@ -136,6 +143,8 @@ impl<S: Signal> Endpoint<S> {
             control_in: VecDeque::new(),
             goaway: None,
             closed: None,
+            over: Vec::new(),
+            parked: Vec::new(),
         }
     }
 
@@ -163,7 +172,7 @@ impl<S: Signal> Endpoint<S> {
         request.limit = receive.limit();
         let share = request.share;
         let mut stream = Stream::new(receive, share);
-        stream.open = Some(request);
+        stream.phase = Phase::Open(request);
         self.streams.insert(id, stream);
         self.mark(id);
         Ok(id)
@@ -187,7 +196,7 @@ impl<S: Signal> Endpoint<S> {
         let part = room.min(bytes.len());
         if part > 0 {
             stream.send.push(Bytes::copy_from_slice(&bytes[..part]));
-            if stream.send.is_ready() && !stream.owes_open() {
+            if stream.is_ready() {
                 self.scheduler.activate(id, stream.share);
             }
         }
@@ -202,7 +211,7 @@ impl<S: Signal> Endpoint<S> {
         let stream = Self::live(&mut self.streams, id, &self.closed)?;
         if !stream.send.is_finished() {
             stream.send.finish();
-            if stream.send.is_ready() && !stream.owes_open() {
+            if stream.is_ready() {
                 self.scheduler.activate(id, stream.share);
             }
         }
@@ -255,12 +264,16 @@ impl<S: Signal> Endpoint<S> {
             stream.receive.discard();
         }
         self.scheduler.remove(id);
-        if stream.open.take().is_some() {
-            // The peer never heard of it.
-            self.forget_if_over(id);
-        } else {
-            stream.reset = Some((reason, detail.to_owned()));
-            self.mark(id);
+        match stream.phase {
+            // The peer never heard of it, or has forgotten it.
+            Phase::Open(_) | Phase::Resume(_) | Phase::Parked => {
+                stream.phase = Phase::Live;
+                self.forget_if_over(id);
+            }
+            Phase::Resuming | Phase::Live => {
+                stream.reset = Some((reason, detail.to_owned()));
+                self.mark(id);
+            }
         }
     }
 
@@ -305,7 +318,9 @@ impl<S: Signal> Endpoint<S> {
     }
 
     fn mark(&mut self, id: StreamId) {
-        if let Some(stream) = self.streams.get_mut(&id)
+        // Nobody empties the list of a connection that is gone.
+        if self.closed.is_none()
+            && let Some(stream) = self.streams.get_mut(&id)
             && !stream.dirty
         {
             stream.dirty = true;
@@ -321,6 +336,7 @@ impl<S: Signal> Endpoint<S> {
             None => clean && !stream.dirty,
         };
         if over && stream.released {
+            self.over.extend(stream.kept_as);
             self.streams.remove(&id);
             self.scheduler.remove(id);
         }
@@ -348,6 +364,16 @@ impl<S: Signal> Endpoint<S> {
 
     /// The connection is gone: every stream that is not whole ends with this reason.
     pub fn close(&mut self, reason: CloseReason, detail: &str) {
+        self.close_all(reason, detail, false);
+    }
+
+    /// The connection is gone, and not because this side wanted it: streams that can be kept are parked, the others
+    /// end with this reason.
+    pub fn close_and_park(&mut self, reason: CloseReason, detail: &str) {
+        self.close_all(reason, detail, true);
+    }
+
+    fn close_all(&mut self, reason: CloseReason, detail: &str, park: bool) {
         if self.closed.is_some() {
             return;
         }
@@ -360,12 +386,25 @@ impl<S: Signal> Endpoint<S> {
             }
         }
         for stream in self.streams.values_mut() {
-            stream.end(error.clone());
+            if park && stream.can_be_kept() {
+                stream.park();
+                self.parked.extend(stream.kept_as);
+            } else {
+                stream.end(error.clone());
+                stream.phase = Phase::Live;
+            }
             stream.reset = None;
             stream.dirty = false;
         }
         self.scheduler = Scheduler::default();
-        self.streams.retain(|_, stream| !stream.released);
+        let over = &mut self.over;
+        self.streams.retain(|_, stream| {
+            let stays = !stream.released || matches!(stream.phase, Phase::Parked);
+            if !stays {
+                over.extend(stream.kept_as);
+            }
+            stays
+        });
     }
 
     /// Why the connection is gone, once it is.

@@ -7,6 +7,7 @@
 
 mod inbound;
 mod outbound;
+mod resume;
 
 use std::{
     collections::HashMap,
@@ -16,7 +17,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    CloseReason, OpenRequest, Opened,
+    CloseReason, OpenRequest, Opened, ResumeRequest, Resumed,
     endpoint::Side,
     frame::StreamId,
     ledger::Ledger,
@@ -80,6 +81,20 @@ pub enum LegEvent<R> {
         /// Offset up to which the far endpoint takes bytes.
         limit: u64,
     },
+    /// The peer takes a stream up. Answer as [`LegEvent::Open`].
+    Resume {
+        /// Its id on this leg.
+        stream: StreamId,
+        /// Which stream, and the proof.
+        request: ResumeRequest,
+    },
+    /// The far endpoint goes on with the stream: [`Leg::resumed`] on the other leg.
+    Resumed {
+        /// The other leg.
+        to: R,
+        /// The answer.
+        resumed: Resumed,
+    },
     /// The end: [`Leg::reset`] on the other leg.
     Reset {
         /// The other leg.
@@ -102,6 +117,20 @@ pub struct Progress<R> {
     pub to: R,
     /// Bytes written on since the stream's begin.
     pub written: u64,
+}
+
+/// How a stream begins on this leg; not yet sent.
+#[derive(Debug)]
+enum Begin {
+    Open(OpenRequest),
+    Resume(ResumeRequest),
+}
+
+/// What this leg's peer is answered; not yet sent.
+#[derive(Debug)]
+enum Answer {
+    Opened(Opened),
+    Resumed(Resumed),
 }
 
 /// A stream as one leg sees it.
@@ -127,8 +156,12 @@ struct Stream<R> {
     /// `received` of this leg's own peer, for the bytes that go out here.
     peer_received: u64,
     owes_credit: bool,
-    open: Option<OpenRequest>,
-    opened: Option<Opened>,
+    begin: Option<Begin>,
+    answer: Option<Answer>,
+    /// RESUME is not answered yet: no DATA may come or go.
+    resuming: bool,
+    /// DETACHED must be sent, and nothing else.
+    detached: bool,
     reset: Option<(CloseReason, String)>,
     ended: bool,
     dirty: bool,
@@ -182,8 +215,10 @@ impl<R: Clone> Leg<R> {
             told_received: 0,
             peer_received: 0,
             owes_credit: false,
-            open: None,
-            opened: None,
+            begin: None,
+            answer: None,
+            resuming: false,
+            detached: false,
             reset: None,
             ended: false,
             dirty: false,
@@ -199,11 +234,7 @@ impl<R: Clone> Leg<R> {
         }
     }
 
-    /// Opens a stream on this leg whose other half is `to`.
-    ///
-    /// # Errors
-    /// If this leg takes no new streams.
-    pub fn open(&mut self, mut request: OpenRequest, to: R) -> Result<StreamId, CloseReason> {
+    fn new_id(&mut self) -> Result<StreamId, CloseReason> {
         if self.link.is_going() || self.next_own > u32::MAX - 2 {
             return Err(CloseReason::Draining);
         }
@@ -212,12 +243,21 @@ impl<R: Clone> Leg<R> {
         }
         let id = self.next_own;
         self.next_own += 2;
+        Ok(id)
+    }
+
+    /// Opens a stream on this leg whose other half is `to`.
+    ///
+    /// # Errors
+    /// If this leg takes no new streams.
+    pub fn open(&mut self, mut request: OpenRequest, to: R) -> Result<StreamId, CloseReason> {
+        let id = self.new_id()?;
         let mut stream = self.stream(request.share, self.config.ledger.clone());
         stream.far_limit = stream.far_limit.max(request.limit);
         stream.advertised = stream.far_limit.min(stream.allowance).max(FLOOR);
         request.limit = stream.advertised;
         stream.to = Some(to);
-        stream.open = Some(request);
+        stream.begin = Some(Begin::Open(request));
         self.streams.insert(id, stream);
         self.mark(id);
         Ok(id)
@@ -229,7 +269,7 @@ impl<R: Clone> Leg<R> {
         stream.far_limit = stream.far_limit.max(opened.limit);
         stream.advertised = stream.advertised.max(stream.far_limit.min(stream.passed + stream.allowance));
         opened.limit = stream.advertised;
-        stream.opened = Some(opened);
+        stream.answer = Some(Answer::Opened(opened));
         self.mark(id);
     }
 
@@ -246,7 +286,7 @@ impl<R: Clone> Leg<R> {
         if fin {
             stream.send.finish();
         }
-        if stream.send.is_ready() && stream.open.is_none() {
+        if stream.send.is_ready() && stream.begin.is_none() {
             self.scheduler.activate(id, stream.share);
         }
     }
@@ -292,7 +332,7 @@ impl<R: Clone> Leg<R> {
         stream.to = None;
         stream.send = SendHalf::new(false);
         self.scheduler.remove(id);
-        if stream.open.take().is_some() {
+        if stream.begin.take().is_some() {
             // The peer never heard of it.
             self.forget_if_over(id);
         } else {
@@ -330,7 +370,7 @@ impl<R: Clone> Leg<R> {
         self.link.goaway(self.highest_peer, reason, delay, detail);
     }
 
-    /// The connection is gone: where its streams went on, for [`Leg::reset`] there.
+    /// The connection is gone: where its streams went on, for [`Leg::detach`] there.
     pub fn close(&mut self) -> Vec<R> {
         self.scheduler = Scheduler::default();
         self.streams.drain().filter_map(|(_, mut stream)| stream.to.take()).collect()

@@ -99,6 +99,24 @@ reasons! {
     PeerDead = 27 => CarrierLost, "no sign of life";
 }
 
+impl CloseReason {
+    /// Whether what was refused for this reason may be granted a little later, without anybody doing anything.
+    pub fn may_pass(self) -> bool {
+        matches!(
+            self,
+            Self::LimitReached
+                | Self::AgentOffline
+                | Self::TokenExpired
+                | Self::Draining
+                | Self::Timeout
+                | Self::Detached
+                | Self::RegistryUnavailable
+                | Self::IssuerUnavailable
+                | Self::PeerDead
+        )
+    }
+}
+
 /// Cuts a detail to what may travel, at a character boundary.
 pub fn bounded_detail(detail: &str) -> &str {
     let mut end = detail.len().min(MAX_DETAIL);

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes};
 
-use super::{CloseReason, blocks::Blocks, ledger::Ledger, send::FLOOR};
+use super::{CloseReason, blocks::Blocks, ledger::Ledger, resume::Arrived, send::FLOOR};
 
 /// A stream's window once it is opened, while the ledger allows.
 pub const INITIAL_WINDOW: u64 = 256 * 1024;
@@ -145,6 +145,12 @@ impl ReceiveHalf {
         }
         self.said = self.received_now();
         (self.said, self.limit)
+    }
+
+    /// How much came, for RESUME and RESUMED; it counts as said.
+    pub fn arrived(&mut self) -> Arrived {
+        self.credit();
+        Arrived { bytes: self.received, fin: self.fin }
     }
 
     /// Offset up to which the peer may send.

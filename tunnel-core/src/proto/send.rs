@@ -6,6 +6,7 @@ use super::{
     blocks::Blocks,
     frame::{MAX_PAYLOAD, StreamId, put_data_header},
     receive::MAX_WINDOW,
+    resume::Arrived,
 };
 
 /// Bytes that either side may send before any credit came. Never withheld.
@@ -54,6 +55,39 @@ impl SendHalf {
             blocked_said: None,
             blocked_passed: None,
         }
+    }
+
+    /// The relay's half of a direction that goes on where its receiver `arrived`; `limit` is how far it may go.
+    pub fn passing_from(arrived: Arrived, limit: u64) -> Self {
+        Self {
+            base: arrived.bytes,
+            sent: arrived.bytes,
+            end: arrived.bytes,
+            limit,
+            fin_queued: arrived.fin,
+            fin_sent: arrived.fin,
+            fin_received: arrived.fin,
+            ..Self::new(false)
+        }
+    }
+
+    /// Goes on, on another connection, where the far endpoint `arrived`: what it has is forgotten, the rest is sent again.
+    /// False where it names bytes that are forgotten already or were never sent.
+    #[must_use]
+    pub fn rewind(&mut self, arrived: Arrived, limit: u64) -> bool {
+        let whole = self.fin_sent && arrived.bytes == self.end;
+        if arrived.bytes < self.base || arrived.bytes > self.sent || (arrived.fin && !whole) {
+            return false;
+        }
+        self.forget(arrived.bytes);
+        let again = std::mem::take(&mut self.retained);
+        self.unsent.prepend(again);
+        self.sent = self.base;
+        (self.fin_sent, self.fin_received) = (arrived.fin, arrived.fin);
+        self.limit = 0;
+        self.blocked_said = None;
+        self.raise_limit(limit);
+        true
     }
 
     /// Queues bytes. Nothing may be queued after the end.
@@ -243,6 +277,27 @@ mod tests {
         assert!(!half.credit(7, FLOOR));
         assert!(half.credit(2, 0));
         assert_eq!(half.held(), 2);
+    }
+
+    #[test]
+    fn what_did_not_arrive_is_sent_again_elsewhere() {
+        let mut half = SendHalf::new(true);
+        half.push(Bytes::from_static(b"abcdef"));
+        half.finish();
+        assert_eq!(emit(&mut half, 4), data(b"abcd".to_vec(), false, false));
+        assert!(half.credit(1, FLOOR));
+        let at = |bytes, fin| Arrived { bytes, fin };
+        assert!(!half.rewind(at(0, false), FLOOR), "forgotten");
+        assert!(!half.rewind(at(5, false), FLOOR), "never sent");
+        assert!(!half.rewind(at(4, true), FLOOR), "no end was sent");
+        assert!(half.rewind(at(2, false), 4));
+        assert_eq!(emit(&mut half, 9), data(b"cd".to_vec(), false, true));
+        assert!(half.credit(4, FLOOR));
+        assert_eq!(emit(&mut half, 9), data(b"ef".to_vec(), true, false));
+        assert!(half.rewind(at(6, false), FLOOR), "the end alone was lost");
+        assert_eq!(emit(&mut half, 9), data(vec![], true, false));
+        assert!(half.rewind(at(6, true), FLOOR));
+        assert!(half.is_done() && !half.is_ready());
     }
 
     #[test]

@@ -49,6 +49,13 @@ impl Relay {
             }
             Some(LegEvent::Credit { to, received, limit }) => self.legs[to.0].credit(to.1, received, limit),
             Some(LegEvent::Reset { to, reason, detail }) => self.legs[to.0].reset(to.1, reason, &detail),
+            Some(LegEvent::Resume { stream, request }) => {
+                match self.legs[1 - on].resume(request, (on, stream)) {
+                    Ok(id) => self.legs[on].bind(stream, (1 - on, id), 0),
+                    Err(reason) => self.legs[on].reset(stream, reason, ""),
+                }
+            }
+            Some(LegEvent::Resumed { to, resumed }) => self.legs[to.0].resumed(to.1, resumed),
             Some(LegEvent::Control(_) | LegEvent::GoAway(_)) | None => {}
         }
         Ok(())

@@ -4,13 +4,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Endpoint, RECEIVED_WITHIN, Signal, StreamError, stream::Stream};
+use super::{
+    Endpoint, Event, RECEIVED_WITHIN, Signal, StreamError,
+    stream::{Phase, Stream},
+};
 use crate::{
     backoff::MAX_HINT,
     proto::{
         CloseReason, OpenRequest, Opened,
         frame::{Frame, StreamId},
-        ledger::Ledger,
         link::{GoAway, MAX_CONTROL, Violation},
         receive::ReceiveHalf,
     },
@@ -22,11 +24,11 @@ impl<S: Signal> Endpoint<S> {
         self.link.inbound(now);
     }
 
-    /// Takes one frame from the peer.
+    /// Takes one frame from the peer. An event that comes of it must be answered before the next frame is taken.
     ///
     /// # Errors
     /// If the frame breaks the connection's rules: the connection must be closed with that reason.
-    pub fn on_frame(&mut self, frame: Frame, now: Instant) -> Result<(), Violation> {
+    pub fn on_frame(&mut self, frame: Frame, now: Instant) -> Result<Option<Event>, Violation> {
         self.link.inbound(now);
         match frame {
             Frame::Open { stream, payload } => self.on_open(stream, &payload)?,
@@ -36,16 +38,9 @@ impl<S: Signal> Endpoint<S> {
             Frame::Credit { stream, received, limit } => self.on_credit(stream, received, limit)?,
             Frame::Opened { stream, payload } => self.on_opened(stream, &payload)?,
             Frame::Reset { stream, reason, detail } => self.on_reset(stream, reason, detail)?,
-            Frame::Detached { stream } => self.on_reset(stream, CloseReason::Detached, String::new())?,
-            Frame::Resume { stream, .. } => {
-                // Nothing is kept for streams of other connections, so whatever is asked for is lost.
-                self.check_new(stream)?;
-                self.refuse(stream, CloseReason::Lost, "");
-            }
-            Frame::Resumed { stream, .. } => {
-                self.known(stream)?;
-                self.reset(stream, CloseReason::FrameMalformed, "RESUMED without RESUME");
-            }
+            Frame::Detached { stream } => self.on_detached(stream)?,
+            Frame::Resume { stream, payload } => return self.on_resume(stream, &payload),
+            Frame::Resumed { stream, payload } => return self.on_resumed(stream, &payload),
             Frame::Ping { token } => self.link.ping(token),
             Frame::Pong { .. } | Frame::Ignored => {}
             Frame::GoAway { last, reason, delay_ms, detail } => {
@@ -59,11 +54,11 @@ impl<S: Signal> Endpoint<S> {
                 self.control_in.push_back(payload);
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// A stream that the peer opens must have its parity and rise.
-    fn check_new(&mut self, id: StreamId) -> Result<(), Violation> {
+    pub(super) fn check_new(&mut self, id: StreamId) -> Result<(), Violation> {
         if self.config.side.owns(id) || id <= self.highest_peer {
             return Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} can't be opened")));
         }
@@ -75,7 +70,7 @@ impl<S: Signal> Endpoint<S> {
     }
 
     /// Frames of streams that are over still arrive for a while; of streams that never were, they are a violation.
-    fn known(&self, id: StreamId) -> Result<bool, Violation> {
+    pub(super) fn known(&self, id: StreamId) -> Result<bool, Violation> {
         if self.streams.contains_key(&id) {
             return Ok(true);
         }
@@ -87,10 +82,8 @@ impl<S: Signal> Endpoint<S> {
         }
     }
 
-    fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) {
-        let mut stream = Stream::new(ReceiveHalf::new(Ledger::new(0)), 0);
-        stream.released = true;
-        self.streams.insert(id, stream);
+    pub(super) fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) {
+        self.streams.insert(id, Self::stub());
         self.reset(id, reason, detail);
     }
 
@@ -151,8 +144,15 @@ impl<S: Signal> Endpoint<S> {
             return Ok(());
         }
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
-        if stream.ended.is_some() {
-            return Ok(());
+        match stream.phase {
+            _ if stream.ended.is_some() => return Ok(()),
+            Phase::Live => {}
+            // On its way when the other half went.
+            Phase::Parked => return Ok(()),
+            Phase::Open(_) | Phase::Resume(_) | Phase::Resuming => {
+                self.reset(id, CloseReason::FrameMalformed, "DATA before RESUMED");
+                return Ok(());
+            }
         }
         if let Err(reason) = stream.receive.data(payload, fin, blocked) {
             self.reset(id, reason, "");
@@ -175,14 +175,14 @@ impl<S: Signal> Endpoint<S> {
 
     fn limit_raised(&mut self, id: StreamId, received: u64, limit: u64) -> Result<(), Violation> {
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
-        if stream.ended.is_some() {
+        if stream.ended.is_some() || !stream.is_live() {
             return Ok(());
         }
         if !stream.send.credit(received, limit) {
             self.reset(id, CloseReason::FrameMalformed, "received more than was sent");
             return Ok(());
         }
-        if stream.send.is_ready() && !stream.owes_open() {
+        if stream.is_ready() {
             self.scheduler.activate(id, stream.share);
         }
         self.end_half_closed(id);
@@ -190,11 +190,25 @@ impl<S: Signal> Endpoint<S> {
         Ok(())
     }
 
-    fn on_reset(&mut self, id: StreamId, reason: CloseReason, detail: String) -> Result<(), Violation> {
+    pub(super) fn on_reset(
+        &mut self,
+        id: StreamId,
+        reason: CloseReason,
+        detail: String,
+    ) -> Result<(), Violation> {
         if !self.known(id)? {
             return Ok(());
         }
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        match stream.phase {
+            // What was refused may be granted later, or by another relay.
+            Phase::Resuming if reason.may_pass() && stream.can_be_kept() => {
+                self.park(id);
+                return Ok(());
+            }
+            Phase::Parked => return Ok(()),
+            _ => {}
+        }
         stream.reset = None;
         stream.end(StreamError { reason, detail });
         self.scheduler.remove(id);
@@ -210,10 +224,11 @@ impl<S: Signal> Endpoint<S> {
             .filter(|id| self.config.side.owns(*id) && *id > goaway.last)
             .collect();
         for id in beyond {
-            if let Some(stream) = self.streams.get_mut(&id)
-                && stream.ended.is_none()
-            {
-                stream.open = None;
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            if matches!(stream.phase, Phase::Resume(_) | Phase::Resuming) && stream.can_be_kept() {
+                self.park(id);
+            } else if stream.ended.is_none() && !matches!(stream.phase, Phase::Parked) {
+                stream.phase = Phase::Live;
                 stream.end(StreamError { reason: goaway.reason, detail: goaway.detail.clone() });
                 self.scheduler.remove(id);
                 self.forget_if_over(id);

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::{BATCH, Endpoint, SEND_QUEUE, Signal};
+use super::{BATCH, Endpoint, SEND_QUEUE, Signal, stream::Phase};
 use crate::proto::{
     Opened,
     frame::{self, Frame, StreamId},
@@ -31,7 +31,7 @@ impl<S: Signal> Endpoint<S> {
             };
             let used = stream.send.emit(out, turn.stream, turn.budget).unwrap_or(0);
             payload += used;
-            let more = stream.send.is_ready();
+            let more = stream.is_ready();
             if stream.send.queued() < SEND_QUEUE {
                 stream.signal.writable();
             }
@@ -43,15 +43,29 @@ impl<S: Signal> Endpoint<S> {
     fn emit_control(&mut self, id: StreamId, out: &mut BytesMut) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.dirty = false;
-        if let Some(request) = stream.open.take() {
-            frame::encode(out, &Frame::Open { stream: id, payload: request.encode() });
-            if stream.send.is_ready() {
-                self.scheduler.activate(id, stream.share);
+        match &stream.phase {
+            Phase::Open(request) => {
+                frame::encode(out, &Frame::Open { stream: id, payload: request.encode() });
+                stream.phase = Phase::Live;
+                if stream.is_ready() {
+                    self.scheduler.activate(id, stream.share);
+                }
             }
+            Phase::Resume(request) => {
+                frame::encode(out, &Frame::Resume { stream: id, payload: request.encode() });
+                stream.phase = Phase::Resuming;
+            }
+            Phase::Resuming | Phase::Live | Phase::Parked => {}
         }
         if let Some((reason, detail)) = stream.reset.take() {
             frame::encode(out, &Frame::Reset { stream: id, reason, detail });
-        } else if stream.ended.is_none() {
+        } else if stream.ended.is_none() && stream.is_live() {
+            if let Some(resumed) = stream.owes_resumed.take() {
+                frame::encode(out, &Frame::Resumed { stream: id, payload: resumed.encode() });
+                if stream.is_ready() {
+                    self.scheduler.activate(id, stream.share);
+                }
+            }
             if std::mem::take(&mut stream.owes_opened) {
                 let opened = Opened { instance: self.config.instance, limit: stream.receive.limit() };
                 frame::encode(out, &Frame::Opened { stream: id, payload: opened.encode() });

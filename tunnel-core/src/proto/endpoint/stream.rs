@@ -1,17 +1,38 @@
 //! One stream of an endpoint.
 
 use super::{Signal, StreamError};
-use crate::proto::{CloseReason, OpenRequest, Opened, receive::ReceiveHalf, send::SendHalf};
+use crate::{
+    ids::StreamKey,
+    proto::{CloseReason, OpenRequest, Opened, ResumeRequest, Resumed, receive::ReceiveHalf, send::SendHalf},
+};
+
+/// How far a stream has begun on its connection.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// OPEN is not sent yet.
+    Open(OpenRequest),
+    /// RESUME is not sent yet.
+    Resume(ResumeRequest),
+    /// RESUME was sent, and waits for its answer.
+    Resuming,
+    /// Bytes flow.
+    Live,
+    /// Its connection, or the one with its other half, is gone. It may go on elsewhere.
+    Parked,
+}
 
 #[derive(Debug)]
 pub(super) struct Stream<S> {
     pub(super) send: SendHalf,
     pub(super) receive: ReceiveHalf,
     pub(super) share: u64,
-    /// OPEN, not yet sent.
-    pub(super) open: Option<OpenRequest>,
+    pub(super) phase: Phase,
+    /// It is kept when its connection ends, under this name.
+    pub(super) kept_as: Option<StreamKey>,
     /// OPENED must be sent.
     pub(super) owes_opened: bool,
+    /// RESUMED must be sent.
+    pub(super) owes_resumed: Option<Resumed>,
     /// RESET, not yet sent.
     pub(super) reset: Option<(CloseReason, String)>,
     /// The stream is over, and why.
@@ -32,8 +53,10 @@ impl<S: Signal> Stream<S> {
             send: SendHalf::new(true),
             receive,
             share,
-            open: None,
+            phase: Phase::Live,
+            kept_as: None,
             owes_opened: false,
+            owes_resumed: None,
             reset: None,
             ended: None,
             dirty: false,
@@ -44,8 +67,31 @@ impl<S: Signal> Stream<S> {
         }
     }
 
-    pub(super) fn owes_open(&self) -> bool {
-        self.open.is_some()
+    /// Whether DATA and CREDIT may be sent and come.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Live)
+    }
+
+    /// Whether DATA can be sent now.
+    pub(super) fn is_ready(&self) -> bool {
+        self.is_live() && self.send.is_ready()
+    }
+
+    /// Whether both directions are whole: nothing more is needed from the peer.
+    pub(super) fn is_whole(&self) -> bool {
+        self.send.is_done() && self.receive.is_finished()
+    }
+
+    /// Whether it can go on elsewhere.
+    pub(super) fn can_be_kept(&self) -> bool {
+        self.kept_as.is_some() && self.ended.is_none() && !self.is_whole()
+    }
+
+    /// Takes it off its connection; it waits to go on elsewhere.
+    pub(super) fn park(&mut self) {
+        self.phase = Phase::Parked;
+        self.owes_resumed = None;
+        (self.dirty, self.owing) = (false, false);
     }
 
     /// The stream is over, unless it was already. Nothing more is sent; what came can still be read before the error.

@@ -32,15 +32,8 @@ impl<R: Clone> Leg<R> {
             Frame::Opened { stream, payload } => self.on_opened(stream, &payload),
             Frame::Reset { stream, reason, detail } => self.on_reset(stream, reason, detail),
             Frame::Detached { stream } => self.on_reset(stream, CloseReason::Detached, String::new()),
-            Frame::Resume { stream, .. } => {
-                // Nothing is kept for streams of other connections, so whatever is asked for is lost.
-                self.check_new(stream)?;
-                Ok(self.refuse(stream, CloseReason::Lost, ""))
-            }
-            Frame::Resumed { stream, .. } => {
-                self.known(stream)?;
-                Ok(self.fail(stream, CloseReason::FrameMalformed, "RESUMED without RESUME"))
-            }
+            Frame::Resume { stream, payload } => self.on_resume(stream, &payload),
+            Frame::Resumed { stream, payload } => self.on_resumed(stream, &payload),
             Frame::Ping { token } => {
                 self.link.ping(token);
                 Ok(None)
@@ -56,7 +49,7 @@ impl<R: Clone> Leg<R> {
         }
     }
 
-    fn check_new(&mut self, id: StreamId) -> Result<(), Violation> {
+    pub(super) fn check_new(&mut self, id: StreamId) -> Result<(), Violation> {
         if self.config.side.owns(id) || id <= self.highest_peer {
             return Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} can't be opened")));
         }
@@ -68,7 +61,7 @@ impl<R: Clone> Leg<R> {
     }
 
     /// Frames of streams that are over still arrive for a while; of streams that never were, they are a violation.
-    fn known(&self, id: StreamId) -> Result<bool, Violation> {
+    pub(super) fn known(&self, id: StreamId) -> Result<bool, Violation> {
         if self.streams.contains_key(&id) {
             return Ok(true);
         }
@@ -80,7 +73,7 @@ impl<R: Clone> Leg<R> {
         }
     }
 
-    fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> Option<LegEvent<R>> {
+    pub(super) fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> Option<LegEvent<R>> {
         let stream = self.stream(0, Ledger::new(0));
         self.streams.insert(id, stream);
         self.reset(id, reason, detail);
@@ -88,7 +81,7 @@ impl<R: Clone> Leg<R> {
     }
 
     /// This leg's peer broke a stream's rules: it is reset here, and on the other leg.
-    fn fail(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> Option<LegEvent<R>> {
+    pub(super) fn fail(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> Option<LegEvent<R>> {
         let to = self.streams.get(&id).and_then(|stream| stream.to.clone());
         self.reset(id, reason, detail);
         to.map(|to| LegEvent::Reset { to, reason, detail: detail.to_owned() })
@@ -123,7 +116,7 @@ impl<R: Clone> Leg<R> {
         };
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
         stream.send.raise_limit(opened.limit);
-        if stream.send.is_ready() && stream.open.is_none() && !stream.ended {
+        if stream.send.is_ready() && stream.begin.is_none() && !stream.ended {
             self.scheduler.activate(id, stream.share);
         }
         Ok(stream.to.clone().map(|to| LegEvent::Opened { to, opened }))
@@ -144,6 +137,9 @@ impl<R: Clone> Leg<R> {
             return Ok(None);
         }
         let after = stream.arrived + payload.len() as u64;
+        if stream.resuming {
+            return Ok(self.fail(id, CloseReason::FrameMalformed, "DATA before RESUMED"));
+        }
         if stream.fin_arrived {
             return Ok(self.fail(id, CloseReason::DataAfterFin, ""));
         }
@@ -181,7 +177,7 @@ impl<R: Clone> Leg<R> {
             return Ok(self.fail(id, CloseReason::FrameMalformed, "received more than was sent"));
         }
         stream.peer_received = stream.peer_received.max(received);
-        if stream.send.is_ready() && stream.open.is_none() {
+        if stream.send.is_ready() && stream.begin.is_none() {
             self.scheduler.activate(id, stream.share);
         }
         let event = stream.to.clone().map(|to| LegEvent::Credit { to, received, limit });
@@ -203,7 +199,7 @@ impl<R: Clone> Leg<R> {
         // Kept while it stands in the link's list: otherwise that list would grow with each stream that comes and goes
         // while the writer stands still.
         stream.ended = true;
-        stream.open = None;
+        stream.begin = None;
         stream.reset = None;
         stream.send = SendHalf::new(false);
         let to = stream.to.take();

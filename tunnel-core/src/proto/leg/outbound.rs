@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::{Leg, Progress};
+use super::{Answer, Begin, Leg, Progress};
 use crate::proto::{
     endpoint::BATCH,
     frame::{self, Frame, StreamId},
@@ -43,17 +43,31 @@ impl<R: Clone> Leg<R> {
     fn emit_control(&mut self, id: StreamId, out: &mut BytesMut) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.dirty = false;
-        if let Some(request) = stream.open.take() {
-            frame::encode(out, &Frame::Open { stream: id, payload: request.encode() });
-            if stream.send.is_ready() {
-                self.scheduler.activate(id, stream.share);
+        match stream.begin.take() {
+            Some(Begin::Open(request)) => {
+                frame::encode(out, &Frame::Open { stream: id, payload: request.encode() });
+                if stream.send.is_ready() {
+                    self.scheduler.activate(id, stream.share);
+                }
             }
+            Some(Begin::Resume(request)) => {
+                frame::encode(out, &Frame::Resume { stream: id, payload: request.encode() });
+            }
+            None => {}
         }
-        if let Some((reason, detail)) = stream.reset.take() {
+        if std::mem::take(&mut stream.detached) {
+            frame::encode(out, &Frame::Detached { stream: id });
+        } else if let Some((reason, detail)) = stream.reset.take() {
             frame::encode(out, &Frame::Reset { stream: id, reason, detail });
         } else if !stream.ended {
-            if let Some(opened) = stream.opened.take() {
-                frame::encode(out, &Frame::Opened { stream: id, payload: opened.encode() });
+            match stream.answer.take() {
+                Some(Answer::Opened(opened)) => {
+                    frame::encode(out, &Frame::Opened { stream: id, payload: opened.encode() });
+                }
+                Some(Answer::Resumed(resumed)) => {
+                    frame::encode(out, &Frame::Resumed { stream: id, payload: resumed.encode() });
+                }
+                None => {}
             }
             if std::mem::take(&mut stream.owes_credit) {
                 stream.advertised =

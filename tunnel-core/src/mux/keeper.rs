@@ -1,0 +1,349 @@
+//! Streams that outlive their connection: kept here while they have none.
+//!
+//! Locks are taken in this order, and no two of a kind at once: a stream's place, its connection's endpoint, the keeper's list.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+use super::connection::{Connection, Shared, Wakers};
+use crate::{
+    backoff::{self, Backoff},
+    ids::StreamKey,
+    proto::{CloseReason, ResumeRequest, Resumed, StreamId, endpoint::Endpoint, resume::Claim},
+};
+
+/// Decides whether a RESUME's ticket lets its caller in; says why not.
+pub type Admit = Box<dyn Fn(&ResumeRequest) -> Result<(), String> + Send + Sync>;
+
+/// Between attempts to take one stream up: at first at most this, at last at most that.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Where a stream is now. The stream's handle and the keeper share it; it changes when the stream goes on elsewhere.
+pub(super) struct Place(Mutex<Inside>);
+
+pub(super) struct Inside {
+    shared: Arc<Shared>,
+    pub(super) id: StreamId,
+    kept: Option<Kept>,
+}
+
+struct Kept {
+    claim: Claim,
+    admit: Option<Admit>,
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Place({})", self.lock().id)
+    }
+}
+
+impl Place {
+    pub(super) fn new(shared: Arc<Shared>, id: StreamId) -> Self {
+        Self(Mutex::new(Inside { shared, id, kept: None }))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `change` where the stream is now.
+    pub(super) fn with<T>(&self, change: impl FnOnce(&mut Endpoint<Wakers>, StreamId) -> T) -> T {
+        let inside = self.lock();
+        inside.shared.with(|endpoint| change(endpoint, inside.id))
+    }
+
+    pub(super) fn keep(self: &Arc<Self>, claim: Claim, admit: Option<Admit>) {
+        let mut inside = self.lock();
+        let Some(keeper) = inside.shared.keeper().cloned() else { return };
+        let key = claim.key();
+        // Known before the stream can be parked, so that being parked is heard.
+        keeper.list().insert(key, Entry { place: Arc::clone(self), parked: None });
+        inside.kept = Some(Kept { claim, admit });
+        let id = inside.id;
+        if !inside.shared.with(|endpoint| endpoint.keep(id, key)) {
+            drop(inside);
+            keeper.note(&[key], &[]);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    place: Arc<Place>,
+    parked: Option<Parked>,
+}
+
+/// Since when a stream waits, and when taking it up is tried next.
+#[derive(Debug)]
+struct Parked {
+    since: Instant,
+    since_boot: Duration,
+    backoff: Backoff,
+    /// None while RESUME waits for its answer.
+    next: Option<Instant>,
+}
+
+struct Inner {
+    keep_for: Duration,
+    max_parked: usize,
+    streams: Mutex<HashMap<StreamKey, Entry>>,
+    news: Notify,
+}
+
+/// Keeps the streams of one process whose connection ended, until they go on elsewhere or their time is over. Cheap to clone.
+#[derive(Clone)]
+pub struct Keeper(Arc<Inner>);
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").field("streams", &self.list().len()).finish_non_exhaustive()
+    }
+}
+
+/// Time since the machine started, its sleep counted: that is how long the other end has waited.
+fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+impl Keeper {
+    /// Keeps at most `max_parked` streams, each for `keep_for`.
+    pub fn new(keep_for: Duration, max_parked: usize) -> Self {
+        Self(Arc::new(Inner { keep_for, max_parked, streams: Mutex::default(), news: Notify::new() }))
+    }
+
+    fn list(&self) -> MutexGuard<'_, HashMap<StreamKey, Entry>> {
+        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Streams that wait to go on.
+    pub fn parked(&self) -> usize {
+        self.list().values().filter(|entry| entry.parked.is_some()).count()
+    }
+
+    /// What became of streams: those that are `over` need nobody, those that were `parked` wait from now on.
+    pub(super) fn note(&self, over: &[StreamKey], parked: &[StreamKey]) {
+        if over.is_empty() && parked.is_empty() {
+            return;
+        }
+        let mut list = self.list();
+        // Dropped after the lock: it may be the last that holds a connection.
+        let gone: Vec<Entry> = over.iter().filter_map(|key| list.remove(key)).collect();
+        let now = Instant::now();
+        for key in parked {
+            let Some(entry) = list.get_mut(key) else { continue };
+            match &mut entry.parked {
+                Some(parked) => {
+                    parked.next = Some(now + parked.backoff.after_failure(Duration::ZERO, backoff::random()))
+                }
+                None => {
+                    entry.parked = Some(Parked {
+                        since: now,
+                        since_boot: since_boot(),
+                        backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+                        next: Some(now),
+                    });
+                }
+            }
+        }
+        drop(list);
+        drop(gone);
+        if !parked.is_empty() {
+            self.0.news.notify_one();
+        }
+    }
+
+    fn place(&self, key: StreamKey) -> Option<Arc<Place>> {
+        self.list().get(&key).map(|entry| Arc::clone(&entry.place))
+    }
+
+    fn goes_on(&self, key: StreamKey) {
+        if let Some(entry) = self.list().get_mut(&key) {
+            entry.parked = None;
+        }
+    }
+
+    /// At the agent: RESUME came as `stream` of `shared`.
+    pub(super) fn take_up(&self, shared: &Arc<Shared>, stream: StreamId, request: &ResumeRequest) {
+        if let Err((reason, detail)) = self.try_take_up(shared, stream, request) {
+            tracing::debug!(key = %request.key, reason = reason.text(), detail, "a stream can't be taken up");
+            shared.with(|endpoint| endpoint.refuse_resume(stream, reason, &detail));
+        }
+    }
+
+    fn try_take_up(
+        &self,
+        shared: &Arc<Shared>,
+        stream: StreamId,
+        request: &ResumeRequest,
+    ) -> Result<(), (CloseReason, String)> {
+        let lost = || (CloseReason::Lost, String::new());
+        let place = self.place(request.key).ok_or_else(lost)?;
+        let mut inside = place.lock();
+        let Inside { shared: held_by, id, kept } = &mut *inside;
+        let kept = kept.as_mut().ok_or_else(lost)?;
+        let admit = kept.admit.as_ref().ok_or_else(lost)?;
+        kept.claim.accept(request).map_err(|reason| (reason, "the proof does not fit".into()))?;
+        admit(request).map_err(|why| (CloseReason::TicketInvalid, why))?;
+        let moving = held_by.with(|endpoint| endpoint.detach(*id)).ok_or_else(lost)?;
+        let fits = shared.with(|endpoint| endpoint.accept_resume(stream, moving, &kept.claim, request));
+        (*held_by, *id) = (Arc::clone(shared), stream);
+        drop(inside);
+        self.goes_on(request.key);
+        tracing::info!(
+            key = %request.key, channel = request.channel.map(tracing::field::display), epoch = request.epoch, fits,
+            "a stream was taken up"
+        );
+        Ok(())
+    }
+
+    /// At the client: the answer to RESUME came for `stream` of `shared`.
+    pub(super) fn resumed(&self, shared: &Arc<Shared>, stream: StreamId, key: StreamKey, resumed: &Resumed) {
+        let Some(place) = self.place(key) else { return };
+        let mut inside = place.lock();
+        if !Arc::ptr_eq(&inside.shared, shared) || inside.id != stream {
+            return;
+        }
+        let genuine = inside.kept.as_mut().is_some_and(|kept| kept.claim.is_answer(resumed));
+        let goes_on = shared.with(|endpoint| {
+            if genuine {
+                endpoint.resumed(stream, resumed)
+            } else {
+                endpoint.reset(stream, CloseReason::Lost, "the answer to RESUME is not the agent's");
+                false
+            }
+        });
+        drop(inside);
+        self.goes_on(key);
+        tracing::info!(%key, epoch = resumed.epoch, goes_on, "a stream was taken up");
+    }
+
+    /// Ends the streams whose time is over, and those that are too many. Returns when it should be called next.
+    fn expire(&self) -> Option<Instant> {
+        let (now, now_boot) = (Instant::now(), since_boot());
+        let mut over = Vec::new();
+        let mut next = None::<Instant>;
+        let list = self.list();
+        let mut kept = 0;
+        for entry in list.values() {
+            let Some(parked) = &entry.parked else { continue };
+            let end = parked.since + self.0.keep_for;
+            let slept = now_boot.saturating_sub(parked.since_boot) >= self.0.keep_for;
+            kept += 1;
+            if now >= end || slept || kept > self.0.max_parked {
+                over.push(Arc::clone(&entry.place));
+            } else {
+                next = Some(next.map_or(end, |next| next.min(end)));
+            }
+        }
+        drop(list);
+        for place in over {
+            let detail = format!("its connection was lost, and not back within {:?}", self.0.keep_for);
+            let ended = place.with(|endpoint, id| endpoint.give_up(id, CloseReason::Detached, &detail));
+            // A handle may hold the stream for long; it waits for nothing more.
+            if ended && let Some(kept) = &place.lock().kept {
+                self.list().remove(&kept.claim.key());
+            }
+        }
+        next
+    }
+
+    /// At the agent: ends streams whose client does not come back. Never returns.
+    pub async fn watch(&self) -> Infallible {
+        loop {
+            let next = self.expire();
+            tokio::select! {
+                () = self.0.news.notified() => {}
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+        }
+    }
+
+    /// At the client: takes streams up on the connections that `session` gives, which may wait, and gives none where there is none for
+    /// now. Never returns.
+    pub async fn run<F, Fut>(&self, mut session: F) -> Infallible
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Option<Connection>>,
+    {
+        loop {
+            let end = self.expire();
+            let now = Instant::now();
+            let (mut due, mut next) = (Vec::new(), end);
+            for entry in self.list().values() {
+                match entry.parked.as_ref().and_then(|parked| parked.next) {
+                    Some(at) if at <= now => due.push(Arc::clone(&entry.place)),
+                    Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
+                    None => {}
+                }
+            }
+            let news = self.0.news.notified();
+            if due.is_empty() {
+                tokio::select! {
+                    () = news => {}
+                    () = sleep_until(next.unwrap_or(now)), if next.is_some() => {}
+                }
+                continue;
+            }
+            let connection = tokio::select! {
+                connection = session() => connection,
+                () = sleep_until(end.unwrap_or(now)), if end.is_some() => continue,
+            };
+            match connection {
+                Some(connection) => due.iter().for_each(|place| self.ask(place, &connection)),
+                None => due.iter().for_each(|place| self.later(place)),
+            }
+        }
+    }
+
+    fn later(&self, place: &Place) {
+        let inside = place.lock();
+        let Some(kept) = &inside.kept else { return };
+        self.note(&[], &[kept.claim.key()]);
+    }
+
+    fn ask(&self, place: &Place, connection: &Connection) {
+        let mut inside = place.lock();
+        let Inside { shared, id, kept: Some(kept) } = &mut *inside else { return };
+        if !shared.with(|endpoint| endpoint.is_parked(*id)) {
+            return;
+        }
+        let key = kept.claim.key();
+        let Some(moving) = shared.with(|endpoint| endpoint.detach(*id)) else { return };
+        if let Some(parked) = self.list().get_mut(&key).and_then(|entry| entry.parked.as_mut()) {
+            parked.next = None;
+        }
+        let asked = connection.0.with(|endpoint| endpoint.resume(moving, &mut kept.claim));
+        *shared = Arc::clone(&connection.0);
+        match asked {
+            Ok(stream) => *id = stream,
+            Err(parked) => {
+                *id = parked;
+                self.note(&[], &[key]);
+            }
+        }
+    }
+
+    /// Ends all streams that wait: nobody will take them up any more.
+    pub fn close(&self) {
+        let all: Vec<Entry> = self.list().drain().map(|(_, entry)| entry).collect();
+        for entry in &all {
+            entry.place.with(|endpoint, id| endpoint.give_up(id, CloseReason::Draining, "this side ends"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+
+use super::*;
+use crate::{
+    ids::{ClusterId, InstanceId},
+    mux::{Closed, EndpointConfig, Ledger, MuxStream, OpenRequest, ResumeKey, Side},
+};
+
+const KEEP_FOR: Duration = Duration::from_secs(60);
+
+fn config(side: Side, ledger: &Ledger) -> EndpointConfig {
+    EndpointConfig {
+        side,
+        max_streams: 100,
+        ledger: ledger.clone(),
+        instance: InstanceId::from_bytes([9; 16]),
+        jitter: 0,
+    }
+}
+
+/// A client and an agent without a relay between them, whose line can be cut and laid anew.
+struct Pair {
+    client: Keeper,
+    agent: Keeper,
+    line: Mutex<Option<(Connection, [JoinHandle<Closed>; 2])>>,
+    accepted: tokio::sync::mpsc::Sender<MuxStream>,
+    ledger: Ledger,
+    laid: AtomicUsize,
+}
+
+impl Pair {
+    fn new() -> (Arc<Self>, tokio::sync::mpsc::Receiver<MuxStream>, JoinSet<()>) {
+        let (accepted, streams) = tokio::sync::mpsc::channel(10);
+        let pair = Arc::new(Self {
+            client: Keeper::new(KEEP_FOR, 100),
+            agent: Keeper::new(KEEP_FOR, 100),
+            line: Mutex::default(),
+            accepted,
+            ledger: Ledger::new(64 << 20),
+            laid: AtomicUsize::new(0),
+        });
+        let mut tasks = JoinSet::new();
+        let (client, agent, of) = (pair.client.clone(), pair.agent.clone(), Arc::clone(&pair));
+        tasks.spawn(async move {
+            let session = || async { of.connection() };
+            match client.run(session).await {}
+        });
+        tasks.spawn(async move { match agent.watch().await {} });
+        (pair, streams, tasks)
+    }
+
+    fn connection(&self) -> Option<Connection> {
+        self.line.lock().unwrap().as_ref().map(|(connection, _)| connection.clone())
+    }
+
+    fn lay(&self) {
+        let (near, far): (DuplexStream, DuplexStream) = duplex(64 * 1024);
+        let (connection, driver) =
+            Connection::kept(near, BytesMut::new(), config(Side::Dialler, &self.ledger), self.client.clone());
+        let (other, other_driver) =
+            Connection::kept(far, BytesMut::new(), config(Side::Acceptor, &self.ledger), self.agent.clone());
+        let accepted = self.accepted.clone();
+        tokio::spawn(async move {
+            while let Ok((_, stream)) = other.accept().await {
+                accepted.send(stream).await.unwrap();
+            }
+        });
+        let drivers = [tokio::spawn(driver.run()), tokio::spawn(other_driver.run())];
+        *self.line.lock().unwrap() = Some((connection, drivers));
+        self.laid.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn cut(&self) {
+        if let Some((_, drivers)) = self.line.lock().unwrap().take() {
+            drivers.iter().for_each(JoinHandle::abort);
+        }
+    }
+
+    fn open(&self, key: u8) -> MuxStream {
+        let stream = StreamKey::from_bytes([key; 16]);
+        let request = OpenRequest::new(stream, ClusterId::of_spki(b"k"));
+        let opened = self.connection().unwrap().open(request).unwrap();
+        keep(&opened, 7, None);
+        opened
+    }
+}
+
+fn keep(stream: &MuxStream, proofs: u8, admit: Option<Admit>) {
+    let proofs = ResumeKey::new(&[proofs; 32]);
+    stream.keep(ClusterId::of_spki(b"k"), InstanceId::from_bytes([9; 16]), proofs, admit);
+}
+
+fn all() -> Option<Admit> {
+    Some(Box::new(|_| Ok(())))
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_go_on_where_they_were_cut_in_both_directions() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let mut near = pair.open(1);
+    near.write_all(b"first").await.unwrap();
+    let mut far = streams.recv().await.unwrap();
+    keep(&far, 7, all());
+    let cutting = async {
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(70)).await;
+            pair.cut();
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            pair.lay();
+        }
+    };
+    let pattern: Vec<u8> = (0..3_000_000u32).map(|at| (at / 7) as u8).collect();
+    let echo = async {
+        let (mut reader, mut writer) = tokio::io::split(&mut far);
+        let mut block = vec![0; 10_000];
+        loop {
+            let n = reader.read(&mut block).await.unwrap();
+            if n == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(4)).await;
+            writer.write_all(&block[..n]).await.unwrap();
+        }
+        writer.shutdown().await.unwrap();
+    };
+    let (mut reader, mut writer) = tokio::io::split(&mut near);
+    let writing = async {
+        writer.write_all(&pattern).await.unwrap();
+        writer.shutdown().await.unwrap();
+    };
+    let mut back = Vec::new();
+    let reading = reader.read_to_end(&mut back);
+    let (_, (), (), read) = tokio::join!(cutting, writing, echo, reading);
+    read.unwrap();
+    assert!(back[..5] == *b"first" && back[5..] == pattern, "{} bytes", back.len());
+    assert_eq!(pair.laid.load(Ordering::Relaxed), 21);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_connection_does_not_come_back_ends_with_an_error_in_time() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let mut near = pair.open(1);
+    near.write_all(b"x").await.unwrap();
+    let mut far = streams.recv().await.unwrap();
+    keep(&far, 7, all());
+    pair.cut();
+    let begun = Instant::now();
+    let (mut byte, mut other) = ([0], [0]);
+    far.read_exact(&mut byte).await.unwrap();
+    let (near, far) = tokio::join!(near.read(&mut other), far.read(&mut byte));
+    assert!(begun.elapsed() >= KEEP_FOR && begun.elapsed() < KEEP_FOR + Duration::from_secs(1));
+    assert_eq!(near.unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
+    assert_eq!(far.unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
+    assert_eq!(pair.client.parked() + pair.agent.parked(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn t50_a_resume_by_another_or_without_leave_is_refused_and_the_stream_stays() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let mut stolen = pair.open(1);
+    stolen.write_all(b"x").await.unwrap();
+    keep(&streams.recv().await.unwrap(), 8, all());
+    let mut forbidden = pair.open(2);
+    forbidden.write_all(b"y").await.unwrap();
+    let far = streams.recv().await.unwrap();
+    keep(&far, 7, Some(Box::new(|_| Err("the ticket is another's".into()))));
+    pair.cut();
+    pair.lay();
+    for stream in [&mut stolen, &mut forbidden] {
+        let error = timeout(Duration::from_secs(5), stream.read(&mut [0])).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+    }
+    assert_eq!(pair.agent.parked(), 1, "who asked wrongly decides nothing about the stream");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_finished_before_the_cut_is_delivered_after_it() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let mut near = pair.open(1);
+    near.write_all(b"question").await.unwrap();
+    let mut far = streams.recv().await.unwrap();
+    keep(&far, 7, all());
+    far.write_all(&vec![5; 100_000]).await.unwrap();
+    far.shutdown().await.unwrap();
+    pair.cut();
+    drop(far);
+    pair.lay();
+    let mut back = Vec::new();
+    near.shutdown().await.unwrap();
+    near.read_to_end(&mut back).await.unwrap();
+    assert_eq!(back, vec![5; 100_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_ended_are_not_kept() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    for key in 0..50 {
+        let mut near = pair.open(key);
+        near.write_all(b"x").await.unwrap();
+        let mut far = streams.recv().await.unwrap();
+        keep(&far, 7, all());
+        if key % 2 == 0 {
+            near.shutdown().await.unwrap();
+            far.shutdown().await.unwrap();
+            near.read_to_end(&mut Vec::new()).await.unwrap();
+            far.read_to_end(&mut Vec::new()).await.unwrap();
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((pair.client.list().len(), pair.agent.list().len()), (0, 0));
+    assert_eq!(pair.ledger.promised(), 0);
+}

@@ -1,0 +1,121 @@
+//! Streams that are taken up again, as the relay sees them (`docs/protocol.md`, "Resume").
+//!
+//! The relay keeps nothing of a stream whose connection is gone. A RESUME makes a new entry whose offsets begin where the two endpoints say.
+
+use bytes::Bytes;
+
+use super::{Answer, Begin, Leg, LegEvent, Stream};
+use crate::proto::{
+    CloseReason, ResumeRequest, Resumed, frame::StreamId, link::Violation, resume::Arrived, send::SendHalf,
+};
+
+impl<R> Stream<R> {
+    /// This leg's peer has been told all that its far endpoint has `arrived`, and goes on from there, up to `far_limit` and the
+    /// relay's allowance. Returns up to where that is.
+    fn go_on_from(&mut self, arrived: Arrived, far_limit: u64) -> u64 {
+        self.arrived = arrived.bytes;
+        self.passed = arrived.bytes;
+        self.fin_arrived = arrived.fin;
+        self.far_received = arrived.with_fin();
+        self.told_received = self.far_received;
+        self.far_limit = far_limit;
+        self.advertised = far_limit.min(self.passed + self.allowance);
+        self.advertised
+    }
+}
+
+impl<R: Clone> Leg<R> {
+    pub(super) fn on_resume(
+        &mut self,
+        id: StreamId,
+        payload: &Bytes,
+    ) -> Result<Option<LegEvent<R>>, Violation> {
+        self.check_new(id)?;
+        let request = match ResumeRequest::decode(payload) {
+            Ok(request) => request,
+            Err(error) => return Ok(self.refuse(id, CloseReason::FrameMalformed, &error.to_string())),
+        };
+        if self.link.is_going() {
+            return Ok(self.refuse(id, CloseReason::Draining, ""));
+        }
+        if self.streams.len() >= self.config.max_streams {
+            return Ok(self.refuse(id, CloseReason::LimitReached, "too many streams on this connection"));
+        }
+        let mut stream = self.stream(request.share, self.config.ledger.clone());
+        stream.send = SendHalf::passing_from(request.arrived, request.limit);
+        // Nothing may come before RESUMED was passed on.
+        stream.resuming = true;
+        self.streams.insert(id, stream);
+        Ok(Some(LegEvent::Resume { stream: id, request }))
+    }
+
+    pub(super) fn on_resumed(
+        &mut self,
+        id: StreamId,
+        payload: &[u8],
+    ) -> Result<Option<LegEvent<R>>, Violation> {
+        if !self.known(id)? {
+            return Ok(None);
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
+        if stream.ended {
+            return Ok(None);
+        }
+        match Resumed::decode(payload) {
+            Ok(resumed) if self.config.side.owns(id) && std::mem::take(&mut stream.resuming) => {
+                stream.send = SendHalf::passing_from(resumed.arrived, resumed.limit);
+                Ok(stream.to.clone().map(|to| LegEvent::Resumed { to, resumed }))
+            }
+            Ok(_) => Ok(self.fail(id, CloseReason::FrameMalformed, "RESUMED without RESUME")),
+            Err(error) => Ok(self.fail(id, CloseReason::FrameMalformed, &error.to_string())),
+        }
+    }
+
+    /// Asks this leg's peer to take a stream up, whose other half is `to`.
+    ///
+    /// # Errors
+    /// If this leg takes no new streams.
+    pub fn resume(&mut self, mut request: ResumeRequest, to: R) -> Result<StreamId, CloseReason> {
+        let id = self.new_id()?;
+        let mut stream = self.stream(request.share, self.config.ledger.clone());
+        request.limit = stream.go_on_from(request.arrived, request.limit);
+        stream.to = Some(to);
+        stream.resuming = true;
+        stream.begin = Some(Begin::Resume(request));
+        self.streams.insert(id, stream);
+        self.mark(id);
+        Ok(id)
+    }
+
+    /// The far endpoint goes on with the stream that this leg's peer took up.
+    pub fn resumed(&mut self, id: StreamId, mut resumed: Resumed) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.ended {
+            return;
+        }
+        stream.resuming = false;
+        resumed.limit = stream.go_on_from(resumed.arrived, resumed.limit);
+        stream.answer = Some(Answer::Resumed(resumed));
+        self.mark(id);
+    }
+
+    /// The other half of a stream is gone: this leg's peer may take the stream up again.
+    pub fn detach(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.ended {
+            return;
+        }
+        stream.ended = true;
+        stream.to = None;
+        stream.send = SendHalf::new(false);
+        self.scheduler.remove(id);
+        match stream.begin.take() {
+            // The peer never heard of it.
+            Some(_) => self.forget_if_over(id),
+            None => {
+                stream.detached = true;
+                self.mark(id);
+            }
+        }
+    }
+}
