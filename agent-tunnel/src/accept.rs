@@ -5,12 +5,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{task::JoinSet, time::timeout};
+use tokio::time::timeout;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use towline_tunnel::{
     fault::Fault,
-    inner::InnerAcceptor,
+    ids::KeyHash,
+    inner::{InnerAcceptor, InnerStream},
     keys::VerifyingKey,
-    mux::{CloseReason, Connection, MuxStream, OpenRequest},
+    mux::{Admit, CloseReason, Connection, EXPORTER_LABEL, MuxStream, OpenRequest, ResumeKey},
     ticket::{Ticket, TicketError},
 };
 use tracing::debug;
@@ -31,12 +36,27 @@ pub struct Acceptor {
     forwarder: Forwarder,
     metrics: Metrics,
     clock: Clock,
+    /// Streams outlive their session: they belong to the agent.
+    streams: TaskTracker,
+    abort: CancellationToken,
 }
 
 impl Acceptor {
     /// What it accepts goes to the forwarder.
     pub fn new(inner: InnerAcceptor, forwarder: Forwarder, metrics: Metrics, clock: Clock) -> Self {
-        Self { inner, forwarder, metrics, clock }
+        let (streams, abort) = (TaskTracker::new(), CancellationToken::new());
+        Self { inner, forwarder, metrics, clock, streams, abort }
+    }
+
+    /// Who holds this owns the streams: dropping it cuts them.
+    pub fn own_streams(&self) -> DropGuard {
+        self.abort.clone().drop_guard()
+    }
+
+    /// Waits until no stream is left. For an agent that drains.
+    pub async fn ended(&self) {
+        self.streams.close();
+        self.streams.wait().await;
     }
 
     /// Where accepted streams go.
@@ -44,22 +64,23 @@ impl Acceptor {
         &self.forwarder
     }
 
-    /// Accepts streams until the connection is closed; then, or once `ending` says to go, waits for those that run.
-    /// Tickets must be signed with the key `tickets`. Dropping this cuts all of them.
+    /// Accepts streams until the connection is closed; or, once `ending` says to go, until all streams of the agent ended. Tickets must be
+    /// signed with the key `tickets`. The streams go on without this: see [`Acceptor::own_streams`].
     pub async fn accept(self: Arc<Self>, connection: Connection, tickets: VerifyingKey, ending: Ending) {
-        let mut streams = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 // What the relay opened before it or we said to go is still served.
                 biased;
                 accepted = connection.accept() => accepted,
                 () = ending.going.cancelled() => break,
-                // The mux bounds how many there are; this forgets those that ended.
-                Some(_ended) = streams.join_next() => continue,
             };
-            let Ok((request, stream)) = accepted else { break };
+            // The mux bounds how many there are.
+            let Ok((request, stream)) = accepted else { return };
             let (acceptor, ending) = (Arc::clone(&self), ending.clone());
-            streams.spawn(async move { acceptor.stream(request, stream, tickets, &ending).await });
+            self.streams.spawn(async move {
+                let abort = acceptor.abort.clone();
+                abort.run_until_cancelled(acceptor.stream(request, stream, tickets, &ending)).await;
+            });
         }
         // What was opened before the peer heard that we go is refused, not left to wait.
         let refusing = async {
@@ -68,8 +89,8 @@ impl Acceptor {
             }
         };
         tokio::select! {
-            () = async { while streams.join_next().await.is_some() {} } => {}
-            () = refusing => while streams.join_next().await.is_some() {},
+            () = self.ended() => {}
+            () = refusing => {}
         }
     }
 
@@ -102,8 +123,29 @@ impl Acceptor {
             return self.refused(&request, Fault::TicketMismatch, &error.to_string());
         }
         reset.clear();
+        self.keep(&inner, tickets, peer, &ticket.principal);
         let caller = Caller { principal: ticket.principal, channel: request.channel, stream: request.key };
         self.forwarder.serve(inner, &caller, &reset, ending).await;
+    }
+
+    /// The stream outlives its session: whoever proves to be its client, with a ticket for the same caller, takes it up.
+    fn keep(
+        &self,
+        inner: &InnerStream<ResettableStream>,
+        tickets: VerifyingKey,
+        peer: KeyHash,
+        principal: &str,
+    ) {
+        let Ok(exported) = inner.exporter(EXPORTER_LABEL) else { return };
+        let (cluster, clock, principal) = (self.inner.cluster(), self.clock.clone(), principal.to_owned());
+        let admit: Admit = Box::new(move |request| {
+            let ticket = request.ticket.as_deref().unwrap_or_default();
+            let ticket =
+                Ticket::verify(ticket, &tickets, cluster, clock.now()).map_err(|error| error.to_string())?;
+            ticket.check_peer(peer).map_err(|error| error.to_string())?;
+            if ticket.principal == principal { Ok(()) } else { Err("the ticket is another caller's".into()) }
+        });
+        inner.carrier().stream().keep(cluster, ResumeKey::new(&exported), Some(admit));
     }
 
     fn refuse_ticket(&self, request: &OpenRequest, stream: &MuxStream, error: TicketError) {

@@ -12,7 +12,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
     ids::ClusterId,
     inner::InnerAcceptor,
-    mux::Ledger,
+    mux::{Keeper, Ledger},
 };
 use tracing::{info, warn};
 
@@ -66,6 +66,8 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// How long streams may go on after a drain began.
     pub drain_timeout: Duration,
+    /// How long a stream waits for its client when its connection is gone.
+    pub resume_timeout: Duration,
     /// What can grow.
     pub limits: Limits,
     /// The time.
@@ -111,6 +113,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let inner = InnerAcceptor::new(Arc::clone(&identity), config.clock.now())?;
     let forwarder = Forwarder::new(verifier, apiserver, metrics.clone(), config.clock.clone());
     let acceptor = Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone()));
+    let keeper = Keeper::new(config.resume_timeout, config.limits.max_streams as usize);
     let (uplink, status) = Uplink::new(Parts {
         cluster: identity,
         token: config.enrolment,
@@ -122,6 +125,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         ledger,
         limits: config.limits,
         clock: config.clock,
+        keeper: keeper.clone(),
         drain_timeout: config.drain_timeout,
     })?;
 
@@ -129,6 +133,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let mut beside = JoinSet::new();
     beside.spawn(health::serve(listener, metrics.clone()));
     beside.spawn(keep_fresh(Arc::clone(&acceptor)));
+    beside.spawn(async move { match keeper.watch().await {} });
     let uplink = AbortOnDropHandle::new(tokio::spawn(uplink.run(watcher)));
     Ok(Running { cluster, metrics_address, metrics, status, uplink, outcome: None, trigger, _beside: beside })
 }

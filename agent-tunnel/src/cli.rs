@@ -19,6 +19,7 @@ use towline_tunnel::{
     carrier::dial::RelayAddress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report},
+    values::{bytes, duration},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -28,7 +29,6 @@ use crate::{
     forward::Clock,
     secret::StateSecret,
     state::DataDir,
-    values::{bytes, duration},
 };
 
 /// The towline agent: connects a cluster to a relay, from the inside.
@@ -102,6 +102,10 @@ struct Run {
     /// How long streams may go on after SIGTERM
     #[arg(long, value_name = "TIME", env = "TOWLINE_AGENT_DRAIN_TIMEOUT", default_value = "20s", value_parser = duration)]
     drain_timeout: Duration,
+
+    /// How long a stream waits for its client when a connection on the way is lost
+    #[arg(long, value_name = "TIME", env = "TOWLINE_AGENT_RESUME_TIMEOUT", default_value = "60s", value_parser = duration)]
+    resume_timeout: Duration,
 
     #[command(flatten)]
     limits: LimitArgs,
@@ -196,6 +200,7 @@ impl Run {
             issuer: self.issuer.parse()?,
             metrics_listen: self.metrics_listen,
             drain_timeout: self.drain_timeout,
+            resume_timeout: self.resume_timeout,
             limits: Limits {
                 max_streams: self.limits.max_streams,
                 max_buffered_bytes: self.limits.max_buffered_bytes,

@@ -18,4 +18,3 @@ mod session;
 pub mod state;
 pub mod stream;
 mod uplink;
-pub mod values;

@@ -6,13 +6,13 @@ use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::oneshot,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 use towline_tunnel::{
     drain::DrainWatcher,
     ids::ChannelId,
     keys::VerifyingKey,
-    mux::{CloseReason, Connection, EndpointConfig},
+    mux::{CloseReason, Connection, EndpointConfig, Keeper},
     session::control::Control,
 };
 use tracing::{debug, info};
@@ -24,10 +24,8 @@ use crate::{
     metrics::{Metrics, Present},
 };
 
-/// Streams of a connection that is gone notice by themselves, this soon.
-const NOTICE_WITHIN: Duration = Duration::from_secs(5);
 /// What is cut has this long to tell its peer.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// A session that began.
 pub(crate) struct Session {
@@ -37,6 +35,9 @@ pub(crate) struct Session {
     pub(crate) tickets: VerifyingKey,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
+    pub(crate) keeper: Keeper,
+    /// Of the agent, not of this session.
+    pub(crate) ending: Ending,
     /// Streams may go on for this long once the agent drains.
     pub(crate) drain_timeout: Duration,
 }
@@ -62,36 +63,31 @@ impl Session {
     {
         let _present = Present::in_gauge(&self.metrics.sessions);
         self.metrics.sessions_opened.inc();
-        let (connection, driver) = Connection::new(io, BytesMut::new(), config);
-        let ending = Ending::default();
+        let (connection, driver) = Connection::kept(io, BytesMut::new(), config, self.keeper.clone());
         let mut driver = std::pin::pin!(driver.run());
-        let accepting = Arc::clone(&self.acceptor).accept(connection.clone(), self.tickets, ending.clone());
+        let accepting =
+            Arc::clone(&self.acceptor).accept(connection.clone(), self.tickets, self.ending.clone());
         let mut streams = std::pin::pin!(accepting);
-        let mut all_ended = false;
         let closed = tokio::select! {
             closed = driver.as_mut() => closed,
             () = streams.as_mut() => {
                 // After somebody said to go.
-                all_ended = true;
                 connection.close();
                 driver.await
             }
             never = self.renew(&connection) => match never {},
-            never = self.watch(&connection, leaving, &ending, drain) => match never {},
+            never = self.watch(&connection, leaving, drain) => match never {},
         };
         let (reason, detail) = closed.reason();
         info!(channel = %self.channel, reason = reason.text(), detail, "a session with the relay ended");
-        if !all_ended {
-            let _cut = timeout(NOTICE_WITHIN, streams).await;
-        }
     }
 
-    /// Tells the streams when to end. Never returns: the session ends when they did, or the connection.
+    /// Says when another session should take its place, and ends it in time once the agent drains. Never returns: the session ends
+    /// when its streams did, or the connection.
     async fn watch(
         &self,
         connection: &Connection,
         leaving: oneshot::Sender<Leaving>,
-        ending: &Ending,
         drain: DrainWatcher,
     ) -> Infallible {
         let gone = tokio::select! {
@@ -101,23 +97,15 @@ impl Session {
                 Err(error) => Leaving { reason: error.reason, delay: Duration::ZERO },
             }),
         };
-        match gone {
-            Some(gone) => {
-                info!(channel = %self.channel, reason = gone.reason.text(), "the relay takes no new streams here");
-                let _nobody_waits = leaving.send(gone);
-                ending.going.cancel();
-                // The relay closes it at a deadline of its own, unless ours comes first.
-                drain.begun().await;
-            }
-            None => {
-                debug!(channel = %self.channel, "draining");
-                connection.go_away(CloseReason::Draining, Duration::ZERO, "the agent is shutting down");
-                ending.going.cancel();
-            }
+        if let Some(gone) = gone {
+            info!(channel = %self.channel, reason = gone.reason.text(), "the relay takes no new streams here");
+            let _nobody_waits = leaving.send(gone);
+            // Its streams go on elsewhere once the relay closes it, unless we drain before.
+            drain.begun().await;
         }
-        sleep(self.drain_timeout).await;
-        ending.cut.cancel();
-        sleep(LAST_WORDS).await;
+        debug!(channel = %self.channel, "draining");
+        connection.go_away(CloseReason::Draining, Duration::ZERO, "the agent is shutting down");
+        sleep(self.drain_timeout + LAST_WORDS).await;
         connection.close();
         std::future::pending().await
     }

@@ -44,6 +44,11 @@ impl ResettableStream {
         let reason = ResetReason::default();
         (Self { stream, reason: reason.clone() }, reason)
     }
+
+    /// The stream itself.
+    pub fn stream(&self) -> &MuxStream {
+        &self.stream
+    }
 }
 
 impl Drop for ResettableStream {

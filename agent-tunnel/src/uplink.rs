@@ -8,7 +8,7 @@ use tokio::{
     net::TcpStream,
     sync::{oneshot, watch},
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::client::TlsStream;
 use towline_tunnel::{
@@ -22,7 +22,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
     ids::{ChannelId, KeyHash},
     keys::{SigningKey, VerifyingKey},
-    mux::{EndpointConfig, Ledger, Side},
+    mux::{EndpointConfig, Keeper, Ledger, Side},
     session::{self, Channel, Identify, message::Secret},
 };
 use tracing::{error, info, warn};
@@ -30,11 +30,11 @@ use tracing::{error, info, warn};
 use crate::{
     accept::Acceptor,
     app::Limits,
-    forward::Clock,
+    forward::{Clock, Ending},
     instance::Instance,
     metrics::Metrics,
     secret::StateSecret,
-    session::{Leaving, Session},
+    session::{LAST_WORDS, Leaving, Session},
     state::{DataDir, Membership},
 };
 
@@ -87,6 +87,8 @@ pub(crate) struct Uplink {
     ledger: Ledger,
     limits: Limits,
     clock: Clock,
+    keeper: Keeper,
+    ending: Ending,
     drain_timeout: Duration,
     status: watch::Sender<Status>,
 }
@@ -103,6 +105,7 @@ pub(crate) struct Parts {
     pub(crate) ledger: Ledger,
     pub(crate) limits: Limits,
     pub(crate) clock: Clock,
+    pub(crate) keeper: Keeper,
     pub(crate) drain_timeout: Duration,
 }
 
@@ -146,6 +149,8 @@ impl Uplink {
             ledger: parts.ledger,
             limits: parts.limits,
             clock: parts.clock,
+            keeper: parts.keeper,
+            ending: Ending::default(),
             drain_timeout: parts.drain_timeout,
             status,
         };
@@ -159,6 +164,7 @@ impl Uplink {
     /// # Errors
     /// If the enrolment token is refused and there is no other way to be let in.
     pub(crate) async fn run(mut self, drain: DrainWatcher) -> Result<(), Report> {
+        let _owner = self.acceptor.own_streams();
         let mut sessions = JoinSet::new();
         let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
         while !drain.has_begun() {
@@ -191,6 +197,13 @@ impl Uplink {
                 () = sleep(delay) => {}
             }
         }
+        // Streams may be there without a session.
+        self.ending.going.cancel();
+        if timeout(self.drain_timeout, self.acceptor.ended()).await.is_err() {
+            self.ending.cut.cancel();
+            let _late = timeout(LAST_WORDS, self.acceptor.ended()).await;
+        }
+        self.keeper.close();
         // They see the drain themselves, and have a deadline.
         while sessions.join_next().await.is_some() {}
         Ok(())
@@ -280,6 +293,8 @@ impl Uplink {
                 tickets,
                 metrics: self.metrics.clone(),
                 clock: self.clock.clone(),
+                keeper: self.keeper.clone(),
+                ending: self.ending.clone(),
                 drain_timeout: self.drain_timeout,
             },
             channel,

@@ -61,6 +61,7 @@ impl World {
             issuer: issuer_config(&self.issuer, &self.folder),
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             drain_timeout: Duration::from_secs(5),
+            resume_timeout: Duration::from_secs(60),
             limits: Limits::default(),
             clock: Clock::system(),
         }

@@ -37,6 +37,8 @@ use crate::{
     token::Tokens,
 };
 
+/// How long a stream waits to go on, where nobody says otherwise.
+pub const RESUME_TIMEOUT: Duration = Duration::from_secs(60);
 /// A cluster has this long to answer `/version`.
 const READY_WITHIN: Duration = Duration::from_secs(14);
 
@@ -55,6 +57,8 @@ pub struct Config {
     pub cluster_token_file: PathBuf,
     /// The relay may see a token that the clusters accept: it can then be you there.
     pub shared_audience: bool,
+    /// How long a stream waits to go on when a connection on the way is lost.
+    pub resume_timeout: Duration,
     /// What to serve; at least one.
     pub clusters: Vec<Choice>,
     /// Asked before a name is believed that the relay resolved; without it no such name is.
@@ -132,6 +136,7 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
         pin: config.relay_key,
         run_key: Arc::clone(&run_key),
         tokens: Arc::clone(&tokens),
+        resume_timeout: config.resume_timeout,
     }));
     let clusters = choose::resolve(&chosen, &config, &state, &link).await?;
     let served = served(&config.clusters, &clusters, names, address);

@@ -34,7 +34,7 @@ use towline_tunnel::{
 use tracing::warn;
 
 use crate::{
-    app::{self, Choice},
+    app::{self, Choice, RESUME_TIMEOUT},
     kubeconfig::Location,
 };
 
@@ -137,6 +137,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         issuer: trust(CLUSTER_AUDIENCE)?,
         metrics_listen: loopback,
         drain_timeout: DRAIN,
+        resume_timeout: RESUME_TIMEOUT,
         limits: towline_agent::app::Limits::default(),
         clock: towline_agent::forward::Clock::system(),
     })
@@ -160,6 +161,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
             relay_ca_file: Some(relay_ca_file),
             relay_token_file: mint.file(RELAY_AUDIENCE),
             cluster_token_file: mint.file(CLUSTER_AUDIENCE),
+            resume_timeout: RESUME_TIMEOUT,
             shared_audience: false,
             clusters: vec![Choice::named(NAME, agent.cluster())],
             confirm: None,

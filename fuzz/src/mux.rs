@@ -380,6 +380,18 @@ impl Relay {
                     Err(reason) => leg.reset(stream, reason, ""),
                 }
             }
+            LegEvent::Resume { stream, request } => {
+                let resumed = match &mut self.legs[1 - from] {
+                    Some(leg) if refuse == 0 => leg.resume(request, (from, stream)),
+                    _ => Err(CloseReason::AgentOffline),
+                };
+                let Some(leg) = &mut self.legs[from] else { return };
+                match resumed {
+                    Ok(id) => leg.bind(stream, (1 - from, id), 0),
+                    Err(reason) => leg.reset(stream, reason, ""),
+                }
+            }
+            LegEvent::Resumed { to, resumed } => self.with(to.0, |leg| leg.resumed(to.1, resumed)),
             LegEvent::Opened { to, opened } => self.with(to.0, |leg| leg.opened(to.1, opened)),
             LegEvent::Data { to, payload, fin, blocked } => {
                 self.with(to.0, |leg| leg.forward(to.1, payload, fin, blocked));
@@ -418,7 +430,7 @@ impl Relay {
     fn close(&mut self, which: usize) {
         let Some(mut leg) = self.legs[which].take() else { return };
         for (other, id) in leg.close() {
-            self.with(other, |leg| leg.reset(id, CloseReason::Detached, ""));
+            self.with(other, |leg| leg.detach(id));
         }
     }
 }

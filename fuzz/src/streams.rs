@@ -19,6 +19,7 @@ pub fn run(input: &[u8]) {
         wire: [2_000, 8 * 1024, 64 * 1024, 512 * 1024][usize::from(relay >> 6)],
         jitter: script.byte(),
         streams: 24,
+        planted: None,
     };
     let mut ops = Vec::new();
     while !script.is_over() && ops.len() < 150 {
@@ -48,8 +49,13 @@ fn op(script: &mut Script<'_>) -> Op {
         27 => Op::Reset { stream, side: on },
         28 | 29 => Op::Release { stream, side: on },
         30 => Op::Cut { line, arrive: on },
-        _ if kind & 0x40 == 0 => Op::GoAway { line, side: on },
-        _ => Op::Control { line, side: on },
+        _ => match (kind >> 6, stream & 3) {
+            (0, _) => Op::GoAway { line, side: on },
+            (1, _) => Op::Control { line, side: on },
+            (_, 0) => Op::Restart,
+            (_, 1) => Op::Expire { stream: stream >> 2, side: on },
+            _ => Op::Resume { stream: stream >> 2 },
+        },
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 
-use crate::values::{bytes, duration};
+use towline_tunnel::values::{bytes, duration};
 
 /// The limits of one relay.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]

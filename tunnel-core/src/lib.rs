@@ -17,3 +17,4 @@ pub mod mux;
 pub mod proto;
 pub mod session;
 pub mod ticket;
+pub mod values;

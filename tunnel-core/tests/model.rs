@@ -41,6 +41,9 @@ fn op(rough: bool) -> impl Strategy<Value = Op> {
         1 => (n(), yes()).prop_map(|(line, arrive)| Op::Cut { line, arrive }),
         1 => (n(), yes()).prop_map(|(line, side)| Op::GoAway { line, side }),
         1 => any::<u16>().prop_map(|ms| Op::Advance { ms }),
+        1 => Just(Op::Restart),
+        4 => n().prop_map(|stream| Op::Resume { stream }),
+        1 => (n(), yes()).prop_map(|(stream, side)| Op::Expire { stream, side }),
     ];
     if rough { prop_oneof![5 => gentle, 1 => harsh].boxed() } else { gentle.boxed() }
 }
@@ -56,6 +59,7 @@ fn config(relay: bool) -> impl Strategy<Value = Config> {
             wire,
             jitter,
             streams: 24,
+            planted: None,
         },
     )
 }
@@ -113,6 +117,7 @@ fn large(relay: bool, relay_ledger: u64) -> Config {
         wire: 64 * 1024,
         jitter: 0,
         streams: 1_000,
+        planted: None,
     }
 }
 

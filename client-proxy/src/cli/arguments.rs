@@ -1,17 +1,18 @@
 //! Arguments, as typed and as usable.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::Args;
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     fault::{Fault, Report},
+    values::duration,
 };
 
 use super::{ask, profile::Profile};
 use crate::{
     accept::DEFAULT_PORT,
-    app::{Choice, Config},
+    app::{Choice, Config, RESUME_TIMEOUT},
     kubeconfig::Location,
     local::StateFolder,
 };
@@ -40,6 +41,9 @@ pub struct Reach {
     /// A cluster, by id, as NAME=ID, or by a name that you confirm on a terminal. May be repeated.
     #[arg(long = "cluster", value_name = "CLUSTER")]
     pub clusters: Vec<String>,
+    /// How long open streams (exec, logs -f, cp, a watch) wait to go on when a connection on the way is lost [default: 60s].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub resume_timeout: Option<Duration>,
     /// Where flags stand that repeat from day to day [default: ~/.config/towline/profile.toml].
     #[arg(long, value_name = "FILE", env = "TOWLINE_PROFILE")]
     pub profile: Option<PathBuf>,
@@ -138,6 +142,7 @@ impl Reach {
             relay_ca_file: self.relay_ca_file.clone().or_else(|| profile.relay_ca_file.clone()),
             relay_token_file,
             cluster_token_file,
+            resume_timeout: self.resume_timeout.unwrap_or(RESUME_TIMEOUT),
             shared_audience: self.allow_shared_audience || profile.allow_shared_audience,
             clusters,
             confirm: ask::on_terminal(),

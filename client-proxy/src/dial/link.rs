@@ -19,7 +19,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
     ids::{ChannelId, InstanceId, KeyHash},
     keys::SigningKey,
-    mux::{Closed, Connection, EndpointConfig, Ledger, Side},
+    mux::{Closed, Connection, EndpointConfig, Keeper, Ledger, Side},
     session::{self, Identify},
 };
 
@@ -60,6 +60,8 @@ pub struct LinkConfig {
     pub run_key: Arc<SigningKey>,
     /// Shown to it.
     pub tokens: Arc<Tokens>,
+    /// How long a stream waits to go on when a connection on the way is lost.
+    pub resume_timeout: Duration,
 }
 
 /// A session on which streams can be opened.
@@ -103,6 +105,7 @@ struct Shared {
     stop: CancellationToken,
     ledger: Ledger,
     instance: InstanceId,
+    keeper: Keeper,
 }
 
 /// The session with the relay, kept by a task that ends when this is dropped.
@@ -110,7 +113,8 @@ pub struct Link {
     shared: Arc<Shared>,
     /// Questions by CONTROL are asked one at a time; counts them.
     pub(super) questions: Mutex<u32>,
-    keeper: Mutex<Option<AbortOnDropHandle<()>>>,
+    keeping: Mutex<Option<AbortOnDropHandle<()>>>,
+    _resuming: AbortOnDropHandle<()>,
 }
 
 impl fmt::Debug for Link {
@@ -123,16 +127,19 @@ impl Link {
     /// Begins to dial.
     pub fn start(config: LinkConfig) -> Self {
         let view = View { state: State::Dialling, attempts: 0, lost: None, slow: None };
+        let keeper = Keeper::new(config.resume_timeout, MAX_STREAMS);
         let shared = Arc::new(Shared {
             config,
+            keeper,
             view: watch::Sender::new(view),
             wanted: Notify::new(),
             stop: CancellationToken::new(),
             ledger: Ledger::new(PROMISES),
             instance: InstanceId::random(),
         });
-        let keeper = AbortOnDropHandle::new(tokio::spawn(keep(Arc::clone(&shared))));
-        Self { shared, questions: Mutex::new(0), keeper: Mutex::new(Some(keeper)) }
+        let keeping = AbortOnDropHandle::new(tokio::spawn(keep(Arc::clone(&shared))));
+        let resuming = AbortOnDropHandle::new(tokio::spawn(resume(Arc::clone(&shared))));
+        Self { shared, questions: Mutex::new(0), keeping: Mutex::new(Some(keeping)), _resuming: resuming }
     }
 
     /// Where the relay is.
@@ -146,15 +153,31 @@ impl Link {
     /// The fault of the last attempt: at once where trying again can't help or the relay has been away for a
     /// while, and after a wait where it may just be restarting.
     pub async fn session(&self) -> Result<Session, Report> {
+        self.shared.session().await
+    }
+
+    /// Says goodbye to the relay and ends the session.
+    pub async fn close(&self) {
+        self.shared.stop.cancel();
+        self.shared.keeper.close();
+        if let Some(keeping) = self.keeping.lock().await.take() {
+            // What is late is dropped, and with it the connection.
+            let _late = timeout(2 * FAREWELL, keeping).await;
+        }
+    }
+}
+
+impl Shared {
+    async fn session(&self) -> Result<Session, Report> {
         let begun = Instant::now();
         let deadline = begun + PATIENCE;
-        let mut views = self.shared.view.subscribe();
+        let mut views = self.view.subscribe();
         let first = views.borrow_and_update().clone();
         if let Some((at, report)) = &first.slow
             && first.is_given_up()
             && at.elapsed() < SLOW_SPEAKS_FOR
         {
-            self.shared.wanted.notify_one();
+            self.wanted.notify_one();
             return Err(report.clone());
         }
         let seen = first.attempts;
@@ -169,7 +192,7 @@ impl Link {
                     if tried && (!may_pass(report.fault) || given_up) {
                         return Err(report);
                     }
-                    self.shared.wanted.notify_one();
+                    self.wanted.notify_one();
                 }
             }
             match timeout_at(deadline, views.changed()).await {
@@ -183,18 +206,17 @@ impl Link {
     fn overdue(&self, state: &State) -> Report {
         match state {
             State::Down(report) => report.clone(),
-            State::Up(_) | State::Dialling => Report::new(Fault::ConnectTimeout, self.relay()),
+            State::Up(_) | State::Dialling => {
+                Report::new(Fault::ConnectTimeout, self.config.dialler.address().to_string())
+            }
         }
     }
+}
 
-    /// Says goodbye to the relay and ends the session.
-    pub async fn close(&self) {
-        self.shared.stop.cancel();
-        if let Some(keeper) = self.keeper.lock().await.take() {
-            // What is late is dropped, and with it the connection.
-            let _late = timeout(2 * FAREWELL, keeper).await;
-        }
-    }
+/// Takes streams up again that lost their connection.
+async fn resume(shared: Arc<Shared>) {
+    let session = || async { shared.session().await.ok().map(|session| session.connection) };
+    match shared.keeper.run(session).await {}
 }
 
 async fn keep(shared: Arc<Shared>) {
@@ -293,7 +315,8 @@ async fn establish(shared: &Shared) -> Result<(Session, AbortOnDropHandle<Closed
         instance: shared.instance,
         jitter: backoff::random().to_be_bytes()[0],
     };
-    let (connection, driver) = Connection::new(begun.channel, BytesMut::new(), endpoint);
+    let (connection, driver) =
+        Connection::kept(begun.channel, BytesMut::new(), endpoint, shared.keeper.clone());
     let driver = AbortOnDropHandle::new(tokio::spawn(driver.run()));
     Ok((Session { connection, channel: begun.welcome.channel }, driver))
 }

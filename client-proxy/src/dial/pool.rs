@@ -24,7 +24,7 @@ use towline_tunnel::{
     ids::{ChannelId, ClusterId, StreamKey},
     inner::InnerConnector,
     keys::SigningKey,
-    mux::{Connection, OpenRequest},
+    mux::{Connection, EXPORTER_LABEL, OpenRequest, ResumeKey},
 };
 
 use super::{Link, Session, report_of};
@@ -193,6 +193,9 @@ impl Pool {
         let stream = session.connection.open(OpenRequest::new(key, self.cluster))?;
         tracing::debug!(channel = %session.channel, stream = %key, cluster = %self.cluster, "stream opened");
         let tls = self.connector.connect(stream).await?;
+        if let Ok(exported) = tls.exporter(EXPORTER_LABEL) {
+            tls.carrier().keep(self.cluster, ResumeKey::new(&exported), None);
+        }
         let (sender, connection) =
             http1::Builder::new().handshake(TokioIo::new(tls)).await.map_err(|error| report_of(&error))?;
         let task = async move {

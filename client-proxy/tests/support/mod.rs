@@ -61,6 +61,7 @@ impl Home {
             relay_ca_file: Some(self.path("ca.pem")),
             relay_token_file: self.path("relay-token"),
             cluster_token_file: self.path("cluster-token"),
+            resume_timeout: towline::app::RESUME_TIMEOUT,
             shared_audience: false,
             clusters: vec![Choice::named("edge-7", peer.cluster())],
             confirm: None,

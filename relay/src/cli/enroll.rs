@@ -6,13 +6,14 @@ use clap::Args;
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     fault::{Fault, Report},
+    values::duration,
 };
 
 use super::{Place, print};
 use crate::{
     enrol::{DEFAULT_TTL, PublicAddress, TokenRequest, make_token},
     registry::ClusterName,
-    values::{duration, moment},
+    values::moment,
 };
 
 #[derive(Args, Debug)]

@@ -4,12 +4,15 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-use towline_tunnel::fault::{Fault, Report};
+use towline_tunnel::{
+    fault::{Fault, Report},
+    values::duration,
+};
 
 use super::{Format, Place, clusters::find, print, table::table};
 use crate::{
     registry::{Registry, Role as RoleName, RoleAssignment, SubjectKind},
-    values::{duration, moment},
+    values::moment,
 };
 
 #[derive(Debug, Subcommand)]

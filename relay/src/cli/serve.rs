@@ -8,6 +8,7 @@ use towline_identity::{IssuerConfig, IssuerSettings};
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     fault::{Fault, Report},
+    values::duration,
 };
 
 use super::Place;
@@ -16,7 +17,6 @@ use crate::{
     clock::Clock,
     limits::Limits,
     tls::TlsSource,
-    values::duration,
 };
 
 #[derive(Args, Debug)]

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     fault::Report,
-    ids::{ClusterId, InstanceId, StreamKey},
+    ids::{ClusterId, StreamKey},
     proto::{
         CloseReason, Opened, StreamId,
         endpoint::{Endpoint, Read, StreamError},
@@ -55,11 +55,13 @@ impl MuxStream {
         self.place.with(|endpoint, id| endpoint.opened(id))
     }
 
-    /// From now on it outlives its connection, if that was made with a [`Keeper`]: it can be taken up by whoever holds the key of
-    /// its proofs. At the agent, `admit` decides beside that whether a RESUME's ticket lets its caller in.
-    pub fn keep(&self, cluster: ClusterId, instance: InstanceId, proofs: ResumeKey, admit: Option<Admit>) {
-        let claim = Claim::new(self.key, cluster, instance, proofs);
-        self.place.keep(claim, admit);
+    /// From now on it outlives its connection, if that was made with a [`Keeper`](super::Keeper): it can be taken up by whoever holds
+    /// the key of its proofs. For after the inner handshake. At the agent, `admit` decides beside that whether a RESUME's
+    /// ticket lets its caller in.
+    pub fn keep(&self, cluster: ClusterId, proofs: ResumeKey, admit: Option<Admit>) {
+        if let Some(instance) = self.place.with(|endpoint, id| endpoint.instance_of(id)) {
+            self.place.keep(Claim::new(self.key, cluster, instance, proofs), admit);
+        }
     }
 
     /// Ends it at once in both directions, and says why.

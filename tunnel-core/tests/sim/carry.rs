@@ -70,8 +70,12 @@ impl World {
         while let Some(frame) = self.lines[l].frame(side) {
             match self.lines[l].ports[1 - side] {
                 Port::End(end) => {
-                    self.ends[end].on_frame(frame, self.now).expect("an honest peer breaks no rule");
+                    let event =
+                        self.ends[end].on_frame(frame, self.now).expect("an honest peer breaks no rule");
                     self.accept(end);
+                    if let Some(event) = event {
+                        self.on_event(end, event);
+                    }
                 }
                 Port::Leg(leg) => self.on_leg_frame(leg, frame),
             }
@@ -80,12 +84,16 @@ impl World {
     }
 
     fn accept(&mut self, end: usize) {
+        self.keep_opened(end);
         while self.ends[end].next_control().is_some() {}
         while let Some((id, request)) = self.ends[end].accept() {
             let stream = &mut self.streams[self.by_key[&request.key]];
             assert!(stream.handles[1].is_none(), "a stream arrives once");
             stream.handles[1] = Some((end, id));
             stream.places[1] = end;
+            if stream.wants_keeping {
+                stream.kept[1] = self.ends[end].keep(id, request.key);
+            }
         }
     }
 
@@ -113,6 +121,18 @@ impl World {
                     Err(reason) => leg.reset(stream, reason, ""),
                 });
             }
+            Some(LegEvent::Resume { stream, request }) => {
+                let target = self.role_legs[usize::from(request.cluster.as_bytes()[0])];
+                let resumed = match &mut self.legs[target] {
+                    Some(leg) => leg.resume(request, (from, stream)),
+                    None => Err(CloseReason::AgentOffline),
+                };
+                self.leg(from, |leg| match resumed {
+                    Ok(id) => leg.bind(stream, (target, id), 0),
+                    Err(reason) => leg.reset(stream, reason, ""),
+                });
+            }
+            Some(LegEvent::Resumed { to, resumed }) => self.leg(to.0, |leg| leg.resumed(to.1, resumed)),
             Some(LegEvent::Opened { to, opened }) => self.leg(to.0, |leg| leg.opened(to.1, opened)),
             Some(LegEvent::Data { to, payload, fin, blocked }) => {
                 self.leg(to.0, |leg| leg.forward(to.1, payload, fin, blocked));

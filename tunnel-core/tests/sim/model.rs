@@ -2,7 +2,7 @@
 
 use towline_tunnel::{
     ids::StreamKey,
-    proto::{StreamId, endpoint::StreamError},
+    proto::{StreamId, endpoint::StreamError, resume::Claim},
 };
 
 /// One step of a script. Numbers are taken modulo what is there.
@@ -34,6 +34,12 @@ pub(crate) enum Op {
     Cut { line: u8, arrive: bool },
     /// One side takes no new streams.
     GoAway { line: u8, side: bool },
+    /// The relay is started anew: all lines are lost at once.
+    Restart,
+    /// A client takes a stream up that lost its connection.
+    Resume { stream: u8 },
+    /// The time is over for a stream that lost its connection.
+    Expire { stream: u8, side: bool },
     /// One side sends a CONTROL message.
     Control { line: u8, side: bool },
 }
@@ -67,6 +73,11 @@ pub(super) struct Stream {
     pub(super) flows: [Flow; 2],
     /// Something happened that may end it with an error.
     pub(super) broken: bool,
+    /// What each side keeps of it, to take it up elsewhere.
+    pub(super) claims: [Claim; 2],
+    /// Whether the sides keep it at all.
+    pub(super) wants_keeping: bool,
+    pub(super) kept: [bool; 2],
 }
 
 impl Stream {

@@ -61,6 +61,9 @@ impl World {
             if is_so(self) {
                 return;
             }
+            if self.take_up_all() {
+                continue;
+            }
             let next =
                 self.deadline().map_or(Duration::ZERO, |next| next.saturating_duration_since(self.now));
             self.advance(next);

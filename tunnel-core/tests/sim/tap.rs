@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::BytesMut;
 use towline_tunnel::proto::{
-    CloseReason, OpenRequest, Opened,
+    Arrived, CloseReason, OpenRequest, Opened, ResumeRequest, Resumed,
     frame::{Frame, StreamId, decode},
     send::FLOOR,
 };
@@ -17,6 +17,8 @@ struct Said {
     reset: bool,
     limit: u64,
     received: u64,
+    /// It was taken up: the floor counts from the stream's begin.
+    resumed: bool,
 }
 
 /// What both sides of one line said.
@@ -52,7 +54,9 @@ impl Tap {
                 self.limit(side, *stream, opened.limit);
             }
             Frame::Data { stream, payload, fin, .. } => {
-                let limit = self.said[1 - side].get(stream).map_or(0, |said| said.limit).max(FLOOR);
+                let other = self.said[1 - side].get(stream);
+                let floor = if other.is_some_and(|said| said.resumed) { 0 } else { FLOOR };
+                let limit = other.map_or(0, |said| said.limit).max(floor);
                 let said = self.said[side].entry(*stream).or_default();
                 assert!(!said.fin && !said.reset, "stream {stream}: nothing follows the end");
                 said.sent += payload.len() as u64;
@@ -71,7 +75,12 @@ impl Tap {
                 assert!(
                     matches!(
                         reason,
-                        R::Cancelled | R::Draining | R::LimitReached | R::Detached | R::AgentOffline
+                        R::Cancelled
+                            | R::Draining
+                            | R::LimitReached
+                            | R::Detached
+                            | R::AgentOffline
+                            | R::Lost
                     ),
                     "stream {stream}: no honest peer is reset for {reason:?}"
                 );
@@ -79,19 +88,43 @@ impl Tap {
                 assert!(!said.reset, "stream {stream}: one reset is enough");
                 said.reset = true;
             }
-            Frame::Resume { .. } | Frame::Resumed { .. } | Frame::Ignored => {
-                panic!("{frame:?} is never sent")
+            Frame::Resume { stream, payload } => {
+                assert!(
+                    *stream > self.highest[side] && *stream as usize % 2 != side,
+                    "ids rise and keep parity"
+                );
+                self.highest[side] = *stream;
+                let request = ResumeRequest::decode(payload).expect("a request that was just written");
+                self.taken_up(side, *stream, request.arrived, request.limit);
             }
-            Frame::Detached { .. } | Frame::Ping { .. } | Frame::Pong { .. } => {}
+            Frame::Resumed { stream, payload } => {
+                let resumed = Resumed::decode(payload).expect("an answer that was just written");
+                self.taken_up(side, *stream, resumed.arrived, resumed.limit);
+            }
+            Frame::Ignored => panic!("{frame:?} is never sent"),
+            Frame::Detached { stream } => {
+                let said = self.said[side].entry(*stream).or_default();
+                assert!(!said.reset, "stream {stream}: nothing follows a reset");
+                said.reset = true;
+            }
+            Frame::Ping { .. } | Frame::Pong { .. } => {}
             Frame::GoAway { .. } | Frame::Control { .. } => {}
         }
+    }
+
+    /// `side` has so much of the other's direction, which goes on from there.
+    fn taken_up(&mut self, side: usize, stream: StreamId, arrived: Arrived, limit: u64) {
+        let said = self.said[side].entry(stream).or_default();
+        (said.received, said.limit, said.resumed) = (arrived.with_fin(), limit, true);
+        let other = self.said[1 - side].entry(stream).or_default();
+        (other.sent, other.fin) = (arrived.bytes, arrived.fin);
     }
 
     fn limit(&mut self, side: usize, stream: StreamId, limit: u64) -> &mut Said {
         let said = self.said[side].entry(stream).or_default();
         assert!(!said.reset, "stream {stream}: nothing follows a reset");
         assert!(
-            limit >= said.limit.max(FLOOR),
+            limit >= said.limit.max(if said.resumed { 0 } else { FLOOR }),
             "stream {stream}: the limit falls from {} to {limit}",
             said.limit
         );

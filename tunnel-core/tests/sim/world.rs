@@ -13,6 +13,7 @@ use towline_tunnel::{
         endpoint::{Endpoint, EndpointConfig, Read, SEND_QUEUE, Side},
         ledger::Ledger,
         leg::{Leg, LegConfig},
+        resume::{Claim, ResumeKey},
     },
 };
 
@@ -39,6 +40,19 @@ pub(crate) struct Config {
     pub(crate) jitter: u8,
     /// Streams that may be opened in all.
     pub(crate) streams: usize,
+    /// A fault that is planted, so that the rules can be seen to catch it.
+    pub(crate) planted: Option<Planted>,
+}
+
+/// Faults of the kind that resuming could have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Planted {
+    /// The agent goes on one byte too late.
+    SkipsAByte,
+    /// The agent goes on one byte too early.
+    RepeatsAByte,
+    /// The relay makes an end of a line that was lost.
+    ForgesAnEnd,
 }
 
 /// A stream at the relay: the leg and the id there.
@@ -49,6 +63,7 @@ pub(crate) struct World {
     pub(super) now: Instant,
     pub(super) ends: Vec<Endpoint<()>>,
     pub(super) end_lines: Vec<usize>,
+    pub(super) end_roles: Vec<usize>,
     pub(super) legs: Vec<Option<Leg<Hop>>>,
     pub(super) lines: Vec<Line>,
     /// The newest end of each participant: clients, then agents.
@@ -80,6 +95,7 @@ impl World {
             now: Instant::now(),
             ends: Vec::new(),
             end_lines: Vec::new(),
+            end_roles: Vec::new(),
             legs: Vec::new(),
             lines: Vec::new(),
             roles: vec![0; roles],
@@ -109,6 +125,7 @@ impl World {
         };
         self.ends.push(Endpoint::new(config, self.now));
         self.end_lines.push(self.lines.len());
+        self.end_roles.push(role);
         self.roles[role] = self.ends.len() - 1;
         self.ends.len() - 1
     }
@@ -132,7 +149,7 @@ impl World {
         self.lines.push(Line::new(ports, self.config.wire, self.now));
     }
 
-    fn ready(&mut self, role: usize) {
+    pub(super) fn ready(&mut self, role: usize) {
         let line = &self.lines[self.end_lines[self.roles[role]]];
         if !line.alive || line.going {
             self.dial(role);
@@ -190,6 +207,17 @@ impl World {
             Op::Advance { ms } => self.advance(Duration::from_millis(ms.into())),
             Op::Cut { line: l, arrive } => self.cut(line(l), arrive),
             Op::GoAway { line: l, side } => self.go_away(line(l), side.into()),
+            Op::Restart => self.restart(),
+            Op::Resume { stream: s } => {
+                if let Some(s) = stream(s) {
+                    self.resume(s);
+                }
+            }
+            Op::Expire { stream: s, side } => {
+                if let Some(s) = stream(s) {
+                    self.expire(s, side.into());
+                }
+            }
             Op::Control { line: l, side } => self.control(line(l), side.into()),
         }
     }
@@ -222,6 +250,13 @@ impl World {
         let mut request = OpenRequest::new(key, ClusterId::from_bytes([to as u8; 32]));
         request.share = u64::from(share % 3);
         let places = [self.roles[from], self.roles[to]];
+        let cluster = ClusterId::from_bytes([to as u8; 32]);
+        let claim = Claim::new(
+            key,
+            cluster,
+            InstanceId::from_bytes([to as u8; 16]),
+            ResumeKey::new(&[number as u8; 32]),
+        );
         let id = self.ends[places[0]].open(request).expect("a line that is alive takes streams");
         let flow = |bit| Flow { eager: eager & bit != 0, ..Flow::default() };
         self.by_key.insert(key, self.streams.len());
@@ -232,6 +267,9 @@ impl World {
             released: [false; 2],
             flows: [flow(1), flow(2)],
             broken: false,
+            claims: [claim.clone(), claim],
+            wants_keeping: share & 4 == 0,
+            kept: [false; 2],
         });
     }
 
@@ -361,17 +399,21 @@ impl World {
             }
         }
         for s in self.on_line(line) {
-            self.streams[s].broken = true;
+            self.streams[s].broken |= !self.streams[s].kept[0];
         }
         self.lines[line].alive = false;
         for port in self.lines[line].ports {
             match port {
-                Port::End(end) => self.ends[end].close(CloseReason::Detached, "the line was cut"),
+                Port::End(end) => self.ends[end].close_and_park(CloseReason::Detached, "the line was cut"),
                 Port::Leg(leg) => {
                     let hops = self.legs[leg].take().map(|mut leg| leg.close()).unwrap_or_default();
                     for (leg, id) in hops {
                         if let Some(leg) = &mut self.legs[leg] {
-                            leg.reset(id, CloseReason::Detached, "the other line was cut");
+                            if self.config.planted == Some(Planted::ForgesAnEnd) {
+                                leg.forward(id, Bytes::new(), true, false);
+                            } else {
+                                leg.detach(id);
+                            }
                         }
                     }
                 }

@@ -97,7 +97,7 @@ impl Pair {
 
 fn keep(stream: &MuxStream, proofs: u8, admit: Option<Admit>) {
     let proofs = ResumeKey::new(&[proofs; 32]);
-    stream.keep(ClusterId::of_spki(b"k"), InstanceId::from_bytes([9; 16]), proofs, admit);
+    stream.keep(ClusterId::of_spki(b"k"), proofs, admit);
 }
 
 fn all() -> Option<Admit> {

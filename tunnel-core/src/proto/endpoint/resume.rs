@@ -11,7 +11,7 @@ use super::{
     stream::{Phase, Stream},
 };
 use crate::{
-    ids::StreamKey,
+    ids::{InstanceId, StreamKey},
     proto::{
         CloseReason, ResumeRequest, Resumed, frame::StreamId, ledger::Ledger, link::Violation,
         receive::ReceiveHalf, resume::Claim,
@@ -55,6 +55,15 @@ impl<S: Signal> Endpoint<S> {
         }
     }
 
+    /// The process that holds the stream's far end, seen from the client: our own, or what OPENED said.
+    pub fn instance_of(&self, id: StreamId) -> Option<InstanceId> {
+        if self.config.side.owns(id) {
+            self.opened(id).map(|opened| opened.instance)
+        } else {
+            Some(self.config.instance)
+        }
+    }
+
     /// The names of kept streams that were forgotten since this was asked last: nobody needs them any more.
     pub fn take_over(&mut self) -> Vec<StreamKey> {
         std::mem::take(&mut self.over)
@@ -68,6 +77,11 @@ impl<S: Signal> Endpoint<S> {
     /// Whether the stream waits to go on elsewhere.
     pub fn is_parked(&self, id: StreamId) -> bool {
         self.streams.get(&id).is_some_and(|stream| matches!(stream.phase, Phase::Parked))
+    }
+
+    /// Whether RESUME was asked for and is not answered.
+    pub fn is_resuming(&self, id: StreamId) -> bool {
+        self.streams.get(&id).is_some_and(|stream| matches!(stream.phase, Phase::Resume(_) | Phase::Resuming))
     }
 
     pub(super) fn park(&mut self, id: StreamId) {

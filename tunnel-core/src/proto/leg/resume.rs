@@ -64,7 +64,10 @@ impl<R: Clone> Leg<R> {
         match Resumed::decode(payload) {
             Ok(resumed) if self.config.side.owns(id) && std::mem::take(&mut stream.resuming) => {
                 stream.send = SendHalf::passing_from(resumed.arrived, resumed.limit);
-                Ok(stream.to.clone().map(|to| LegEvent::Resumed { to, resumed }))
+                let event = stream.to.clone().map(|to| LegEvent::Resumed { to, resumed });
+                // Both directions may have been whole before.
+                self.forget_if_over(id);
+                Ok(event)
             }
             Ok(_) => Ok(self.fail(id, CloseReason::FrameMalformed, "RESUMED without RESUME")),
             Err(error) => Ok(self.fail(id, CloseReason::FrameMalformed, &error.to_string())),

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use jiff::{Span, SpanRelativeTo};
 
-/// `90s`, `1h 30m`: a time span longer than nothing.
+/// `90s`, `1h 30m`, `7d`: a time span longer than nothing. A day is 24 hours.
 ///
 /// # Errors
 /// If the text is no such span.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a time span such as 90s, 15m or 24h");
+    let wrong = || format!("{text:?} is not a time span such as 90s, 15m, 24h or 7d");
     let span: Span = text.parse().map_err(|_| wrong())?;
     let span = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
     Duration::try_from(span).ok().filter(|span| !span.is_zero()).ok_or_else(wrong)
@@ -37,6 +37,9 @@ mod tests {
     #[test]
     fn spans_and_sizes_are_read_as_people_write_them() {
         assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 24 * 3600)));
+        assert_eq!(bytes("64KiB"), Ok(65_536));
+        assert_eq!(bytes("17"), Ok(17));
         assert_eq!(bytes("1 GiB"), Ok(1 << 30));
         for bad in ["", "5", "0s", "-1h", "1mo"] {
             assert!(duration(bad).is_err(), "{bad:?}");
