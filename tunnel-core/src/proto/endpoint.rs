@@ -265,14 +265,14 @@ impl<S: Signal> Endpoint<S> {
         }
         self.scheduler.remove(id);
         match stream.phase {
-            // The peer never heard of it, or has forgotten it.
-            Phase::Open(_) | Phase::Resume(_) | Phase::Parked => {
-                stream.phase = Phase::Live;
-                self.forget_if_over(id);
-            }
-            Phase::Resuming | Phase::Live => {
+            Phase::Resuming | Phase::Live if self.closed.is_none() => {
                 stream.reset = Some((reason, detail.to_owned()));
                 self.mark(id);
+            }
+            // The peer never heard of it, has forgotten it, or can't be told.
+            _ => {
+                stream.phase = Phase::Live;
+                self.forget_if_over(id);
             }
         }
     }
@@ -330,7 +330,8 @@ impl<S: Signal> Endpoint<S> {
 
     fn forget_if_over(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get(&id) else { return };
-        let clean = stream.send.is_done() && stream.receive.is_finished() && !stream.receive.owes_received();
+        // Nobody hears of what was received on a connection that is gone.
+        let clean = stream.is_whole() && (self.closed.is_some() || !stream.receive.owes_received());
         let over = match &stream.ended {
             Some(_) => stream.reset.is_none() && !stream.dirty,
             None => clean && !stream.dirty,
@@ -389,7 +390,7 @@ impl<S: Signal> Endpoint<S> {
             if park && stream.can_be_kept() {
                 stream.park();
                 self.parked.extend(stream.kept_as);
-            } else {
+            } else if stream.kept_as.is_none() || !stream.is_whole() {
                 stream.end(error.clone());
                 stream.phase = Phase::Live;
             }

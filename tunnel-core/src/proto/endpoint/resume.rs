@@ -81,7 +81,9 @@ impl<S: Signal> Endpoint<S> {
 
     /// Whether RESUME was asked for and is not answered.
     pub fn is_resuming(&self, id: StreamId) -> bool {
-        self.streams.get(&id).is_some_and(|stream| matches!(stream.phase, Phase::Resume(_) | Phase::Resuming))
+        self.streams.get(&id).is_some_and(|stream| {
+            stream.ended.is_none() && matches!(stream.phase, Phase::Resume(_) | Phase::Resuming)
+        })
     }
 
     pub(super) fn park(&mut self, id: StreamId) {
@@ -97,6 +99,8 @@ impl<S: Signal> Endpoint<S> {
             match self.streams.get(&id) {
                 Some(stream) if matches!(stream.phase, Phase::Parked) => {}
                 Some(stream) if stream.can_be_kept() => self.park(id),
+                // Whole here; if its peer does not know that, it asks.
+                Some(stream) if stream.kept_as.is_some() && stream.ended.is_none() => {}
                 _ => return self.on_reset(id, CloseReason::Detached, String::new()),
             }
         }
@@ -106,7 +110,9 @@ impl<S: Signal> Endpoint<S> {
     /// Takes a kept stream out, to put it into another endpoint or under another id of this one. A peer that still believes in
     /// it is told that it is gone here, and what it sends is passed over.
     pub fn detach(&mut self, id: StreamId) -> Option<Moving<S>> {
-        if !self.streams.get(&id)?.can_be_kept() {
+        // One that is whole here may not be so for its peer, which then asks for the news of that.
+        let stream = self.streams.get(&id)?;
+        if stream.kept_as.is_none() || stream.ended.is_some() {
             return None;
         }
         let mut stream = self.streams.remove(&id)?;
