@@ -24,6 +24,7 @@ pub mod openloop;
 pub mod opens;
 pub mod path;
 pub mod pattern;
+pub mod peers;
 pub mod procfs;
 pub mod report;
 pub mod rig;

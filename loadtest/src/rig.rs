@@ -35,7 +35,7 @@ pub const CLUSTER_AUDIENCE: &str = "towline-cluster";
 pub const USER: &str = "load";
 /// A role that was just assigned reaches the relay within this.
 const LET_IN_WITHIN: Duration = Duration::from_secs(10);
-/// What the agent and the proxy promise at most, as they have it.
+/// What an agent and a proxy promise at most, as they have it.
 const PROMISES: u64 = 256 << 20;
 /// What an agent takes at most, as it has it.
 const STREAMS: usize = 16_384;
@@ -81,22 +81,21 @@ impl Rig {
         Ok(Dialler::new(RelayAddress::parse(&address)?, Some(&self.relay.authority()))?)
     }
 
-    /// A simulated agent of a new cluster, which clients may open, connected.
+    /// Enrols a simulated agent's cluster under a name, lets clients open it, and connects the agent.
     ///
     /// # Errors
     /// If it is refused.
-    pub async fn agent(
+    pub async fn agent_of(
         &self,
+        mut member: Member,
         name: &str,
         service: Service,
         via: Option<SocketAddr>,
-    ) -> anyhow::Result<(Member, Agent)> {
+    ) -> anyhow::Result<Agent> {
         let token = self.relay.enroll(name)?;
-        let mut member = Member::new();
         let session = member.join(&self.dialler(via)?, &token).await?;
         self.relay.let_in(USER, name)?;
-        let agent = Agent::serve(session, &member, endpoint(), service);
-        Ok((member, agent))
+        Ok(Agent::serve(session, &member, endpoint(), service))
     }
 
     /// A simulated client, connected.

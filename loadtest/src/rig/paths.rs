@@ -53,14 +53,9 @@ impl Simulated {
         with_inner: bool,
         line: Option<std::net::SocketAddr>,
     ) -> anyhow::Result<Self> {
-        let far = rig.far.far().clone();
-        let known = cluster_name();
-        let token = rig.relay.enroll(&known)?;
-        let mut member = Member::new();
-        let session = member.join(&rig.dialler(line)?, &token).await?;
+        let (far, member) = (rig.far.far().clone(), Member::new());
         let service = if with_inner { Service::FarInner(far, member.inner()?) } else { Service::Far(far) };
-        let agent = Agent::serve(session, &member, super::endpoint(), service);
-        rig.relay.let_in(super::USER, &known)?;
+        let agent = rig.agent_of(member.clone(), &cluster_name(), service, line).await?;
         let client = Arc::new(rig.client_of(member.cluster(), None).await?);
         let inner = with_inner.then(|| client.inner(member.cluster())).transpose()?;
         Ok(Self {
