@@ -21,6 +21,13 @@ mod tiny;
 #[path = "deaths/window.rs"]
 mod window;
 
+/// A virtual day: whatever is not over by then stands still for good.
+async fn ends<T>(scene: impl Future<Output = T>) -> T {
+    tokio::time::timeout(std::time::Duration::from_secs(24 * 3600), scene)
+        .await
+        .expect("it stands still for good")
+}
+
 /// A small generator whose numbers can be had again (xorshift64*).
 struct Dice(u64);
 

@@ -20,7 +20,10 @@ use towline_tunnel::{
     },
 };
 
-use super::line::{Like, line};
+use super::{
+    ends,
+    line::{Like, line},
+};
 
 /// A stream at the relay: the leg, 0 for the client's and 1 for the agent's, and the id there.
 type Hop = (usize, StreamId);
@@ -203,7 +206,7 @@ impl Path {
     /// A stream from client to agent, as both have it.
     pub(crate) async fn stream(&self) -> (MuxStream, MuxStream) {
         let near = self.client.open(request()).unwrap();
-        let (_, far) = self.agent.accept().await.unwrap();
+        let (_, far) = ends(self.agent.accept()).await.unwrap();
         (near, far)
     }
 

@@ -9,7 +9,7 @@ use tokio::{
 
 use towline_tunnel::proto::leg::MAX_ALLOWANCE;
 
-use super::{line::Like, path::Path};
+use super::{ends, line::Like, path::Path};
 
 const MB: f64 = 1e6;
 
@@ -50,7 +50,7 @@ async fn a_long_and_fast_line_is_filled_within_a_second_and_not_capped_by_a_fixe
             ("with the receiver far from the relay", Path::relayed(whole, near), rate),
             ("with the sender far from the relay", Path::relayed(near, whole), rate.min(allowance)),
         ] {
-            let got = goodput(path).await;
+            let got = ends(goodput(path)).await;
             assert!(
                 got >= 0.95 * most,
                 "{what}: {:.1} of {:.1} MB/s at {round_trip} ms",
