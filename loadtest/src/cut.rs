@@ -21,7 +21,7 @@ use crate::{
     far::Verb,
     figure::Figure,
     line::{Line, Nature},
-    near,
+    near::{self, Http, SMALL},
     path::Path,
     pattern::{PIECE, Pattern},
     rig::{
@@ -99,6 +99,7 @@ pub async fn run(arguments: Arguments, _terms: &Terms, told: &mut Told) -> anyho
         };
         note(told, "hashes equal", "", f64::from(u8::from(whole)), 1);
         note(told, "bytes right", "bytes", bytes as f64, 1);
+        let broken = carried.is_err();
         match carried {
             Ok(seen) => {
                 note(told, "took", "s", begun.elapsed().as_secs_f64(), 1);
@@ -111,6 +112,10 @@ pub async fn run(arguments: Arguments, _terms: &Terms, told: &mut Told) -> anyho
                 note(told, &format!("longest {what}"), "ms", longest, count);
             }
             Err(broken) => failures.push(format!("{name}: after {} bytes: {:#}", broken.after, broken.why)),
+        }
+        if broken {
+            // What comes next begins on a path that is whole.
+            whole_again(&programs).await?;
         }
     }
     ensure!(failures.is_empty(), "{}", failures.join("; "));
@@ -139,6 +144,20 @@ struct Broken {
 }
 
 enum Never {}
+
+async fn whole_again(path: &dyn Path) -> anyhow::Result<()> {
+    let answered = async {
+        loop {
+            if let Ok(mut http) = Http::dial(path).await
+                && http.get(SMALL).await.is_ok()
+            {
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(SILENCE, answered).await.context("the path does not come back")
+}
 
 async fn cut(lines: [&Line; 2], arguments: &Arguments, cuts: &mut u32) -> Never {
     loop {

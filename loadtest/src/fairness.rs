@@ -54,9 +54,10 @@ pub async fn run(arguments: Arguments, terms: &Terms, told: &mut Told) -> anyhow
         equal_shares(&rig, path, load, terms, told).await?;
     }
     drop((simulated, programs));
-    // A relay that has carried nothing: what it holds afterwards is for the one that stalls.
     let rig = Rig::start(&[]).await?;
     let path = Simulated::end_to_end(&rig).await?;
+    // What its sessions need once they have carried anything is not the stalled reader's.
+    transfer::run(&path, rig.far.far(), Load::down(4, terms)).await?;
     what_is_held(&rig, &path, told).await?;
     beside_a_stalled_reader(Arc::new(path), arguments.others.into(), terms, told).await
 }

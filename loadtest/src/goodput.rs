@@ -114,8 +114,11 @@ pub async fn pairs(
     let speeds: Vec<(f64, f64)> =
         moved.iter().map(|(ours, theirs)| (ours.gigabits(), theirs.gigabits())).collect();
     told.note(Figure::of_pairs(name_of(path, load), "Gb/s", other.name(), &speeds));
-    let theirs: Vec<f64> = speeds.iter().map(|pair| pair.1).collect();
-    told.note(Figure::of_runs(name_of(other, load), "Gb/s", &theirs));
+    let alone = name_of(other, load);
+    if told.figures().iter().all(|figure| figure.name != alone) {
+        let theirs: Vec<f64> = speeds.iter().map(|pair| pair.1).collect();
+        told.note(Figure::of_runs(alone, "Gb/s", &theirs));
+    }
     Ok(moved)
 }
 

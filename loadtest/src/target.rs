@@ -85,6 +85,11 @@ impl Target {
         Ok(Self { base, tls: Arc::new(tls) })
     }
 
+    /// Host and port.
+    pub fn host(&self) -> &str {
+        self.base.authority().map_or("", http::uri::Authority::as_str)
+    }
+
     /// What stands before the path of each request.
     pub fn prefix(&self) -> &str {
         self.base.path().trim_end_matches('/')

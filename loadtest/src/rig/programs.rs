@@ -78,6 +78,10 @@ impl Path for Programs {
         Box::pin(self.target.dial())
     }
 
+    fn host(&self) -> &str {
+        self.target.host()
+    }
+
     fn prefix(&self) -> &str {
         self.target.prefix()
     }
