@@ -2,11 +2,13 @@
 //!
 //! [`stage`] sets everything up; [`table`] runs each case of `cases/` directly and through towline, and compares.
 
+pub mod autobahn;
 pub mod bad_days;
 pub mod blind;
 pub mod blind_run;
 pub mod case;
 pub mod demo;
+pub mod echo;
 pub mod kill;
 pub mod pod;
 pub mod process;

@@ -22,11 +22,19 @@ pub mod ticket;
 /// # Panics
 /// If the folder can't be written to.
 pub fn begin(name: &str) {
-    let Some(folder) = std::env::var_os("TOWLINE_SEEDS").map(std::path::PathBuf::from) else { return };
     for target in TARGETS.iter().filter(|target| target.name == name) {
-        for (number, seed) in (target.seeds)().iter().enumerate() {
-            std::fs::write(folder.join(format!("seed-{number:02}")), seed).expect("the seeds can be written");
-        }
+        sow(&(target.seeds)());
+    }
+}
+
+/// Writes seeds as [`begin`] does, for a target that is not listed here.
+///
+/// # Panics
+/// If the folder can't be written to.
+pub fn sow(seeds: &[Vec<u8>]) {
+    let Some(folder) = std::env::var_os("TOWLINE_SEEDS").map(std::path::PathBuf::from) else { return };
+    for (number, seed) in seeds.iter().enumerate() {
+        std::fs::write(folder.join(format!("seed-{number:02}")), seed).expect("the seeds can be written");
     }
 }
 

@@ -8,14 +8,26 @@ use std::{
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use crate::Identity;
+use crate::Accepted;
 
 /// Tokens kept; a bound, since callers choose how many there are.
 const CAPACITY: usize = 4096;
 
+#[derive(Debug)]
+struct Entry {
+    accepted: Accepted,
+    until: SystemTime,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    entries: HashMap<TokenHash, Entry>,
+    generation: u64,
+}
+
 /// What is kept of a token is its hash.
 #[derive(Debug, Default)]
-pub(crate) struct Verified(Mutex<HashMap<[u8; 32], Identity>>);
+pub(crate) struct Verified(Mutex<Kept>);
 
 pub(crate) type TokenHash = [u8; 32];
 
@@ -26,24 +38,44 @@ pub(crate) fn hash(token: &str) -> TokenHash {
 }
 
 impl Verified {
-    pub(crate) fn find(&self, token: &TokenHash, now: SystemTime) -> Option<Identity> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(token).filter(|identity| now < identity.expires_at).cloned()
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn keep(&self, token: TokenHash, identity: Identity, now: SystemTime) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= CAPACITY {
-            kept.retain(|_, identity| now < identity.expires_at);
-        }
-        if kept.len() >= CAPACITY {
-            kept.clear();
-        }
-        kept.insert(token, identity);
+    pub(crate) fn find(&self, token: &TokenHash, now: SystemTime) -> Option<Accepted> {
+        self.kept().entries.get(token).filter(|entry| now < entry.until).map(|entry| entry.accepted.clone())
     }
 
-    /// The keys changed: what the old ones said no longer counts.
+    /// Taken before a token is judged: by which keys.
+    pub(crate) fn generation(&self) -> u64 {
+        self.kept().generation
+    }
+
+    /// Keeps a verdict, unless keys changed while it was found.
+    pub(crate) fn keep(
+        &self,
+        token: TokenHash,
+        accepted: Accepted,
+        until: SystemTime,
+        (generation, now): (u64, SystemTime),
+    ) {
+        let mut kept = self.kept();
+        if kept.generation != generation {
+            return;
+        }
+        if kept.entries.len() >= CAPACITY {
+            kept.entries.retain(|_, entry| now < entry.until);
+        }
+        if kept.entries.len() >= CAPACITY {
+            kept.entries.clear();
+        }
+        kept.entries.insert(token, Entry { accepted, until });
+    }
+
+    /// Keys changed: what the old ones said no longer counts.
     pub(crate) fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut kept = self.kept();
+        kept.entries.clear();
+        kept.generation += 1;
     }
 }

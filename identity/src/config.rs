@@ -2,7 +2,14 @@
 
 use std::{fmt, path::PathBuf};
 
-use jsonwebtoken::Algorithm;
+use crate::{
+    Algorithm,
+    entra::EntraRules,
+    fetch::Roots,
+    keys::KeySource,
+    oidc::{ClaimRule, OidcRules, Source},
+    shared,
+};
 
 /// Settings as they are given, with the names and meanings of kube-apiserver's `--oidc-*` flags.
 #[derive(Clone, Debug, Default)]
@@ -27,19 +34,19 @@ pub struct IssuerSettings {
     pub signing_algs: Vec<String>,
 }
 
+/// What makes users of an issuer's tokens.
+#[derive(Clone, Debug)]
+pub(crate) enum Rules {
+    Oidc { rules: Box<OidcRules>, discovery_url: Option<String> },
+    Entra(Box<EntraRules>),
+}
+
 /// One issuer, ready to be asked.
 #[derive(Clone, Debug)]
 pub struct IssuerConfig {
-    pub(crate) issuer: String,
-    pub(crate) audience: String,
-    pub(crate) username_claim: String,
-    pub(crate) username_prefix: String,
-    pub(crate) groups_claim: Option<String>,
-    pub(crate) groups_prefix: String,
-    pub(crate) required_claims: Vec<(String, String)>,
+    pub(crate) rules: Rules,
     pub(crate) algorithms: Vec<Algorithm>,
-    /// Where the issuer's own authorities are.
-    pub ca_file: Option<PathBuf>,
+    pub(crate) roots: Roots,
 }
 
 /// All that is wrong with the settings, together.
@@ -54,6 +61,38 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+impl ConfigError {
+    pub(crate) fn one(fault: impl Into<String>) -> Self {
+        Self(vec![fault.into()])
+    }
+}
+
+/// Reads names of signature algorithms; RS256 where there is none.
+pub(crate) fn algorithms(names: &[String], place: &str, faults: &mut Vec<String>) -> Vec<Algorithm> {
+    let mut algorithms: Vec<Algorithm> = Vec::new();
+    for name in names {
+        match name.parse() {
+            Ok(algorithm) => algorithms.push(algorithm),
+            Err(()) => faults.push(format!("{place} {name:?} is not RS, PS or ES256-512, or EdDSA")),
+        }
+    }
+    if algorithms.is_empty() {
+        algorithms.push(Algorithm::RS256);
+    }
+    algorithms
+}
+
+/// Whether a URL may be an issuer's (OpenID Connect Discovery 1.0, section 3): https, without user, query or fragment.
+pub(crate) fn is_issuer_url(url: &str) -> bool {
+    let uri = url.parse::<http::Uri>().ok();
+    let plain = |uri: &http::Uri| {
+        uri.scheme_str() == Some("https")
+            && uri.query().is_none()
+            && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+    };
+    !url.contains('#') && uri.as_ref().is_some_and(plain)
+}
+
 impl IssuerConfig {
     /// Checks the settings.
     ///
@@ -62,40 +101,27 @@ impl IssuerConfig {
     pub fn parse(settings: IssuerSettings) -> Result<Self, ConfigError> {
         let mut faults = Vec::new();
         let issuer = settings.issuer_url;
-        let uri = issuer
-            .parse::<http::Uri>()
-            .ok()
-            .filter(|uri| uri.scheme_str() == Some("https") && uri.query().is_none());
-        if uri.is_none() {
-            faults.push(format!("--oidc-issuer-url {issuer:?} is not an https URL without a query"));
+        if !is_issuer_url(&issuer) {
+            faults.push(format!(
+                "--oidc-issuer-url {issuer:?} is not an https URL without user, query or fragment"
+            ));
         }
         if settings.client_id.is_empty() {
             faults.push(
                 "--oidc-client-id is needed: without an audience any token of the issuer would do".into(),
             );
         }
-        let required_claims = settings.required_claims.iter().filter_map(|pair| match pair.split_once('=') {
-            Some((key, value)) if !key.is_empty() => Some((key.to_owned(), value.to_owned())),
+        let claim_rules = settings.required_claims.iter().filter_map(|pair| match pair.split_once('=') {
+            Some((key, value)) if !key.is_empty() => {
+                Some(ClaimRule::Required { claim: key.to_owned(), value: value.to_owned() })
+            }
             _ => {
                 faults.push(format!("--oidc-required-claim {pair:?} is not KEY=VALUE"));
                 None
             }
         });
-        let required_claims = required_claims.collect();
-        let mut algorithms: Vec<Algorithm> = Vec::new();
-        for name in &settings.signing_algs {
-            match name.parse() {
-                Ok(Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512) | Err(_) => {
-                    faults.push(format!(
-                        "--oidc-signing-algs {name:?} is not RS/PS256-512, ES256, ES384 or EdDSA"
-                    ));
-                }
-                Ok(algorithm) => algorithms.push(algorithm),
-            }
-        }
-        if algorithms.is_empty() {
-            algorithms.push(Algorithm::RS256);
-        }
+        let claim_rules = claim_rules.collect();
+        let algorithms = algorithms(&settings.signing_algs, "--oidc-signing-algs", &mut faults);
         let username_claim = settings.username_claim.unwrap_or_else(|| "sub".into());
         let username_prefix = match settings.username_prefix.as_deref() {
             Some("-") => String::new(),
@@ -103,30 +129,55 @@ impl IssuerConfig {
             None if username_claim == "email" => String::new(),
             None => format!("{issuer}#"),
         };
+        let roots = match settings.ca_file.as_deref().map(Roots::read).transpose() {
+            Ok(roots) => roots.unwrap_or_default(),
+            Err(error) => {
+                faults.push(format!("--oidc-ca-file {error}"));
+                Roots::System
+            }
+        };
+        let groups_prefix = settings.groups_prefix.unwrap_or_default();
+        let rules = OidcRules {
+            issuer,
+            audiences: vec![settings.client_id],
+            claim_rules,
+            username: Source::Claim { name: username_claim, prefix: username_prefix },
+            groups: settings.groups_claim.map(|name| Source::Claim { name, prefix: groups_prefix }),
+            uid: None,
+            extra: Vec::new(),
+            user_rules: Vec::new(),
+        };
+        faults.extend(shared::check(&rules));
         if !faults.is_empty() {
             return Err(ConfigError(faults));
         }
-        Ok(Self {
-            issuer,
-            audience: settings.client_id,
-            username_claim,
-            username_prefix,
-            groups_claim: settings.groups_claim,
-            groups_prefix: settings.groups_prefix.unwrap_or_default(),
-            required_claims,
-            algorithms,
-            ca_file: settings.ca_file,
-        })
+        Ok(Self { rules: Rules::Oidc { rules: Box::new(rules), discovery_url: None }, algorithms, roots })
     }
 
-    /// The issuer's URL.
+    /// The issuer's URL; Entra's first tenant's.
     pub fn issuer(&self) -> &str {
-        &self.issuer
+        match &self.rules {
+            Rules::Oidc { rules, .. } => &rules.issuer,
+            Rules::Entra(rules) => rules.name(),
+        }
     }
 
-    /// The audience that tokens must be for.
-    pub fn audience(&self) -> &str {
-        &self.audience
+    /// The audiences that tokens must be for one of.
+    pub fn audiences(&self) -> &[String] {
+        match &self.rules {
+            Rules::Oidc { rules, .. } => &rules.audiences,
+            Rules::Entra(rules) => rules.audiences(),
+        }
+    }
+
+    /// Each `iss` that it answers for, with where its keys are.
+    pub(crate) fn sources(&self) -> Vec<KeySource> {
+        match &self.rules {
+            Rules::Oidc { rules, discovery_url } => {
+                vec![KeySource::discovery(&rules.issuer, discovery_url.as_deref())]
+            }
+            Rules::Entra(rules) => rules.sources(),
+        }
     }
 }
 
@@ -140,28 +191,42 @@ mod tests {
             issuer_url: "http://idp.example".into(),
             required_claims: vec!["novalue".into()],
             signing_algs: vec!["HS256".into(), "none".into()],
+            ca_file: Some("/nowhere/ca.pem".into()),
             ..IssuerSettings::default()
         })
         .unwrap_err();
-        assert_eq!(error.0.len(), 5, "{error}");
+        assert_eq!(error.0.len(), 6, "{error}");
     }
 
     #[test]
     fn the_default_prefix_is_kube_apiservers() {
         let parse = |claim: Option<&str>, prefix: Option<&str>| {
-            IssuerConfig::parse(IssuerSettings {
+            let config = IssuerConfig::parse(IssuerSettings {
                 issuer_url: "https://idp".into(),
                 client_id: "c".into(),
                 username_claim: claim.map(Into::into),
                 username_prefix: prefix.map(Into::into),
                 ..IssuerSettings::default()
-            })
-            .unwrap()
-            .username_prefix
+            });
+            let Rules::Oidc { rules, .. } = config.unwrap().rules else { panic!("it is no OIDC issuer") };
+            match rules.username {
+                Source::Claim { prefix, .. } => prefix,
+                other => panic!("{other:?}"),
+            }
         };
         assert_eq!(parse(None, None), "https://idp#");
         assert_eq!(parse(Some("email"), None), "");
         assert_eq!(parse(None, Some("-")), "");
         assert_eq!(parse(None, Some("oidc:")), "oidc:");
+    }
+
+    #[test]
+    fn an_issuers_url_has_no_user_query_or_fragment() {
+        for url in ["https://idp", "https://idp:8443/a/", "https://[::1]:1/a"] {
+            assert!(is_issuer_url(url), "{url}");
+        }
+        for url in ["", "idp", "http://idp", "https://a@idp", "https://idp?a", "https://idp#a", "https://"] {
+            assert!(!is_issuer_url(url), "{url}");
+        }
     }
 }

@@ -10,12 +10,15 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
 use bytes::Bytes;
 use data_encoding::BASE64URL_NOPAD;
 use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_rustls::TlsAcceptor;
@@ -51,13 +54,13 @@ impl TokenRequest {
 
 struct Key {
     id: String,
-    encoding: EncodingKey,
+    signing: EcdsaKeyPair,
     jwk: Value,
 }
 
 impl Key {
-    fn generate(number: u32) -> Result<Self, rcgen::Error> {
-        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    fn generate(number: u32) -> io::Result<Self> {
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(other)?;
         // An uncompressed point: 4, then both coordinates (SEC 1, section 2.3.3).
         let (x, y) = pair.public_key_raw()[1..].split_at(32);
         let id = format!("dev-{number}");
@@ -65,7 +68,8 @@ impl Key {
             "kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": id,
             "x": BASE64URL_NOPAD.encode(x), "y": BASE64URL_NOPAD.encode(y),
         });
-        Ok(Self { encoding: EncodingKey::from_ec_der(&pair.serialize_der()), id, jwk })
+        let signing = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pair.serialize_der());
+        Ok(Self { signing: signing.map_err(other)?, id, jwk })
     }
 }
 
@@ -97,7 +101,7 @@ impl DevIssuer {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let address = listener.local_addr()?;
         let (ca_pem, acceptor) = certificates()?;
-        let keys = Arc::new(Mutex::new(vec![Key::generate(1).map_err(other)?]));
+        let keys = Arc::new(Mutex::new(vec![Key::generate(1)?]));
         let requests = Arc::new(Mutex::new(0));
         let serving = serve(listener, acceptor, Arc::clone(&keys), Arc::clone(&requests));
         let serving = AbortOnDropHandle::new(tokio::spawn(serving));
@@ -126,7 +130,7 @@ impl DevIssuer {
     pub fn rotate(&self) -> io::Result<()> {
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         let number = keys.len() as u32 + 1;
-        keys.push(Key::generate(number).map_err(other)?);
+        keys.push(Key::generate(number)?);
         Ok(())
     }
 
@@ -167,9 +171,8 @@ impl DevIssuer {
             BASE64URL_NOPAD.encode(header.to_string().as_bytes()),
             BASE64URL_NOPAD.encode(claims.as_bytes())
         );
-        let signature =
-            jsonwebtoken::crypto::sign(signed.as_bytes(), &key.encoding, Algorithm::ES256).map_err(other)?;
-        Ok(format!("{signed}.{signature}"))
+        let signature = key.signing.sign(&SystemRandom::new(), signed.as_bytes()).map_err(other)?;
+        Ok(format!("{signed}.{}", BASE64URL_NOPAD.encode(signature.as_ref())))
     }
 }
 

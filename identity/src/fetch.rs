@@ -1,23 +1,26 @@
 //! Getting an issuer's documents: https, a deadline, a bound, no redirects, a trust store of its own.
 
-use std::{path::Path, pin::Pin, time::Duration};
+use std::{io, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
 
 /// One document takes no longer.
 const WITHIN: Duration = Duration::from_secs(5);
-/// No issuer's metadata or keys are larger.
+/// No issuer's metadata, keys or page of groups are larger.
 const MAX_BODY: usize = 1024 * 1024;
 
 /// Why a document was not had.
@@ -30,66 +33,170 @@ pub struct FetchError {
     pub why: String,
 }
 
-/// Gets documents. Besides https there is the way through a relay's stream, where the issuer is out of reach.
+impl FetchError {
+    pub(crate) fn new(url: &str, why: impl ToString) -> Self {
+        Self { url: url.to_owned(), why: why.to_string() }
+    }
+}
+
+/// A boxed future, so that the traits below can be objects.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Asks for documents.
 pub trait Fetch: Send + Sync {
-    /// The body at this URL.
-    fn get<'a>(
-        &'a self,
-        url: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Result<Bytes, FetchError>> + Send + 'a>>;
+    /// The answer to a request for an absolute URL, whatever its status. Redirects are answers like any other.
+    fn send(&self, request: Request<Bytes>) -> Pending<'_, Result<Response<Bytes>, FetchError>>;
 }
 
-/// Gets documents by https.
-#[derive(Debug)]
-pub struct HttpsFetch {
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+/// The body at this URL.
+///
+/// # Errors
+/// If there is no answer, or it is no 200.
+pub(crate) async fn get(fetch: &dyn Fetch, url: &str) -> Result<Bytes, FetchError> {
+    let request = Request::get(url).body(Bytes::new()).map_err(|_| FetchError::new(url, "not a URL"))?;
+    let response = fetch.send(request).await?;
+    if response.status() != StatusCode::OK {
+        return Err(FetchError::new(url, format!("answered {}", response.status())));
+    }
+    Ok(response.into_body())
 }
 
-impl HttpsFetch {
-    /// Trusts exactly the authorities in `ca_file`, or the system's where there is none. A proxy's authority is never
-    /// among them: whoever could forge keys could be anyone.
+/// A byte stream to some host.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// Reaches hosts: directly, or where an issuer is blocked or intercepted, through a relay's stream. TLS is end to end
+/// over whatever comes back, so who carries it need not be trusted.
+pub trait Dial: Send + Sync {
+    /// A byte stream to this host and port.
+    fn dial<'a>(&'a self, host: &'a str, port: u16) -> Pending<'a, io::Result<Box<dyn ByteStream>>>;
+}
+
+/// Dials directly.
+#[derive(Clone, Copy, Debug)]
+pub struct Direct;
+
+impl Dial for Direct {
+    fn dial<'a>(&'a self, host: &'a str, port: u16) -> Pending<'a, io::Result<Box<dyn ByteStream>>> {
+        Box::pin(async move {
+            let tcp = TcpStream::connect((host, port)).await?;
+            Ok(Box::new(tcp) as Box<dyn ByteStream>)
+        })
+    }
+}
+
+/// Whom an issuer's certificate must be from. A proxy's authority is never among them: whoever could forge keys could
+/// be anyone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Roots {
+    /// The system's.
+    #[default]
+    System,
+    /// Exactly those in this PEM text.
+    Pem(String),
+}
+
+impl Roots {
+    /// Reads a PEM file.
     ///
     /// # Errors
-    /// If the file can't be read or holds no certificate.
-    pub fn new(ca_file: Option<&Path>) -> Result<Self, FetchError> {
+    /// If it can't be read or holds no certificate.
+    pub fn read(path: &Path) -> Result<Self, FetchError> {
+        let url = path.display().to_string();
+        let pem = std::fs::read_to_string(path).map_err(|error| FetchError::new(&url, error))?;
+        let roots = Self::Pem(pem);
+        roots.store().map_err(|error| FetchError::new(&url, error.why))?;
+        Ok(roots)
+    }
+
+    fn store(&self) -> Result<RootCertStore, FetchError> {
         let mut roots = RootCertStore::empty();
-        match ca_file {
-            Some(path) => {
-                let error = |why: String| FetchError { url: path.display().to_string(), why };
-                let certificates: Vec<CertificateDer<'_>> = CertificateDer::pem_file_iter(path)
-                    .and_then(Iterator::collect)
-                    .map_err(|cause| error(cause.to_string()))?;
+        match self {
+            Self::Pem(pem) => {
+                let certificates: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(pem.as_bytes())
+                    .collect::<Result<_, _>>()
+                    .map_err(|cause| FetchError::new("certificate authorities", cause))?;
                 let (added, _) = roots.add_parsable_certificates(certificates);
                 if added == 0 {
-                    return Err(error("holds no certificate".into()));
+                    return Err(FetchError::new("certificate authorities", "holds no certificate"));
                 }
             }
-            None => {
+            Self::System => {
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             }
         }
-        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
+        Ok(roots)
+    }
+}
+
+/// Asks by https, and where it was told to, by http on one address only.
+pub struct HttpsFetch {
+    tls: TlsConnector,
+    dial: Arc<dyn Dial>,
+    plain: Option<String>,
+}
+
+impl std::fmt::Debug for HttpsFetch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HttpsFetch")
+    }
+}
+
+impl HttpsFetch {
+    /// Trusts exactly these authorities.
+    ///
+    /// # Errors
+    /// If they hold no certificate.
+    pub fn new(roots: &Roots, dial: Arc<dyn Dial>) -> Result<Self, FetchError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|cause| FetchError { url: String::new(), why: cause.to_string() })?
-            .with_root_certificates(roots)
+            .map_err(|cause| FetchError::new("", cause))?
+            .with_root_certificates(roots.store()?)
             .with_no_client_auth();
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(config)
-            .https_only()
-            .enable_http1()
-            .build();
-        Ok(Self { client: Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector) })
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), dial, plain: None })
     }
 
-    async fn fetch(&self, url: &str) -> Result<Bytes, String> {
-        let uri: http::Uri = url.parse().map_err(|_| "not a URL")?;
-        let response = self.client.get(uri).await.map_err(|error| chain(&error))?;
-        if response.status() != http::StatusCode::OK {
-            return Err(format!("answered {}", response.status()));
+    /// Asks this one authority (`169.254.169.254`), the machine's own metadata service, without TLS, for it has none.
+    #[must_use]
+    pub(crate) fn with_plain(mut self, authority: &str) -> Self {
+        self.plain = Some(authority.to_owned());
+        self
+    }
+
+    async fn exchange(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, String> {
+        let uri = request.uri().clone();
+        let authority = uri.authority().ok_or("not an absolute URL")?.clone();
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let secure = uri.scheme_str() == Some("https");
+        if !secure && self.plain.as_deref() != Some(authority.as_str()) {
+            return Err("not an https URL".into());
         }
-        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
-        Ok(body.map_err(|error| error.to_string())?.to_bytes())
+        let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let stream =
+            self.dial.dial(host, port).await.map_err(|error| format!("can't be reached: {error}"))?;
+        let stream: Box<dyn ByteStream> = if secure {
+            let name = ServerName::try_from(host.to_owned()).map_err(|_| "its host is no name")?;
+            Box::new(self.tls.connect(name, stream).await.map_err(|error| chain(&error))?)
+        } else {
+            stream
+        };
+        let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        *request.uri_mut() = path.parse().map_err(|_| "not a URL")?;
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| "not a URL")?;
+        request.headers_mut().insert(header::HOST, host);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| chain(&error))?;
+        let _driven = AbortOnDropHandle::new(tokio::spawn(async move {
+            // Its end shows in the answer.
+            let _ended = connection.await;
+        }));
+        let response = sender.send_request(request.map(Full::new)).await.map_err(|error| chain(&error))?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MAX_BODY).collect().await.map_err(|error| error.to_string())?;
+        Ok(Response::from_parts(parts, body.to_bytes()))
     }
 }
 
@@ -105,15 +212,13 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 impl Fetch for HttpsFetch {
-    fn get<'a>(
-        &'a self,
-        url: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Result<Bytes, FetchError>> + Send + 'a>> {
+    fn send(&self, request: Request<Bytes>) -> Pending<'_, Result<Response<Bytes>, FetchError>> {
         Box::pin(async move {
-            match timeout(WITHIN, self.fetch(url)).await {
-                Ok(Ok(body)) => Ok(body),
-                Ok(Err(why)) => Err(FetchError { url: url.to_owned(), why }),
-                Err(_elapsed) => Err(FetchError { url: url.to_owned(), why: "no answer within 5 s".into() }),
+            let url = request.uri().to_string();
+            match timeout(WITHIN, self.exchange(request)).await {
+                Ok(Ok(response)) => Ok(response),
+                Ok(Err(why)) => Err(FetchError { url, why }),
+                Err(_elapsed) => Err(FetchError { url, why: "no answer within 5 s".into() }),
             }
         })
     }

@@ -1,20 +1,18 @@
 //! An issuer's keys: discovered, cached, refreshed, and asked for no more often than is decent.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use jsonwebtoken::{
-    Algorithm, DecodingKey,
-    jwk::{JwkSet, KeyAlgorithm, PublicKeyUse},
-};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use crate::{Fetch, FetchError};
+use crate::{
+    Algorithm, Fetch, FetchError, fetch,
+    key_set::{Key, KeySet},
+};
 
 /// Keys are asked for anew this often.
 pub(crate) const REFRESH: Duration = Duration::from_secs(3600);
@@ -24,8 +22,6 @@ const KEEP: Duration = Duration::from_secs(24 * 3600);
 const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(300);
 /// As long as there are no keys at all, asking is retried this often.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
-/// More keys than any issuer has.
-const MAX_KEYS: usize = 100;
 
 #[derive(Deserialize)]
 struct Metadata {
@@ -33,20 +29,27 @@ struct Metadata {
     jwks_uri: String,
 }
 
-/// One key, and the algorithm it is bound to, if it is.
-pub(crate) struct Key {
-    pub(crate) decoding: DecodingKey,
-    algorithm: Option<KeyAlgorithm>,
+/// Where keys are, and whose they must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeySource {
+    /// The issuer that the metadata must name.
+    pub(crate) issuer: String,
+    /// The metadata's URL.
+    pub(crate) metadata: String,
+    /// The only host that keys may be at, where that is known beforehand.
+    pub(crate) keys_host: Option<String>,
 }
 
-impl Key {
-    /// Whether the issuer means this key for this algorithm.
-    pub(crate) fn is_for(&self, algorithm: Algorithm) -> bool {
-        self.algorithm.is_none_or(|bound| bound.to_string() == format!("{algorithm:?}"))
+impl KeySource {
+    /// OpenID Connect Discovery 1.0, section 4, or the URL that was configured instead.
+    pub(crate) fn discovery(issuer: &str, metadata: Option<&str>) -> Self {
+        let metadata = metadata.map_or_else(
+            || format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/')),
+            str::to_owned,
+        );
+        Self { issuer: issuer.to_owned(), metadata, keys_host: None }
     }
 }
-
-type KeySet = HashMap<Option<String>, Arc<Key>>;
 
 #[derive(Default)]
 struct State {
@@ -57,8 +60,8 @@ struct State {
 
 /// The keys of one issuer.
 pub(crate) struct Keys {
-    issuer: String,
-    fetch: Box<dyn Fetch>,
+    source: KeySource,
+    fetch: Arc<dyn Fetch>,
     state: Mutex<State>,
     /// One question at a time; those who wait find its answer.
     asking: tokio::sync::Mutex<()>,
@@ -66,24 +69,23 @@ pub(crate) struct Keys {
 
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Keys({})", self.issuer)
+        write!(f, "Keys({})", self.source.issuer)
     }
 }
 
 impl Keys {
-    pub(crate) fn new(issuer: String, fetch: Box<dyn Fetch>) -> Self {
-        Self { issuer, fetch, state: Mutex::default(), asking: tokio::sync::Mutex::default() }
+    pub(crate) fn new(source: KeySource, fetch: Arc<dyn Fetch>) -> Self {
+        Self { source, fetch, state: Mutex::default(), asking: tokio::sync::Mutex::default() }
     }
 
-    fn known(&self, id: &Option<String>) -> Option<Arc<Key>> {
+    pub(crate) fn issuer(&self) -> &str {
+        &self.source.issuer
+    }
+
+    fn known(&self, id: Option<&str>, algorithm: Algorithm) -> Option<Arc<Key>> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = state.fetched.is_some_and(|fetched| fetched.elapsed() < KEEP);
-        match id {
-            Some(_) => state.keys.get(id).filter(|_| fresh).cloned(),
-            // A token without a key id is the only key's, or nobody's.
-            None if state.keys.len() == 1 => state.keys.values().next().filter(|_| fresh).cloned(),
-            None => None,
-        }
+        let usable = state.fetched.is_some_and(|fetched| fetched.elapsed() < KEEP);
+        state.keys.find(id, algorithm).filter(|_| usable)
     }
 
     /// Whether the issuer may be asked now; claims the right to, before asking, and keeps it if that fails.
@@ -98,23 +100,24 @@ impl Keys {
     }
 
     /// The key with this id. Known ones cost no network; `Ok(None)` where the issuer has no such key.
-    pub(crate) async fn find(&self, id: &Option<String>) -> Result<Option<Arc<Key>>, FetchError> {
-        if let Some(key) = self.known(id) {
+    pub(crate) async fn find(
+        &self,
+        id: Option<&str>,
+        algorithm: Algorithm,
+    ) -> Result<Option<Arc<Key>>, FetchError> {
+        if let Some(key) = self.known(id, algorithm) {
             return Ok(Some(key));
         }
         let _turn = self.asking.lock().await;
-        if let Some(key) = self.known(id) {
+        if let Some(key) = self.known(id, algorithm) {
             return Ok(Some(key));
         }
         if self.claim() {
             self.load().await?;
         } else if !self.has_keys() {
-            return Err(FetchError {
-                url: self.issuer.clone(),
-                why: "the keys could not be had a moment ago".into(),
-            });
+            return Err(FetchError::new(&self.source.issuer, "the keys could not be had a moment ago"));
         }
-        Ok(self.known(id))
+        Ok(self.known(id, algorithm))
     }
 
     fn has_keys(&self) -> bool {
@@ -129,48 +132,26 @@ impl Keys {
     }
 
     async fn load(&self) -> Result<(), FetchError> {
-        let base = self.issuer.trim_end_matches('/');
-        let url = format!("{base}/.well-known/openid-configuration");
-        let wrong = |url: &str, why: String| FetchError { url: url.to_owned(), why };
-        let metadata: Metadata = serde_json::from_slice(&self.fetch.get(&url).await?)
-            .map_err(|error| wrong(&url, format!("not OpenID metadata: {error}")))?;
-        if metadata.issuer != self.issuer {
-            return Err(wrong(&url, format!("says that it is the issuer {:?}", metadata.issuer)));
+        let url = &self.source.metadata;
+        let metadata: Metadata = serde_json::from_slice(&fetch::get(&*self.fetch, url).await?)
+            .map_err(|error| FetchError::new(url, format!("not OpenID metadata: {error}")))?;
+        if metadata.issuer != self.source.issuer {
+            return Err(FetchError::new(url, format!("says that it is the issuer {:?}", metadata.issuer)));
         }
-        if !metadata.jwks_uri.starts_with("https://") {
-            return Err(wrong(&url, "its jwks_uri is not https".into()));
+        let place = metadata.jwks_uri.parse::<http::Uri>().ok();
+        let place = place.filter(|uri| uri.scheme_str() == Some("https"));
+        let authority = place.as_ref().and_then(|uri| uri.authority()).map(http::uri::Authority::as_str);
+        let Some(authority) = authority else {
+            return Err(FetchError::new(url, "its jwks_uri is not https"));
+        };
+        if self.source.keys_host.as_deref().is_some_and(|host| host != authority) {
+            return Err(FetchError::new(url, format!("its jwks_uri is elsewhere, at {authority:?}")));
         }
-        let body = self.fetch.get(&metadata.jwks_uri).await?;
-        let keys = parse(&body).map_err(|why| wrong(&metadata.jwks_uri, why))?;
+        let body = fetch::get(&*self.fetch, &metadata.jwks_uri).await?;
+        let keys = KeySet::parse(&body).map_err(|why| FetchError::new(&metadata.jwks_uri, why))?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.keys = Arc::new(keys);
         state.fetched = Some(Instant::now());
         Ok(())
     }
-}
-
-fn parse(body: &[u8]) -> Result<KeySet, String> {
-    #[derive(Deserialize)]
-    struct Raw {
-        keys: Vec<serde_json::Value>,
-    }
-    let raw: Raw = serde_json::from_slice(body).map_err(|error| format!("not a key set: {error}"))?;
-    if raw.keys.len() > MAX_KEYS {
-        return Err("has more than 100 keys".into());
-    }
-    // Keys of kinds that we don't know are not our business (RFC 7517, section 5).
-    let known = raw.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok()).collect();
-    let set = JwkSet { keys: known };
-    let keys: KeySet = set
-        .keys
-        .iter()
-        .filter(|jwk| !matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption)))
-        .filter(|jwk| !matches!(jwk.algorithm, jsonwebtoken::jwk::AlgorithmParameters::OctetKey(_)))
-        .filter_map(|jwk| {
-            let decoding = DecodingKey::from_jwk(jwk).ok()?;
-            let key = Key { decoding, algorithm: jwk.common.key_algorithm };
-            Some((jwk.common.key_id.clone(), Arc::new(key)))
-        })
-        .collect();
-    if keys.is_empty() { Err("has no key that can be used".into()) } else { Ok(keys) }
 }

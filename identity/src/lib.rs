@@ -1,31 +1,51 @@
-//! Who a bearer token says is calling: OpenID Connect verification, without any tunnel code.
+//! Who a bearer token says is calling: OpenID Connect and Entra ID, without any tunnel code.
 //!
 //! A [`Verifier`] turns a token into an [`Identity`] or says why not. Its rules are kube-apiserver's (the same
-//! settings mean the same), and stricter where tokens have fooled other software: see `docs/identity.md`.
+//! settings, and the same file, mean the same), and stricter where tokens have fooled other software: see
+//! `docs/identity.md`.
 
+mod algorithm;
 mod cache;
+mod cel;
 mod claims;
 mod config;
 #[cfg(feature = "dev-issuer")]
 pub mod dev;
+mod entra;
+mod error;
+mod explain;
 mod fetch;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+mod issuer;
+mod key_set;
 mod keys;
+mod oidc;
+mod shared;
+mod structured;
 mod token;
+mod trace;
+mod trust;
+mod uses;
 mod verifier;
 
 use std::{collections::BTreeMap, fmt, time::SystemTime};
 
+pub use algorithm::Algorithm;
 pub use config::{ConfigError, IssuerConfig, IssuerSettings};
-pub use fetch::{Fetch, FetchError, HttpsFetch};
-pub use jsonwebtoken::Algorithm;
-pub use verifier::{Verifier, VerifyError};
+pub use error::VerifyError;
+pub use explain::Explanation;
+pub use fetch::{ByteStream, Dial, Direct, Fetch, FetchError, HttpsFetch, Pending, Roots};
+pub use trace::Step;
+pub use trust::{Trust, TrustSettings, TrustSource};
+pub use verifier::Verifier;
 
 /// One person or program, wherever they appear: issuer and a claim that is never given to another. Never an email.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Principal {
-    /// The issuer's URL.
+    /// The issuer's URL; of an Entra tenant, that of version 2.
     pub issuer: String,
-    /// The stable claim: `sub`.
+    /// The stable claim: `sub`; at Entra, `oid`.
     pub subject: String,
 }
 
@@ -52,4 +72,34 @@ pub struct Identity {
     pub issued_at: Option<SystemTime>,
     /// When the token ends.
     pub expires_at: SystemTime,
+}
+
+/// An identity, and what the audit should say beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Who is calling.
+    pub identity: Identity,
+    /// What was not as it should be, and cost rights rather than the request.
+    pub notes: Vec<Note>,
+}
+
+impl From<Identity> for Accepted {
+    fn from(identity: Identity) -> Self {
+        Self { identity, notes: Vec::new() }
+    }
+}
+
+/// A line for the audit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// The user has groups, and none are known: why.
+    NoGroups(String),
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoGroups(why) => write!(f, "no groups: {why}"),
+        }
+    }
 }

@@ -3,12 +3,13 @@
 use std::fmt;
 
 use data_encoding::BASE64URL_NOPAD;
-use jsonwebtoken::Algorithm;
 use serde::{
     Deserialize,
     de::{Deserializer, MapAccess, Visitor},
 };
 use serde_json::Value;
+
+use crate::Algorithm;
 
 /// Longest token, in bytes.
 pub(crate) const MAX_TOKEN: usize = 16 * 1024;
@@ -21,6 +22,14 @@ pub(crate) struct Object(Vec<(String, Value)>);
 impl Object {
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.0.iter().find(|(found, _)| found == key).map(|(_, value)| value)
+    }
+
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 }
 
@@ -47,14 +56,38 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
+/// What a token is, by its header's `typ`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Whoever has it may use it.
+    Bearer,
+    /// A signed request (proof of possession) around another token.
+    Proof,
+}
+
 /// A token whose form is right; its signature is not yet checked.
 #[derive(Debug)]
 pub(crate) struct Unverified<'a> {
+    pub(crate) kind: Kind,
     pub(crate) algorithm: Algorithm,
     pub(crate) key_id: Option<String>,
     pub(crate) signed: &'a str,
-    pub(crate) signature: &'a str,
+    pub(crate) signature: Vec<u8>,
     pub(crate) claims: Object,
+}
+
+/// Whether it is short enough to look at.
+///
+/// # Errors
+/// If it is not, or there is nothing.
+pub(crate) fn check_length(token: &str) -> Result<(), &'static str> {
+    if token.is_empty() {
+        return Err("it is empty");
+    }
+    if token.len() > MAX_TOKEN {
+        return Err("it is longer than 16 KiB");
+    }
+    Ok(())
 }
 
 /// Reads a token.
@@ -62,12 +95,7 @@ pub(crate) struct Unverified<'a> {
 /// # Errors
 /// What about its form is wrong; the token itself is never repeated.
 pub(crate) fn parse(token: &str) -> Result<Unverified<'_>, &'static str> {
-    if token.is_empty() {
-        return Err("it is empty");
-    }
-    if token.len() > MAX_TOKEN {
-        return Err("it is longer than 16 KiB");
-    }
+    check_length(token)?;
     let mut parts = token.splitn(4, '.');
     let (Some(header), Some(payload), Some(signature), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
@@ -84,11 +112,12 @@ pub(crate) fn parse(token: &str) -> Result<Unverified<'_>, &'static str> {
             return Err("its header has a parameter that is not allowed (jwk, jku, x5u, crit, enc or b64)");
         }
     }
-    match header.get("typ").map(|typ| typ.as_str().unwrap_or_default().to_ascii_lowercase()) {
-        None => {}
-        Some(typ) if typ == "jwt" || typ == "at+jwt" || typ == "application/at+jwt" => {}
-        Some(_) => return Err("its type is neither JWT nor at+jwt"),
-    }
+    let kind = match header.get("typ").map(|typ| typ.as_str().unwrap_or_default().to_ascii_lowercase()) {
+        None => Kind::Bearer,
+        Some(typ) if typ == "jwt" || typ == "at+jwt" || typ == "application/at+jwt" => Kind::Bearer,
+        Some(typ) if typ == "pop" => Kind::Proof,
+        Some(_) => return Err("its type is neither JWT, at+jwt nor pop"),
+    };
     let algorithm = header
         .get("alg")
         .and_then(Value::as_str)
@@ -101,7 +130,9 @@ pub(crate) fn parse(token: &str) -> Result<Unverified<'_>, &'static str> {
     };
     let claims = object(payload).ok_or("its claims are not a JSON object in base64url with unique keys")?;
     let signed = &token[..token.len() - signature.len() - 1];
-    Ok(Unverified { algorithm, key_id, signed, signature, claims })
+    let signature = BASE64URL_NOPAD.decode(signature.as_bytes());
+    let signature = signature.map_err(|_| "its signature is not base64url")?;
+    Ok(Unverified { kind, algorithm, key_id, signed, signature, claims })
 }
 
 #[cfg(test)]
@@ -136,7 +167,7 @@ mod tests {
             r#"{"alg":"RS256","alg":"none"}"#,
             r#"{"alg":"RS256","enc":"A128GCM"}"#,
             r#"{"alg":"RS256","kid":7}"#,
-            r#"{"alg":"RS256","typ":"pop"}"#,
+            r#"{"alg":"RS256","typ":"dpop+jwt"}"#,
             r#"["alg"]"#,
         ] {
             assert!(parse(&token(header, "{}")).is_err(), "{header}");

@@ -1,82 +1,111 @@
 //! A token in, an identity or a reason out.
 
-use std::time::SystemTime;
-
-use crate::{
-    Fetch, FetchError, HttpsFetch, Identity, IssuerConfig,
-    cache::{self, Verified},
-    claims,
-    keys::{Keys, REFRESH},
-    token,
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime},
 };
 
-/// Why a token is not accepted. Never repeats the token.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum VerifyError {
-    /// It is not a signed token as it should be.
-    #[error("the token is malformed: {0}")]
-    Malformed(&'static str),
-    /// Its algorithm is not among those that are configured.
-    #[error("the token's algorithm is not allowed")]
-    Algorithm,
-    /// The issuer has no such key.
-    #[error("the token is signed with a key that the issuer does not have")]
-    UnknownKey,
-    /// The signature is wrong.
-    #[error("the token's signature is wrong")]
-    Signature,
-    /// Another issuer's.
-    #[error("the token is from another issuer")]
-    Issuer,
-    /// For someone else.
-    #[error("the token is not for the audience {0:?}")]
-    Audience(String),
-    /// Its time is over.
-    #[error("the token is expired")]
-    Expired,
-    /// Its time has not come.
-    #[error("the token is not yet valid")]
-    NotYetValid,
-    /// A claim is not as it must be.
-    #[error("the token's {0} {1}")]
-    Claim(&'static str, &'static str),
-    /// A required claim is missing or has another value.
-    #[error("the token lacks the required claim {0:?}")]
-    Required(String),
-    /// A name that no token may give.
-    #[error("the token names {0:?}, which is reserved")]
-    Reserved(String),
-    /// The issuer's keys can't be had.
-    #[error("the issuer's keys can't be had: {0}")]
-    IssuerUnreachable(#[from] FetchError),
-}
+use crate::{
+    Accepted, Dial, Direct, Explanation, Fetch, FetchError, Identity, Trust, TrustSettings, VerifyError,
+    cache::{self, Verified},
+    entra::{Nonces, Proof},
+    issuer::{Issuer, Judged},
+    keys::REFRESH,
+    token::{self, Kind, Object},
+    trace::{Trace, quoted},
+};
 
-/// Verifies one issuer's tokens.
-#[derive(Debug)]
-pub struct Verifier {
-    config: IssuerConfig,
-    keys: Keys,
+/// Files are looked at this often.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Everything that a change of the configuration replaces at once.
+#[derive(Debug, Default)]
+struct Trusted {
+    issuers: Vec<Arc<Issuer>>,
     verified: Verified,
 }
 
+impl Trusted {
+    /// Whose a token says that it is. Asked before a stranger's token can make us ask anyone for keys.
+    fn issuer(&self, claims: &Object) -> Result<(&Issuer, usize), VerifyError> {
+        let iss = claims.text("iss").ok_or(VerifyError::Issuer)?;
+        let mut known = self.issuers.iter().filter_map(|issuer| Some((&**issuer, issuer.source(iss)?)));
+        known.next().ok_or(VerifyError::Issuer)
+    }
+}
+
+/// How issuers are asked.
+enum Asking {
+    Https(Arc<dyn Dial>),
+    By(Arc<dyn Fetch>),
+}
+
+/// Verifies tokens of any number of issuers.
+pub struct Verifier {
+    trusted: RwLock<Arc<Trusted>>,
+    asking: Asking,
+    /// Outlives changes of the configuration: a proof is used once.
+    nonces: Nonces,
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Verifier")
+    }
+}
+
 impl Verifier {
-    /// A verifier that asks the issuer by https.
+    /// A verifier that asks issuers by https.
     ///
     /// # Errors
-    /// If the issuer's CA file can't be used.
-    pub fn new(config: IssuerConfig) -> Result<Self, FetchError> {
-        let fetch = HttpsFetch::new(config.ca_file.as_deref())?;
-        Ok(Self::with_fetch(config, Box::new(fetch)))
+    /// If an issuer's authorities can't be used.
+    pub fn new(trust: impl Into<Trust>) -> Result<Self, FetchError> {
+        Self::over(trust, Arc::new(Direct))
     }
 
-    /// A verifier that gets the issuer's documents another way.
-    pub fn with_fetch(config: IssuerConfig, fetch: Box<dyn Fetch>) -> Self {
-        Self { keys: Keys::new(config.issuer.clone(), fetch), config, verified: Verified::default() }
+    /// A verifier that reaches issuers another way; TLS is end to end all the same.
+    ///
+    /// # Errors
+    /// If an issuer's authorities can't be used.
+    pub fn over(trust: impl Into<Trust>, dial: Arc<dyn Dial>) -> Result<Self, FetchError> {
+        Self::with(trust.into(), Asking::Https(dial))
     }
 
-    /// How the issuer is trusted.
-    pub fn config(&self) -> &IssuerConfig {
-        &self.config
+    /// A verifier that gets the issuers' documents from elsewhere altogether.
+    ///
+    /// # Errors
+    /// None by itself; as [`Verifier::new`].
+    pub fn with_fetch(trust: impl Into<Trust>, fetch: Arc<dyn Fetch>) -> Result<Self, FetchError> {
+        Self::with(trust.into(), Asking::By(fetch))
+    }
+
+    fn with(trust: Trust, asking: Asking) -> Result<Self, FetchError> {
+        let verifier = Self { trusted: RwLock::default(), asking, nonces: Nonces::default() };
+        verifier.replace(trust)?;
+        Ok(verifier)
+    }
+
+    fn trusted(&self) -> Arc<Trusted> {
+        Arc::clone(&self.trusted.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Trusts others from now on. Keys of issuers that stay are kept; verdicts are not.
+    ///
+    /// # Errors
+    /// If an issuer's authorities can't be used; everything is as before then.
+    pub fn replace(&self, trust: impl Into<Trust>) -> Result<(), FetchError> {
+        let before = self.trusted();
+        let issuers = trust.into().issuers.into_iter().map(|config| {
+            let fetch = match &self.asking {
+                Asking::Https(dial) => Issuer::fetch(&config, dial)?,
+                Asking::By(fetch) => Arc::clone(fetch),
+            };
+            Ok(Arc::new(Issuer::new(config, &fetch, &before.issuers)))
+        });
+        let issuers = issuers.collect::<Result<_, FetchError>>()?;
+        let fresh = Trusted { issuers, verified: Verified::default() };
+        *self.trusted.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        Ok(())
     }
 
     /// Who the token says is calling, at `now`. Asks the issuer only where the key is not known.
@@ -84,53 +113,126 @@ impl Verifier {
     /// # Errors
     /// Why it is not accepted.
     pub async fn verify(&self, token: &str, now: SystemTime) -> Result<Identity, VerifyError> {
-        let hash = cache::hash(token);
-        if let Some(identity) = self.verified.find(&hash, now) {
-            return Ok(identity);
-        }
-        let unverified = token::parse(token).map_err(VerifyError::Malformed)?;
-        if !self.config.algorithms.contains(&unverified.algorithm) {
-            return Err(VerifyError::Algorithm);
-        }
-        // Before a stranger's token makes us ask the issuer for its keys.
-        if unverified.claims.get("iss").and_then(|issuer| issuer.as_str()) != Some(&self.config.issuer) {
-            return Err(VerifyError::Issuer);
-        }
-        let key = self.keys.find(&unverified.key_id).await?.ok_or(VerifyError::UnknownKey)?;
-        if !key.is_for(unverified.algorithm) {
-            return Err(VerifyError::Algorithm);
-        }
-        let holds = jsonwebtoken::crypto::verify(
-            unverified.signature,
-            unverified.signed.as_bytes(),
-            &key.decoding,
-            unverified.algorithm,
-        );
-        if !holds.is_ok_and(|holds| holds) {
-            return Err(VerifyError::Signature);
-        }
-        let identity = claims::identity(&self.config, &unverified.claims, now)?;
-        self.verified.keep(hash, identity.clone(), now);
-        Ok(identity)
+        self.check(token, now).await.map(|accepted| accepted.identity)
     }
 
-    /// Asks for the keys now; for a check at start. A failure leaves the last good set.
+    /// As [`Verifier::verify`], with what the audit must say beside the name.
     ///
     /// # Errors
-    /// If they can't be had.
+    /// Why it is not accepted.
+    pub async fn check(&self, token: &str, now: SystemTime) -> Result<Accepted, VerifyError> {
+        // Before anything that takes longer the longer it is.
+        token::check_length(token).map_err(VerifyError::Malformed)?;
+        let trusted = self.trusted();
+        let hash = cache::hash(token);
+        if let Some(accepted) = trusted.verified.find(&hash, now) {
+            return Ok(accepted);
+        }
+        let generation = trusted.verified.generation();
+        let (accepted, until) = self.judge(&trusted, token, now, &mut Trace::off()).await?;
+        if let Some(until) = until {
+            trusted.verified.keep(hash, accepted.clone(), until, (generation, now));
+        }
+        Ok(accepted)
+    }
+
+    /// Rule by rule, what the token would become or why it is refused.
+    pub async fn explain(&self, token: &str, now: SystemTime) -> Explanation {
+        let mut trace = Trace::on();
+        let judged = self.judge(&self.trusted(), token, now, &mut trace).await;
+        Explanation::new(trace.into_steps(), judged.map(|(accepted, _)| accepted))
+    }
+
+    /// A verdict, and until when it may be repeated; never that of a proof, which is good once.
+    async fn judge(
+        &self,
+        trusted: &Trusted,
+        token: &str,
+        now: SystemTime,
+        trace: &mut Trace,
+    ) -> Result<(Accepted, Option<SystemTime>), VerifyError> {
+        let outer = token::parse(token).map_err(VerifyError::Malformed)?;
+        match outer.kind {
+            Kind::Bearer => {
+                trace.held("form", || "a signed token".into());
+                let (issuer, source) = trusted.issuer(&outer.claims)?;
+                trace.held("issuer", || quoted(outer.claims.text("iss").unwrap_or_default()));
+                if issuer.pop().is_some_and(|rules| rules.required) {
+                    return Err(VerifyError::Proof("is missing, and a plain bearer is not taken"));
+                }
+                let (accepted, until) = issuer.judge(&outer, source, now, false, trace).await?;
+                Ok((accepted, Some(until)))
+            }
+            Kind::Proof => {
+                let inner = Proof::token(&outer)?;
+                let inner = token::parse(inner).map_err(VerifyError::Malformed)?;
+                if inner.kind != Kind::Bearer {
+                    return Err(VerifyError::Proof("is around another proof"));
+                }
+                trace.held("form", || "a signed request around a signed token".into());
+                let (issuer, source) = trusted.issuer(&inner.claims)?;
+                trace.held("issuer", || quoted(inner.claims.text("iss").unwrap_or_default()));
+                let rules = issuer.pop().ok_or(VerifyError::Proof("is not taken from this issuer"))?;
+                let proof = Proof::check(&outer, rules, now)?;
+                proof.check_bound(&inner.claims)?;
+                trace.held("proof", || "by the key that the token names".into());
+                let (accepted, _until): Judged = issuer.judge(&inner, source, now, true, trace).await?;
+                self.nonces.spend(proof, now)?;
+                Ok((accepted, None))
+            }
+        }
+    }
+
+    /// Asks for all keys now; for a check at start. A failure leaves the last good set.
+    ///
+    /// # Errors
+    /// The first, if some can't be had; all are asked for.
     pub async fn refresh(&self) -> Result<(), FetchError> {
-        self.keys.refresh().await?;
-        self.verified.clear();
-        Ok(())
+        let trusted = self.trusted();
+        let mut first = Ok(());
+        for keys in trusted.issuers.iter().flat_map(|issuer| issuer.keys()) {
+            if let Err(error) = keys.refresh().await {
+                tracing::warn!(issuer = keys.issuer(), %error, "the issuer's keys can't be had; the last ones stay");
+                first = first.and(Err(error));
+            }
+        }
+        trusted.verified.clear();
+        first
     }
 
     /// Refreshes the keys every hour; whoever runs this owns it.
     pub async fn keep_fresh(&self) {
         loop {
             tokio::time::sleep(REFRESH).await;
-            if let Err(error) = self.refresh().await {
-                tracing::warn!(issuer = self.config.issuer, %error, "the issuer's keys can't be refreshed; the last ones stay");
+            // What failed is in the log, and the last keys stay.
+            let _asked = self.refresh().await;
+        }
+    }
+
+    /// Looks at the settings' files every 10 s, and takes up what changed. What can't be read, or has a fault, leaves
+    /// everything as it is. Whoever runs this owns it.
+    pub async fn keep_loaded(&self, settings: &TrustSettings) {
+        let told = |trust: &Trust| format!("{trust:?}");
+        let mut last = settings.load().map(|trust| told(&trust)).map_err(|error| error.to_string());
+        loop {
+            tokio::time::sleep(LOOK).await;
+            // Small files, and rarely: not worth a thread.
+            let loaded = settings.load();
+            let fresh = loaded.as_ref().map(told).map_err(ToString::to_string);
+            if fresh == last {
+                continue;
             }
+            match loaded {
+                Ok(trust) => {
+                    let issuers = trust.names();
+                    match self.replace(trust) {
+                        Ok(()) => tracing::info!(issuers, "the trusted issuers changed"),
+                        Err(error) => tracing::error!(%error, "the trusted issuers stay as they were"),
+                    }
+                }
+                Err(error) => tracing::error!(%error, "the trusted issuers stay as they were"),
+            }
+            last = fresh;
         }
     }
 }

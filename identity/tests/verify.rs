@@ -131,7 +131,7 @@ async fn t16_forged_signatures_and_algorithms_are_refused_without_asking_anyone(
     assert_eq!(verify(format!("{body}.{}", "A".repeat(86))).await, Err(VerifyError::Signature));
     assert!(matches!(verify(format!("{body}.")).await, Err(VerifyError::Signature)));
     let hmac = bench.issuer.sign(&json!({"alg": "HS256"}), "{}").unwrap();
-    assert_eq!(verify(hmac).await, Err(VerifyError::Algorithm));
+    assert!(matches!(verify(hmac).await, Err(VerifyError::Malformed(_))));
     let none = bench.issuer.sign(&json!({"alg": "none"}), "{}").unwrap();
     assert!(matches!(verify(none).await, Err(VerifyError::Malformed(_))));
     let jku = bench.issuer.sign(&json!({"alg": "ES256", "jku": "https://evil"}), "{}").unwrap();

@@ -71,7 +71,8 @@ async fn measure(
     let tokens = stage.tokens(USER, &[GROUP], TOKEN_LIFETIME)?;
     let proxy = stage.proxy("baseline", &tokens)?;
     let direct_file = direct_kubeconfig(cluster, stage.folder(), USER, &[GROUP])?;
-    let (direct, through) = (Target::of_kubeconfig(&direct_file)?, Target::of_kubeconfig(&proxy.kubeconfig)?);
+    let (direct, through) =
+        (Target::of_kubeconfig(&direct_file, b"h2")?, Target::of_kubeconfig(&proxy.kubeconfig, b"h2")?);
     let mut note = |name: &str, unit, pairs: &[(f64, f64)]| {
         let name = format!("kube-apiserver, {name}");
         told.note(Figure::of_pairs(name, unit, "direct", pairs));

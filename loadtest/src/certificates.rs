@@ -35,10 +35,13 @@ impl Certificates {
     pub fn make(folder: &Path) -> anyhow::Result<Self> {
         let mut authority = rcgen::CertificateParams::new(Vec::<String>::new())?;
         authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+        // Names of their own: OpenSSL takes one whose issuer and subject are the same for self-signed.
+        authority.distinguished_name.push(rcgen::DnType::CommonName, "towline-loadtest authority");
         let authority_key = rcgen::KeyPair::generate()?;
         let ca = authority.self_signed(&authority_key)?;
         let key = rcgen::KeyPair::generate()?;
-        let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?;
+        let mut leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?;
+        leaf.distinguished_name.push(rcgen::DnType::CommonName, "towline-loadtest");
         let leaf = leaf.signed_by(&key, &rcgen::Issuer::from_params(&authority, &authority_key))?;
 
         let certificates = Self {

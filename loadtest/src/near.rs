@@ -20,6 +20,7 @@ pub const SMALL: &str = "/api/v1/namespaces/default";
 #[derive(Debug)]
 pub struct Http {
     sender: SendRequest<Empty<Bytes>>,
+    host: String,
     prefix: String,
     _driver: AbortOnDropHandle<()>,
 }
@@ -39,7 +40,8 @@ impl Http {
             // What ends it shows in the request that it carries.
             let _ended = connection.with_upgrades().await;
         });
-        Ok(Self { sender, prefix: path.prefix().to_owned(), _driver: AbortOnDropHandle::new(driver) })
+        let (host, prefix) = (path.host().to_owned(), path.prefix().to_owned());
+        Ok(Self { sender, host, prefix, _driver: AbortOnDropHandle::new(driver) })
     }
 
     /// Asks for a path, and reads the whole answer; its length.
@@ -48,7 +50,7 @@ impl Http {
     /// If it is not 200.
     pub async fn get(&mut self, path: &str) -> anyhow::Result<usize> {
         let request = Request::get(format!("{}{path}", self.prefix))
-            .header(header::HOST, "127.0.0.1")
+            .header(header::HOST, &self.host)
             .header(header::ACCEPT, "application/json")
             .body(Empty::new())?;
         self.sender.ready().await?;
@@ -65,7 +67,7 @@ impl Http {
     /// If that is refused.
     pub async fn upgrade(mut self, verb: Verb) -> anyhow::Result<Raw> {
         let request = Request::get(format!("{}{}", self.prefix, verb.path()))
-            .header(header::HOST, "127.0.0.1")
+            .header(header::HOST, &self.host)
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "SPDY/3.1")
             .body(Empty::new())?;

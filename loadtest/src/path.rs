@@ -28,6 +28,11 @@ pub trait Path: Send + Sync {
     /// A new connection, on which the far end speaks HTTP/1.1. Handshakes with the first hop are done when it is there.
     fn dial(&self) -> Dialling<'_>;
 
+    /// The Host of each request.
+    fn host(&self) -> &str {
+        "127.0.0.1"
+    }
+
     /// Stands before the path of each request.
     fn prefix(&self) -> &str {
         ""

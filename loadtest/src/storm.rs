@@ -1,18 +1,217 @@
-//! All agents come back at once.
+//! All agents come back after a relay restart: how soon, and how many a second.
+//!
+//! The agents are sessions of this process. They wait as `towline-agent` does: full jitter from half a second to ten, and
+//! at least what the relay asks for, in GOAWAY or in a refusal.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use towline_tunnel::{
+    backoff::{self, Backoff},
+    carrier::dial::Dialler,
+    fault::Report,
+};
 
-use crate::{terms::Terms, told::Told};
+use crate::{
+    figure::Figure,
+    fleet::{Fleet, Shape, allow_open_files, idle},
+    procfs,
+    rig::{
+        Rig,
+        agent::{Agent, Member, Service},
+    },
+    terms::Terms,
+    told::Told,
+};
+
+/// As `towline-agent` has them (agent-tunnel/src/uplink.rs).
+const FIRST_DELAY: Duration = Duration::from_millis(500);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// Whoever is not back by then is told as missing.
+const BACK_WITHIN: Duration = Duration::from_secs(180);
+/// A drain that takes longer is cut.
+const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 
 /// What to measure.
 #[derive(Args, Clone, Debug)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// How many agents, one measurement each
+    #[arg(long, value_delimiter = ',', default_values_t = [1000, 8000], value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    agents: Vec<u32>,
+    /// End the relay with SIGTERM and let it drain; otherwise as kill -9 does
+    #[arg(long)]
+    drain: bool,
+    /// Sessions a second that the relay is to accept at most, for the ratio
+    #[arg(long, value_name = "N")]
+    budget: Option<f64>,
+    #[command(flatten)]
+    shape: Shape,
+    /// More flags of the relay, after `--`
+    #[arg(last = true, value_name = "FLAG")]
+    relay: Vec<String>,
+}
 
 /// Measures it.
 ///
 /// # Errors
-/// If something can't be set up, or fails.
-#[expect(clippy::unused_async, reason = "the others wait")]
-pub async fn run(_arguments: Arguments, _terms: &Terms, _told: &mut Told) -> anyhow::Result<()> {
-    anyhow::bail!("not measured yet")
+/// If something can't be set up, or not all agents come back.
+pub async fn run(arguments: Arguments, _terms: &Terms, told: &mut Told) -> anyhow::Result<()> {
+    for agents in &arguments.agents {
+        one(*agents as usize, &arguments, told).await?;
+    }
+    Ok(())
+}
+
+/// What an agent says.
+#[derive(Debug)]
+enum News {
+    Back,
+    Refused(Report),
+}
+
+async fn one(agents: usize, arguments: &Arguments, told: &mut Told) -> anyhow::Result<()> {
+    allow_open_files(agents)?;
+    let flags: Vec<&str> = arguments.relay.iter().map(String::as_str).collect();
+    let mut rig = Rig::start(&flags).await?;
+    let bar = told.begin(&format!("{agents} agents join"), agents);
+    let (fleet, _) = Fleet::join(&rig, agents, arguments.shape, &bar).await?;
+    let dialler = Arc::new(rig.dialler(None)?);
+    // One word for each attempt: whoever has much to say waits.
+    let (news, mut heard) = mpsc::channel(4096);
+    let mut lives = JoinSet::new();
+    for (member, agent) in fleet.into_agents() {
+        lives.spawn(live(member, agent, Arc::clone(&dialler), news.clone()));
+    }
+    drop(news);
+
+    let bar = told.begin(&format!("{agents} agents come back"), agents);
+    let ended = Instant::now();
+    if arguments.drain {
+        rig.relay.terminate(DRAINED_WITHIN)?;
+    } else {
+        rig.relay.kill();
+    }
+    rig.relay.start_again()?;
+    let served = ended.elapsed();
+    let (mut back, mut refused): (Vec<Duration>, u64) = (Vec::with_capacity(agents), 0);
+    let mut why: Option<Report> = None;
+    let hear = async {
+        while back.len() < agents {
+            match heard.recv().await {
+                Some(News::Back) => {
+                    back.push(ended.elapsed());
+                    bar.inc(1);
+                }
+                Some(News::Refused(report)) => {
+                    refused += 1;
+                    why = Some(report);
+                }
+                None => break,
+            }
+        }
+    };
+    let _late = timeout(BACK_WITHIN, hear).await;
+    tell(agents, &back, served, arguments, told);
+    told.note(Figure::once(
+        format!("{agents} agents, attempts that failed"),
+        "attempts",
+        refused as f64,
+        agents,
+    ));
+    let cpu = procfs::cpu(rig.relay.pid())?.as_secs_f64() * 1000.0 / agents as f64;
+    told.note(Figure::once(
+        format!("{agents} agents, relay CPU for each that came back"),
+        "core ms",
+        cpu,
+        agents,
+    ));
+    if let Some(report) = why {
+        told.remark(&format!("the last attempt that failed: {report}"));
+    }
+    anyhow::ensure!(
+        back.len() == agents,
+        "{} of {agents} agents came back within {BACK_WITHIN:?}",
+        back.len()
+    );
+    Ok(())
+}
+
+fn tell(agents: usize, back: &[Duration], served: Duration, arguments: &Arguments, told: &mut Told) {
+    let how = if arguments.drain { "drained" } else { "killed" };
+    let name = |what: &str| format!("{agents} agents, relay {how}, {what}");
+    told.note(Figure::once(name("until it serves again"), "s", served.as_secs_f64(), 1));
+    for (what, share) in [("50 % back", 0.5), ("95 % back", 0.95), ("all back", 1.0)] {
+        let number = (agents as f64 * share).ceil() as usize;
+        if let Some(time) = number.checked_sub(1).and_then(|last| back.get(last)) {
+            told.note(Figure::once(name(what), "s", time.as_secs_f64(), agents));
+        }
+    }
+    let peak = peak(back);
+    let figure = Figure::once(name("most sessions begun in a second"), "/s", peak as f64, agents);
+    told.note(match arguments.budget {
+        None => figure,
+        Some(budget) => {
+            Figure { ratio: Some(peak as f64 / budget), against: Some("the budget".into()), ..figure }
+        }
+    });
+}
+
+/// Most of these times (which rise) that lie within one second.
+fn peak(times: &[Duration]) -> usize {
+    let second = Duration::from_secs(1);
+    let within =
+        |(first, from): (usize, &Duration)| times[first..].partition_point(|time| *time < *from + second);
+    times.iter().enumerate().map(within).max().unwrap_or(0)
+}
+
+/// One agent: waits until its session is lost, then comes back; and again.
+async fn live(member: Member, mut agent: Agent, dialler: Arc<Dialler>, news: mpsc::Sender<News>) {
+    let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
+    loop {
+        let hint = tokio::select! {
+            _ended = agent.connection().closed() => Duration::ZERO,
+            said = agent.connection().going_away() => said.map(|goaway| goaway.delay).unwrap_or_default(),
+        };
+        let mut delay = backoff.after_failure(hint, backoff::random());
+        loop {
+            sleep(delay).await;
+            match member.come_back(&dialler).await {
+                Ok(session) => {
+                    agent = Agent::serve(session, &member, idle(), Service::Hold);
+                    backoff.reset();
+                    if news.send(News::Back).await.is_err() {
+                        return;
+                    }
+                    break;
+                }
+                Err(report) => {
+                    delay = backoff.after_failure(report.delay(), backoff::random());
+                    if news.send(News::Refused(report)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_busiest_second_is_found_wherever_it_begins() {
+        let at = |millis: &[u64]| millis.iter().map(|ms| Duration::from_millis(*ms)).collect::<Vec<_>>();
+        assert_eq!(peak(&at(&[0, 900, 1000, 1500, 1899, 1900, 5000])), 4);
+        assert_eq!(peak(&at(&[0, 1000, 2000])), 1);
+        assert_eq!(peak(&[]), 0);
+    }
 }

@@ -16,6 +16,8 @@ use serde_norway::Value;
 use tokio::{net::TcpStream, task::JoinHandle};
 use tokio_rustls::TlsConnector;
 
+use crate::path::Io;
+
 /// Where requests go, and as whom.
 #[derive(Clone)]
 pub struct Target {
@@ -44,11 +46,12 @@ impl Drop for Connection {
 }
 
 impl Target {
-    /// The current context's cluster and user; certificates must stand in the file itself.
+    /// The current context's cluster and user; certificates must stand in the file itself. `protocol` is what is asked
+    /// for by ALPN: `h2` or `http/1.1`.
     ///
     /// # Errors
     /// If the file can't be read, or is made otherwise.
-    pub fn of_kubeconfig(path: &Path) -> anyhow::Result<Self> {
+    pub fn of_kubeconfig(path: &Path, protocol: &[u8]) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let config: Value = serde_norway::from_str(&text)?;
         let current = config["current-context"].as_str().context("no current context")?;
@@ -77,9 +80,31 @@ impl Target {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
-        tls.alpn_protocols = vec![b"h2".to_vec()];
+        tls.alpn_protocols = vec![protocol.to_vec()];
         let base = cluster["server"].as_str().context("no server")?.parse()?;
         Ok(Self { base, tls: Arc::new(tls) })
+    }
+
+    /// Host and port.
+    pub fn host(&self) -> &str {
+        self.base.authority().map_or("", http::uri::Authority::as_str)
+    }
+
+    /// What stands before the path of each request.
+    pub fn prefix(&self) -> &str {
+        self.base.path().trim_end_matches('/')
+    }
+
+    /// A new connection: TCP, TLS.
+    ///
+    /// # Errors
+    /// If one of them fails.
+    pub async fn dial(&self) -> anyhow::Result<Io> {
+        let authority = self.base.authority().context("a server has an address")?;
+        let tcp = TcpStream::connect(authority.as_str()).await?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::try_from(authority.host().to_owned())?;
+        Ok(Box::new(TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp).await?))
     }
 
     /// A new connection: TCP, TLS, HTTP/2.
@@ -87,13 +112,8 @@ impl Target {
     /// # Errors
     /// If any of them fails.
     pub async fn connect(&self) -> anyhow::Result<Connection> {
-        let authority = self.base.authority().context("a server has an address")?;
-        let tcp = TcpStream::connect(authority.as_str()).await?;
-        tcp.set_nodelay(true)?;
-        let name = ServerName::try_from(authority.host().to_owned())?;
-        let tls = TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp).await?;
-        let (sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await?;
+        let io = TokioIo::new(self.dial().await?);
+        let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
         let driver = tokio::spawn(async move {
             let _ended = connection.await;
         });

@@ -39,6 +39,7 @@ use crate::{
     app::Relay,
     authenticate::Peer,
     forward::{RENEWALS, RelayConn, Renewal},
+    health::Readiness,
     metrics::Stage,
     sessions::Place,
 };
@@ -136,48 +137,74 @@ pub async fn connection<IO>(
 ) where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let upgrade: Arc<Mutex<Option<OnUpgrade>>> = Arc::default();
-    let served = timeout_at(deadline, http(io, http2, &relay, Arc::clone(&upgrade))).await;
-    let taken = upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let upgraded = match (served, taken) {
-        (Ok(Ok(())), Some(upgrade)) => timeout_at(deadline, upgrade).await,
-        (Ok(Ok(())), None) => return,
-        (Ok(Err(error)), _) => {
+    let limit = relay.limits().max_header_bytes;
+    let carrier = match timeout_at(deadline, upgrade(io, http2, limit, &relay.readiness())).await {
+        Ok(Ok(Some(carrier))) => carrier,
+        Ok(Ok(None)) => return,
+        Ok(Err(error)) => {
             relay.metrics().refused(Stage::Connection, CloseReason::FrameMalformed);
             debug!(%from, %error, "an HTTP connection ended");
             return;
         }
-        (Err(_), _) => {
+        Err(_) => {
             relay.metrics().refused(Stage::Connection, CloseReason::Timeout);
             debug!(%from, "a connection did not become a session in time");
             return;
         }
     };
-    let Ok(Ok(upgraded)) = upgraded else { return };
-    let Ok(parts) = upgraded.downcast::<TokioIo<IO>>() else {
+    session(carrier, exporter, from, deadline, handshake, relay).await;
+}
+
+/// Why a connection did not become a carrier.
+#[derive(Debug, thiserror::Error)]
+pub enum UpgradeError {
+    /// It is not HTTP, or broke.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    /// RFC 6455, section 4.1: a client sends nothing before the server's answer.
+    #[error("the peer sent bytes before the upgrade was answered")]
+    Early,
+}
+
+/// Speaks HTTP with a peer until its upgrade is answered: what follows is a carrier. None where it asked for something
+/// else, and was answered. Takes as long as the peer does.
+///
+/// # Errors
+/// If the peer does not speak HTTP, or sends bytes too early.
+pub async fn upgrade<IO>(
+    io: IO,
+    http2: bool,
+    max_header_bytes: u64,
+    readiness: &Arc<Readiness>,
+) -> Result<Option<WebSocketCarrier<IO>>, UpgradeError>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let upgrade: Arc<Mutex<Option<OnUpgrade>>> = Arc::default();
+    http(io, http2, max_header_bytes, Arc::clone(readiness), Arc::clone(&upgrade)).await?;
+    let taken = upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(upgrade) = taken else { return Ok(None) };
+    let Ok(parts) = upgrade.await?.downcast::<TokioIo<IO>>() else {
         debug_assert!(false, "an upgraded connection is what was served");
-        return;
+        return Ok(None);
     };
     if !parts.read_buf.is_empty() {
-        // RFC 6455, section 4.1: a client sends nothing before the server's answer.
-        relay.metrics().refused(Stage::Connection, CloseReason::FrameMalformed);
-        return;
+        return Err(UpgradeError::Early);
     }
-    let carrier = WebSocketCarrier::server(parts.io.into_inner()).await;
-    session(carrier, exporter, from, deadline, handshake, relay).await;
+    Ok(Some(WebSocketCarrier::server(parts.io.into_inner()).await))
 }
 
 async fn http<IO>(
     io: IO,
     http2: bool,
-    relay: &Arc<Relay>,
+    max_header_bytes: u64,
+    readiness: Arc<Readiness>,
     upgrade: Arc<Mutex<Option<OnUpgrade>>>,
 ) -> hyper::Result<()>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let max_header = usize::try_from(relay.limits().max_header_bytes).unwrap_or(usize::MAX);
-    let readiness = relay.readiness();
+    let max_header = usize::try_from(max_header_bytes).unwrap_or(usize::MAX);
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = answer(request, &readiness, &upgrade);
         async move { Ok::<_, Infallible>(answer) }
@@ -205,7 +232,7 @@ where
 
 fn answer(
     mut request: Request<Incoming>,
-    readiness: &crate::health::Readiness,
+    readiness: &Readiness,
     upgrade: &Mutex<Option<OnUpgrade>>,
 ) -> Response<Full<Bytes>> {
     if request.uri().path() != CONNECT_PATH {

@@ -10,6 +10,12 @@ use clap::Subcommand;
 /// What to prove.
 #[derive(Debug, Subcommand)]
 pub enum SoakCommand {
+    /// The relay's WebSocket code against Autobahn|Testsuite, with a table of its verdicts.
+    Autobahn {
+        /// Passed on; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Feed every decoder and state machine millions of inputs (libFuzzer).
     Fuzz(fuzz::FuzzArguments),
     /// Kill a random program with -9 under load, again and again: nothing hangs, nothing cut looks whole, nothing is left.
@@ -28,6 +34,7 @@ pub enum SoakCommand {
 /// If it can't be run. What it finds is in the exit code.
 pub fn run(command: SoakCommand) -> anyhow::Result<ExitCode> {
     match command {
+        SoakCommand::Autobahn { rest } => crate::checks::cargo_run("towline-e2e", "towline-autobahn", &rest),
         SoakCommand::Fuzz(arguments) => fuzz::run(&arguments),
         SoakCommand::Kill { rest } => crate::checks::cargo_run("towline-e2e", "towline-kill", &rest),
         SoakCommand::Sim(arguments) => sim::run(&arguments),

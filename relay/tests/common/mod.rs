@@ -34,6 +34,8 @@ pub(crate) struct Bench {
     pub(crate) folder: TempDir,
     pub(crate) issuer: DevIssuer,
     pub(crate) relay: Running,
+    /// What it was started with.
+    pub(crate) config: Config,
     pub(crate) ca: PathBuf,
 }
 
@@ -97,10 +99,10 @@ impl Bench {
             limits,
             clock: Clock::system(),
         };
-        let relay = app::start(config).await.unwrap();
+        let relay = app::start(config.clone()).await.unwrap();
         let ca = folder.path().join("ca.pem");
         std::fs::write(&ca, relay.public().ca_pem.as_ref().unwrap()).unwrap();
-        Self { folder, issuer, relay, ca }
+        Self { folder, issuer, relay, config, ca }
     }
 
     /// A session on which nobody runs the mux: its process stands still.

@@ -10,10 +10,11 @@ use bytes::{Buf, Bytes};
 use futures_util::{Sink, Stream};
 use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+pub use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        self, Error, Message,
+        self, Error,
         error::{CapacityError, ProtocolError},
         handshake::derive_accept_key,
         protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
@@ -43,6 +44,8 @@ fn config() -> WebSocketConfig {
 pub struct WebSocketCarrier<IO> {
     socket: WebSocketStream<IO>,
     unread: Bytes,
+    /// The peer's close frame came; ours may not be sent yet.
+    closing: bool,
     ended: bool,
     /// What to tell the peer before its fault ends the connection.
     fault: Option<(CloseCode, &'static str)>,
@@ -70,18 +73,56 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WebSocketCarrier<IO> {
     }
 
     fn new(socket: WebSocketStream<IO>) -> Self {
-        Self { socket, unread: Bytes::new(), ended: false, fault: None }
+        Self { socket, unread: Bytes::new(), closing: false, ended: false, fault: None }
     }
 
-    /// Tells the peer its fault with a close frame (RFC 6455, section 7.4.1), then ends.
-    fn poll_fault(&mut self, cx: &mut Context<'_>, error: Error) -> Poll<io::Result<()>> {
+    /// The next message with data in it; none once the peer has closed. Pings and the close frame are answered
+    /// (RFC 6455, section 5.5), and a peer that breaks the rules is told so.
+    ///
+    /// # Errors
+    /// If the peer broke the rules, or the connection.
+    pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Message>>> {
+        loop {
+            if self.closing && !self.ended {
+                let _answered = ready!(Pin::new(&mut self.socket).poll_flush(cx));
+                self.ended = true;
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
+                Some(Ok(message @ (Message::Binary(_) | Message::Text(_)))) => {
+                    return Poll::Ready(Some(Ok(message)));
+                }
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                Some(Ok(Message::Close(_))) => self.closing = true,
+                None => self.ended = true,
+                Some(Err(error)) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(self.fault(cx, error))));
+                }
+            }
+        }
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// If the connection is closed or breaks.
+    pub async fn send_message(&mut self, message: Message) -> io::Result<()> {
+        futures_util::SinkExt::send(&mut self.socket, message).await.map_err(io_error)
+    }
+
+    /// Tells the peer its fault with a close frame (RFC 6455, section 7.4.1).
+    fn fault(&mut self, cx: &mut Context<'_>, error: Error) -> io::Error {
         let (code, text) = match &error {
             Error::Capacity(CapacityError::MessageTooLong { .. }) => (CloseCode::Size, "message too long"),
             Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) | Error::ConnectionClosed => {
-                return Poll::Ready(Err(io_error(error)));
+                return io_error(error);
             }
-            Error::Protocol(_) | Error::Utf8(_) => (CloseCode::Protocol, "protocol error"),
-            _ => return Poll::Ready(Err(io_error(error))),
+            Error::Protocol(_) => (CloseCode::Protocol, "protocol error"),
+            Error::Utf8(_) => (CloseCode::Invalid, "text that is not UTF-8"),
+            _ => return io_error(error),
         };
         if self.fault.replace((code, text)).is_none() {
             let frame = CloseFrame { code, reason: text.into() };
@@ -89,7 +130,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WebSocketCarrier<IO> {
             let _queued = Pin::new(&mut self.socket).start_send(Message::Close(Some(frame)));
             let _flushed = Pin::new(&mut self.socket).poll_flush(cx);
         }
-        Poll::Ready(Err(io_error(error)))
+        io_error(error)
     }
 }
 
@@ -110,24 +151,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocketCarrier<IO> {
                 this.unread.advance(part);
                 return Poll::Ready(Ok(()));
             }
-            if this.ended {
-                return Poll::Ready(Ok(()));
-            }
-            match ready!(Pin::new(&mut this.socket).poll_next(cx)) {
+            match ready!(this.poll_message(cx)) {
+                None => return Poll::Ready(Ok(())),
                 Some(Ok(Message::Binary(bytes))) => this.unread = bytes,
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Ok(Message::Close(_))) | None => this.ended = true,
-                Some(Ok(Message::Text(_))) => {
+                Some(Ok(_text)) => {
                     this.ended = true;
                     let frame = CloseFrame { code: CloseCode::Unsupported, reason: "binary only".into() };
                     let _queued = Pin::new(&mut this.socket).start_send(Message::Close(Some(frame)));
                     let _flushed = Pin::new(&mut this.socket).poll_flush(cx);
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a text message")));
                 }
-                Some(Err(error)) => {
-                    this.ended = true;
-                    return this.poll_fault(cx, error);
-                }
+                Some(Err(error)) => return Poll::Ready(Err(error)),
             }
         }
     }

@@ -24,6 +24,8 @@ const TARGETS: &[(&str, u32)] = &[
     ("ticket", 512),
     ("enrolment", 512),
     ("head", 1024),
+    ("identity_token", 1024),
+    ("identity_claims", 1024),
 ];
 
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -57,14 +59,14 @@ pub(super) fn run(arguments: &FuzzArguments) -> anyhow::Result<ExitCode> {
     let names: Vec<&str> = TARGETS.iter().map(|(name, _)| *name).collect();
     ensure!(!targets.is_empty(), "the targets are {}", names.join(", "));
     let programs = build()?;
-    println!("{:<10} {:>12} {:>9}  findings", "target", "inputs", "inputs/s");
+    println!("{:<15} {:>12} {:>9}  findings", "target", "inputs", "inputs/s");
     let mut found = false;
     for (name, longest) in targets {
         let outcome = fuzz(&programs, name, *longest, arguments.inputs)?;
         found |= !outcome.findings.is_empty();
-        println!("{name:<10} {:>12} {:>9}  {}", outcome.inputs, outcome.per_second, outcome.findings.len());
+        println!("{name:<15} {:>12} {:>9}  {}", outcome.inputs, outcome.per_second, outcome.findings.len());
         for finding in &outcome.findings {
-            println!("           {}", finding.display());
+            println!("                {}", finding.display());
         }
     }
     Ok(if found { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -118,6 +118,26 @@ async fn text_and_unmasked_frames_are_refused() {
     assert!(server.read(&mut [0; 8]).await.is_err());
 }
 
+#[tokio::test]
+async fn text_that_is_not_utf_8_is_refused_with_1007() {
+    let (mut raw, mut server) = super::tests::server().await;
+    raw.write_all(&frame(0x81, &[0xce])).await.unwrap();
+    assert!(server.read(&mut [0; 8]).await.is_err());
+    assert_eq!(close_code(&mut raw).await, 1007);
+}
+
+/// Whoever only reads answers it too: nothing is written any more once the peer has closed.
+#[tokio::test]
+async fn a_close_frame_is_answered_and_is_the_end() {
+    let (mut raw, mut server) = super::tests::server().await;
+    raw.write_all(&frame(0x82, b"last")).await.unwrap();
+    raw.write_all(&frame(0x88, &1001u16.to_be_bytes())).await.unwrap();
+    let mut got = Vec::new();
+    server.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"last");
+    assert_eq!(close_code(&mut raw).await, 1001);
+}
+
 #[test]
 fn an_upgrade_must_be_ours() {
     let headers = |change: &[(&'static str, &'static str)]| {

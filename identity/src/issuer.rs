@@ -1,0 +1,172 @@
+//! One issuer while the program runs: its rules, its keys, and what it can ask.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use crate::{
+    Accepted, Dial, Fetch, FetchError, HttpsFetch, IssuerConfig, Note, VerifyError,
+    claims::check_groups,
+    config::Rules,
+    entra::{EntraRules, Entrant, Graph, Membership, PopRules},
+    key_set::Key,
+    keys::{KeySource, Keys},
+    token::Unverified,
+    trace::Trace,
+};
+
+/// An issuer, ready to judge.
+#[derive(Debug)]
+pub(crate) struct Issuer {
+    config: IssuerConfig,
+    /// One for each source, in their order.
+    keys: Vec<(KeySource, Arc<Keys>)>,
+    graph: Option<Graph>,
+}
+
+/// A verdict, and until when it may be repeated without looking again.
+pub(crate) type Judged = (Accepted, SystemTime);
+
+impl Issuer {
+    /// Asks by `fetch`; keys of `before` that are from the same places are kept.
+    pub(crate) fn new(config: IssuerConfig, fetch: &Arc<dyn Fetch>, before: &[Arc<Issuer>]) -> Self {
+        let kept = |source: &KeySource| {
+            let same = before.iter().filter(|issuer| issuer.config.roots == config.roots);
+            let mut keys = same.flat_map(|issuer| &issuer.keys);
+            keys.find(|(known, _)| known == source).map(|(_, keys)| Arc::clone(keys))
+        };
+        let keys = config.sources().into_iter().map(|source| {
+            let keys =
+                kept(&source).unwrap_or_else(|| Arc::new(Keys::new(source.clone(), Arc::clone(fetch))));
+            (source, keys)
+        });
+        let keys = keys.collect();
+        let graph = match &config.rules {
+            Rules::Entra(rules) => rules
+                .graph
+                .clone()
+                .map(|credential| Graph::new(rules.cloud.clone(), credential, Arc::clone(fetch))),
+            Rules::Oidc { .. } => None,
+        };
+        Self { config, keys, graph }
+    }
+
+    /// How this issuer is asked: by https, trusted by nobody but its own authorities.
+    pub(crate) fn fetch(config: &IssuerConfig, dial: &Arc<dyn Dial>) -> Result<Arc<dyn Fetch>, FetchError> {
+        let fetch = HttpsFetch::new(&config.roots, Arc::clone(dial))?;
+        let plain = match &config.rules {
+            Rules::Entra(rules) => rules.graph.as_ref().and_then(Graph::plain_authority),
+            Rules::Oidc { .. } => None,
+        };
+        Ok(Arc::new(match plain {
+            Some(authority) => fetch.with_plain(authority),
+            None => fetch,
+        }))
+    }
+
+    /// The number of the source that an `iss` is of, if it is one of this issuer's.
+    pub(crate) fn source(&self, iss: &str) -> Option<usize> {
+        self.keys.iter().position(|(source, _)| source.issuer == iss)
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Arc<Keys>> {
+        self.keys.iter().map(|(_, keys)| keys)
+    }
+
+    /// Whether and how proofs of possession are taken.
+    pub(crate) fn pop(&self) -> Option<&PopRules> {
+        match &self.config.rules {
+            Rules::Entra(rules) => rules.pop.as_ref(),
+            Rules::Oidc { .. } => None,
+        }
+    }
+
+    /// Judges a token whose `iss` is of this source. `proven` says that the key in its `cnf` was shown.
+    pub(crate) async fn judge(
+        &self,
+        token: &Unverified<'_>,
+        source: usize,
+        now: SystemTime,
+        proven: bool,
+        trace: &mut Trace,
+    ) -> Result<Judged, VerifyError> {
+        if !self.config.algorithms.contains(&token.algorithm) {
+            return Err(VerifyError::Algorithm);
+        }
+        let key = self.signed_by(token, source).await?;
+        trace.held("signature", || {
+            format!(
+                "by the issuer's key {:?}, {}",
+                token.key_id.as_deref().unwrap_or("without an id"),
+                token.algorithm
+            )
+        });
+        match &self.config.rules {
+            Rules::Oidc { rules, .. } => {
+                let accepted = rules.identity(&token.claims, now, trace)?;
+                let until = accepted.identity.expires_at;
+                Ok((accepted, until))
+            }
+            Rules::Entra(rules) => {
+                let origin = rules.origin(source).ok_or(VerifyError::Issuer)?;
+                rules.check_key(key.issuer.as_deref(), &origin)?;
+                let entrant = rules.entrant(&token.claims, &origin, now, proven, trace)?;
+                self.with_groups(rules, entrant, now, trace).await
+            }
+        }
+    }
+
+    /// The key by which the signature holds.
+    async fn signed_by(&self, token: &Unverified<'_>, source: usize) -> Result<Arc<Key>, VerifyError> {
+        let (_, keys) = self.keys.get(source).ok_or(VerifyError::Issuer)?;
+        let key =
+            keys.find(token.key_id.as_deref(), token.algorithm).await?.ok_or(VerifyError::UnknownKey)?;
+        let ready = key.for_algorithm(token.algorithm).ok_or(VerifyError::Algorithm)?;
+        ready.verify_sig(token.signed.as_bytes(), &token.signature).map_err(|_| VerifyError::Signature)?;
+        Ok(key)
+    }
+
+    async fn with_groups(
+        &self,
+        rules: &EntraRules,
+        entrant: Entrant,
+        now: SystemTime,
+        trace: &mut Trace,
+    ) -> Result<Judged, VerifyError> {
+        let Entrant { mut identity, tenant, object, is_app, membership } = entrant;
+        let mut until = identity.expires_at;
+        let mut notes = Vec::new();
+        match (membership, &self.graph) {
+            (Membership::Told(groups), _) => identity.groups = groups,
+            (Membership::Overage, None) => {
+                notes.push(Note::NoGroups(
+                    "the token has too many, and no credential for Graph is configured".into(),
+                ));
+            }
+            (Membership::Overage, Some(graph)) => {
+                let (groups, fresh) = graph.groups(&tenant, &object, is_app, now).await;
+                until = until.min(now + fresh.min(Duration::from_secs(300)));
+                match groups {
+                    Ok(ids) => {
+                        let prefix = rules.groups_prefix.as_deref().unwrap_or_default();
+                        identity.groups = ids.into_iter().map(|id| format!("{prefix}{id}")).collect();
+                        identity
+                            .groups
+                            .iter()
+                            .try_for_each(|group| check_groups(std::slice::from_ref(group)))?;
+                    }
+                    Err(why) => notes.push(Note::NoGroups(format!("Graph: {why}"))),
+                }
+            }
+        }
+        for note in &notes {
+            tracing::warn!(principal = %identity.principal, %note, "a user goes on with fewer rights");
+        }
+        trace.held("groups", || {
+            let told = notes.iter().map(ToString::to_string);
+            told.chain(identity.groups.iter().cloned()).collect::<Vec<_>>().join(" ")
+        });
+        Ok((Accepted { identity, notes }, until))
+    }
+}
