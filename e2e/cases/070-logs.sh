@@ -11,7 +11,8 @@ kubectl run slow --image="$IMAGE" --restart=Never --command -- sh -c 'for n in 1
 kubectl wait pod/slow --for=jsonpath='{.status.phase}'=Running --timeout=60s >/dev/null 2>&1
 kubectl logs -f slow
 kubectl delete pod slow --now >/dev/null
-kubectl run again --image="$IMAGE" --restart=OnFailure --command -- sh -c 'if [ -e /tmp/x ]; then sleep 60; fi; echo first; exit 1'
+# What the first run leaves must outlive it, so that the second stays: of a third, the first one's log would be gone.
+kubectl run again --image="$IMAGE" --restart=OnFailure --overrides='{"spec":{"volumes":[{"name":"kept","emptyDir":{}}],"containers":[{"name":"again","image":"'"$IMAGE"'","command":["sh","-c","if [ -e /kept/x ]; then sleep 600; fi; echo first; touch /kept/x; exit 1"],"volumeMounts":[{"name":"kept","mountPath":"/kept"}]}]}}'
 for n in $(seq 200); do [ "$(kubectl get pod again -o jsonpath='{.status.containerStatuses[0].restartCount}')" = 1 ] && break; sleep 0.1; done
 kubectl logs again --previous
 kubectl delete pod again --now >/dev/null

@@ -25,6 +25,8 @@ const BACK_WITHIN: Duration = Duration::from_secs(30);
 const QUIET_WITHIN: Duration = Duration::from_secs(100);
 /// Idle connections of pools are closed after 50 s: what is still there then stays.
 const IDLE_FOR: Duration = Duration::from_secs(65);
+/// Bytes of the file that is copied.
+const COPIED: u64 = 60_000_000;
 /// The namespace of the load.
 const NAMESPACE: &str = "kill";
 
@@ -61,6 +63,8 @@ pub struct Findings {
     pub cut: u32,
     /// Commands that had ended well before the cut.
     pub whole: u32,
+    /// Commands that went on when the relay was killed and came back.
+    pub survived: u32,
     /// The longest that a cut command took to end.
     pub slowest_end: Duration,
     /// The longest until the next command worked.
@@ -140,10 +144,11 @@ pub fn run(
         play.round(victim, after)?;
         let findings = &play.findings;
         say(&format!(
-            "round {round}/{rounds}: {victim} after {} ms; {} cut, {} whole, {} faults",
+            "round {round}/{rounds}: {victim} after {} ms; {} cut, {} whole, {} survived, {} faults",
             after.as_millis(),
             findings.cut,
             findings.whole,
+            findings.survived,
             findings.faults.len()
         ));
     }
@@ -235,24 +240,80 @@ impl Play<'_> {
     fn round(&mut self, victim: Victim, after: Duration) -> anyhow::Result<()> {
         let flights = self.load()?;
         pause(after);
+        let mut restarted = Instant::now();
         match victim {
-            Victim::Relay => self.stage.relay.kill(),
-            Victim::Agent => self.stage.agent.kill(),
-            Victim::Proxy => self.proxy.as_mut().context("the proxy runs")?.process.kill(),
-            Victim::Apiserver => self.stage.cluster.kill("kube-apiserver")?,
+            Victim::Relay => {
+                self.stage.relay.kill();
+                self.stage.restart_relay()?;
+                restarted = Instant::now();
+                self.all_survive(flights)?;
+            }
+            Victim::Agent => {
+                // Until it is replaced it might come back, and what it holds is waited for.
+                self.stage.restart_agent()?;
+                restarted = Instant::now();
+                self.judge_all(flights, victim);
+            }
+            Victim::Proxy => {
+                self.proxy.as_mut().context("the proxy runs")?.process.kill();
+                self.judge_all(flights, victim);
+                self.restart_proxy()?;
+            }
+            Victim::Apiserver => {
+                self.stage.cluster.kill("kube-apiserver")?;
+                self.judge_all(flights, victim);
+                self.stage.cluster.restart_apiserver()?;
+            }
         }
+        self.works_again(victim, restarted.max(Instant::now()))
+    }
+
+    fn judge_all(&mut self, flights: Vec<Flight>, victim: Victim) {
         let killed = Instant::now();
         for flight in flights {
             self.judge(flight, victim, killed);
         }
-        let restarted = Instant::now();
-        match victim {
-            Victim::Relay => self.stage.restart_relay()?,
-            Victim::Agent => self.stage.restart_agent()?,
-            Victim::Proxy => self.restart_proxy()?,
-            Victim::Apiserver => self.stage.cluster.restart_apiserver()?,
+    }
+
+    /// The relay was killed and is back: whatever was under way goes on, and what has an end comes to it.
+    fn all_survive(&mut self, flights: Vec<Flight>) -> anyhow::Result<()> {
+        let back = Instant::now();
+        let (with_end, endless): (Vec<_>, Vec<_>) = flights.into_iter().partition(|flight| flight.may_end_well);
+        for mut flight in with_end {
+            let status = loop {
+                match flight.child.try_wait()? {
+                    Some(status) => break Some(status),
+                    None if back.elapsed() > BACK_WITHIN => break None,
+                    None => pause(Duration::from_millis(10)),
+                }
+            };
+            let copied = fs::metadata(self.folder.path().join("copy")).map_or(0, |file| file.len());
+            let whole = status.is_some_and(|status| status.success())
+                && (flight.what != "cp" || copied == COPIED);
+            if whole {
+                self.findings.survived += 1;
+            } else {
+                let said = said(&mut flight);
+                self.findings.faults.push(format!("relay killed: {} did not survive: {status:?} {said}", flight.what));
+                self.stop(vec![flight]);
+            }
         }
-        self.works_again(victim, restarted)
+        let _removed = fs::remove_file(self.folder.path().join("copy"));
+        for mut flight in endless {
+            match flight.child.try_wait()? {
+                None => {
+                    self.findings.survived += 1;
+                    self.stop(vec![flight]);
+                }
+                Some(status) => {
+                    let said = said(&mut flight);
+                    self.findings
+                        .faults
+                        .push(format!("relay killed: {} did not survive: {status} {said}", flight.what));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn restart_proxy(&mut self) -> anyhow::Result<()> {
@@ -278,10 +339,7 @@ impl Play<'_> {
             }
         };
         self.findings.slowest_end = self.findings.slowest_end.max(killed.elapsed());
-        let mut said = String::new();
-        if let Some(mut stderr) = flight.child.stderr.take() {
-            let _read = stderr.read_to_string(&mut said);
-        }
+        let said = said(&mut flight);
         let mut printed = String::new();
         if let Some(mut stdout) = flight.child.stdout.take() {
             let _read = stdout.read_to_string(&mut printed);
@@ -297,7 +355,7 @@ impl Play<'_> {
                 .findings
                 .faults
                 .push(format!("{victim} killed: {} was cut and says that all is well", flight.what)),
-            Some(0) if flight.what == "cp" && copied != 60_000_000 => self
+            Some(0) if flight.what == "cp" && copied != COPIED => self
                 .findings
                 .faults
                 .push(format!("{victim} killed: cp says that all is well after {copied} bytes")),
@@ -391,6 +449,15 @@ impl Play<'_> {
             pause(Duration::from_secs(1));
         }
     }
+}
+
+/// What a command that has ended said on standard error.
+fn said(flight: &mut Flight) -> String {
+    let mut said = String::new();
+    if let Some(mut stderr) = flight.child.stderr.take() {
+        let _read = stderr.read_to_string(&mut said);
+    }
+    said
 }
 
 impl Holds {

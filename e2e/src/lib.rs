@@ -13,6 +13,7 @@ pub mod kill;
 pub mod pod;
 pub mod process;
 pub mod programs;
+pub mod resume;
 pub mod stage;
 pub mod suite;
 pub mod table;

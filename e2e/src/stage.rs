@@ -314,7 +314,9 @@ fn start_agent(
         .args(["--oidc-issuer-url", &issuer.url(), "--oidc-client-id", CLUSTER_AUDIENCE])
         .args(["--oidc-username-prefix", "-", "--oidc-groups-claim", "groups"])
         .args(["--oidc-signing-algs", "ES256", "--oidc-ca-file"])
-        .arg(folder.join("issuer-ca.pem"));
+        .arg(folder.join("issuer-ca.pem"))
+        // What a proxy that was killed leaves behind is gone soon.
+        .args(["--resume-timeout", "20s"]);
     if let Some(file) = enrolment {
         command.arg("--enrolment-token-file").arg(file);
     }

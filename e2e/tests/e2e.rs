@@ -8,6 +8,7 @@ use towline_e2e::{
     bad_days::{self, Trouble},
     blind, blind_run, kill, pod,
     programs::Programs,
+    resume,
     stage::Stage,
     suite::{self, Check},
     table::{self, Selection},
@@ -112,6 +113,9 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
         Check::new("the_agent_runs_in_a_pod_with_the_least_rights", || pod::run(&*stage.try_borrow()?)),
         Check::new("sigterm_ends_relay_and_agent_well", || {
             with_trouble(&|_, stage| bad_days::ends_when_told(stage))
+        }),
+        Check::new("streams_outlive_a_relay_that_is_killed_again_and_again", || {
+            resume::survives(&mut *stage.try_borrow_mut()?, resume::DEATHS)
         }),
         Check::new("t39_five_rounds_of_kill_9_under_load_leave_nothing_behind", || {
             let mut stage = stage.try_borrow_mut()?;

@@ -82,12 +82,23 @@ impl InnerConnection {
     }
 }
 
+/// Whether the cluster's agent was there when a stream was opened last.
+#[derive(Clone, Copy, Debug)]
+enum Presence {
+    /// Nobody asked yet: nothing is known to be coming back.
+    Unknown,
+    There,
+    /// It was there before, until about then.
+    AwaySince(Instant),
+}
+
 /// The inner connections to one cluster.
 pub struct Pool {
     cluster: ClusterId,
     connector: InnerConnector,
     link: Arc<Link>,
     idle: Mutex<VecDeque<(Instant, InnerConnection)>>,
+    presence: Mutex<Presence>,
     /// Makes the next connection before it is asked for.
     prewarming: Mutex<Option<AbortOnDropHandle<()>>>,
     _sweeper: AbortOnDropHandle<()>,
@@ -111,6 +122,7 @@ impl Pool {
             connector,
             link,
             idle: Mutex::new(VecDeque::new()),
+            presence: Mutex::new(Presence::Unknown),
             prewarming: Mutex::new(None),
             _sweeper: AbortOnDropHandle::new(tokio::spawn(sweep(Weak::clone(pool)))),
         }))
@@ -174,17 +186,40 @@ impl Pool {
         loop {
             let session = self.link.session().await?;
             let report = match timeout(INNER_WITHIN, self.open(&session)).await {
-                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Ok(connection)) => {
+                    *self.presence() = Presence::There;
+                    return Ok(connection);
+                }
                 Ok(Err(report)) => report,
                 Err(_elapsed) => Report::new(Fault::AgentTimeout, "the inner handshake is not answered"),
             };
-            let replaced =
-                matches!(report.fault, Fault::CarrierLost | Fault::RelayDraining | Fault::AgentDraining);
+            let replaced = match report.fault {
+                Fault::CarrierLost | Fault::RelayDraining | Fault::AgentDraining => true,
+                Fault::AgentOffline => self.may_just_be_away(),
+                _ => false,
+            };
             if !replaced || begun.elapsed() >= HOLD {
                 return Err(report);
             }
             tracing::debug!(%report, cluster = %self.cluster, "the stream was refused; trying again");
             sleep(backoff.after_failure(Duration::ZERO, backoff::random())).await;
+        }
+    }
+
+    fn presence(&self) -> MutexGuard<'_, Presence> {
+        self.presence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an agent that is not connected was so a moment ago: it may be on its way back, or its successor is.
+    fn may_just_be_away(&self) -> bool {
+        let mut presence = self.presence();
+        match *presence {
+            Presence::Unknown => false,
+            Presence::There => {
+                *presence = Presence::AwaySince(Instant::now());
+                true
+            }
+            Presence::AwaySince(since) => since.elapsed() < HOLD,
         }
     }
 
