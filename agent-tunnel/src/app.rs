@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
-use towline_identity::{IssuerConfig, Verifier};
+use towline_identity::{TrustSettings, TrustSource, Verifier};
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     drain::{DrainTrigger, drain},
@@ -61,7 +61,7 @@ pub struct Config {
     /// `NAMESPACE/NAME` of a service account whose tokens requests go with; the agent's own where there is none.
     pub impersonator: Option<String>,
     /// Whose tokens for the cluster's audience are accepted.
-    pub issuer: IssuerConfig,
+    pub issuer: TrustSource,
     /// Where metrics are served.
     pub metrics_listen: SocketAddr,
     /// How long streams may go on after a drain began.
@@ -103,9 +103,9 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     }
     let identity = dir.identity()?;
     let cluster = identity.public().cluster_id();
-    let issuer = config.issuer.issuer().to_owned();
-    let verifier = Verifier::new(config.issuer)
-        .map_err(|error| Report::new(Fault::ConfigInvalid, format!("--oidc-ca-file: {error}")))?;
+    let issuer = config.issuer.trust.names();
+    let verifier = Verifier::new(config.issuer.trust)
+        .map_err(|error| Report::new(Fault::ConfigInvalid, format!("the issuer's authorities: {error}")))?;
 
     let ledger = Ledger::new(config.limits.max_buffered_bytes);
     let metrics = Metrics::new(ledger.clone());
@@ -134,6 +134,9 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     beside.spawn(health::serve(listener, metrics.clone()));
     beside.spawn(keep_fresh(Arc::clone(&acceptor)));
     beside.spawn(async move { match keeper.watch().await {} });
+    if let Some(settings) = config.issuer.settings {
+        beside.spawn(keep_loaded(Arc::clone(&acceptor), settings));
+    }
     let uplink = AbortOnDropHandle::new(tokio::spawn(uplink.run(watcher)));
     Ok(Running { cluster, metrics_address, metrics, status, uplink, outcome: None, trigger, _beside: beside })
 }
@@ -155,6 +158,11 @@ async fn keep_fresh(acceptor: Arc<Acceptor>) {
         warn!(%error, "the issuer's keys can't be had yet; they are asked for again when a token needs them");
     }
     tokio::join!(forwarder.verifier().keep_fresh(), forwarder.apiserver().keep_pool());
+}
+
+/// Takes up what changes in the files that say whom to trust.
+async fn keep_loaded(acceptor: Arc<Acceptor>, settings: TrustSettings) {
+    acceptor.forwarder().verifier().keep_loaded(&settings).await;
 }
 
 impl Running {

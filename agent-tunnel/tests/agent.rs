@@ -58,7 +58,7 @@ impl World {
             relay_ca_file: None,
             apiserver: ApiserverConfig::Kubeconfig { path: self.cap.kubeconfig(&self.folder), context: None },
             impersonator: None,
-            issuer: issuer_config(&self.issuer, &self.folder),
+            issuer: issuer_config(&self.issuer, &self.folder).into(),
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             drain_timeout: Duration::from_secs(5),
             resume_timeout: Duration::from_secs(60),

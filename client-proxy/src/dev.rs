@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio_util::task::AbortOnDropHandle;
 use towline_agent::dial::ApiserverConfig;
 use towline_identity::{
-    IssuerConfig, IssuerSettings,
+    IssuerConfig, IssuerSettings, TrustSource,
     dev::{DevIssuer, TokenRequest},
 };
 use towline_relay::{
@@ -105,6 +105,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
             ca_file: Some(path("issuer-ca.pem")),
             ..IssuerSettings::default()
         })
+        .map(TrustSource::from)
         .map_err(|error| Report::new(Fault::Internal, error.to_string()))
     };
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));

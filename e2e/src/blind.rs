@@ -197,7 +197,7 @@ impl Rig {
             metrics_listen: "127.0.0.1:0".parse()?,
             tls: TlsSource::SelfSigned { names: vec!["127.0.0.1".into()], data_dir: data_dir.clone() },
             public: Some(RelayAddress::parse(&address.to_string())?),
-            issuer: trusts("towline-relay", None)?,
+            issuer: trusts("towline-relay", None)?.into(),
             certificate_life: Duration::from_secs(3600),
             drain_timeout: Duration::from_secs(1),
             limits: Limits::default(),

@@ -278,7 +278,8 @@ impl Play<'_> {
     /// The relay was killed and is back: whatever was under way goes on, and what has an end comes to it.
     fn all_survive(&mut self, flights: Vec<Flight>) -> anyhow::Result<()> {
         let back = Instant::now();
-        let (with_end, endless): (Vec<_>, Vec<_>) = flights.into_iter().partition(|flight| flight.may_end_well);
+        let (with_end, endless): (Vec<_>, Vec<_>) =
+            flights.into_iter().partition(|flight| flight.may_end_well);
         for mut flight in with_end {
             let status = loop {
                 match flight.child.try_wait()? {
@@ -288,13 +289,15 @@ impl Play<'_> {
                 }
             };
             let copied = fs::metadata(self.folder.path().join("copy")).map_or(0, |file| file.len());
-            let whole = status.is_some_and(|status| status.success())
-                && (flight.what != "cp" || copied == COPIED);
+            let whole =
+                status.is_some_and(|status| status.success()) && (flight.what != "cp" || copied == COPIED);
             if whole {
                 self.findings.survived += 1;
             } else {
                 let said = said(&mut flight);
-                self.findings.faults.push(format!("relay killed: {} did not survive: {status:?} {said}", flight.what));
+                self.findings
+                    .faults
+                    .push(format!("relay killed: {} did not survive: {status:?} {said}", flight.what));
                 self.stop(vec![flight]);
             }
         }

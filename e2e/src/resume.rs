@@ -43,20 +43,20 @@ pub fn survives(stage: &mut Stage, deaths: u32) -> anyhow::Result<()> {
     let tokens = stage.tokens(USER, &[GROUP], TOKEN_LIFETIME)?;
     let proxy = stage.proxy("resume", &tokens)?;
     let folder = tempfile::Builder::new().prefix("towline-resume-").tempdir()?;
-    let kubectl = |arguments: &[&str]| command(stage, &proxy, folder.path(), arguments);
+    let program = stage.cluster.programs().kubectl();
+    let kubectl = |arguments: &[&str]| command(&program, &proxy, folder.path(), arguments);
 
     let expected = output(kubectl(&["exec", "box", "--", "sh", "-c", &BYTES.replace("$PAUSE", "true")]))?;
     let paused = BYTES.replace("$PAUSE", "sleep 0.1");
     let bytes = folder.path().join("bytes");
-    let mut writing = kubectl(&["exec", "box", "--", "sh", "-c", &paused]).stdout(File::create(&bytes)?).spawn()?;
+    let mut writing =
+        kubectl(&["exec", "box", "--", "sh", "-c", &paused]).stdout(File::create(&bytes)?).spawn()?;
     let lines = folder.path().join("lines");
     let mut following = kubectl(&["logs", "-f", "talker"]).stdout(File::create(&lines)?).spawn()?;
     let copy = folder.path().join("copy");
     let mut copying = kubectl(&["cp", "box:/tmp/large", &copy.to_string_lossy()]).spawn()?;
-    let typing = kubectl(&["exec", "-i", "box", "--", "cat"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let typing =
+        kubectl(&["exec", "-i", "box", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let typed = thread::spawn(move || type_lines(typing));
     let digest = String::from_utf8(output(kubectl(&["exec", "box", "--", "sha256sum", "/tmp/large"]))?)?;
 
@@ -74,7 +74,12 @@ pub fn survives(stage: &mut Stage, deaths: u32) -> anyhow::Result<()> {
     let typed = typed.join().map_err(|_| anyhow::anyhow!("typing panicked"))?;
     ensure!(typed? == TYPED, "not every line that was typed came back");
     let written = fs::read(&bytes)?;
-    ensure!(written == expected, "exec wrote {} bytes, {} were expected, or others", written.len(), expected.len());
+    ensure!(
+        written == expected,
+        "exec wrote {} bytes, {} were expected, or others",
+        written.len(),
+        expected.len()
+    );
     let all: String = (1..=200).map(|n| format!("line {n}\n")).collect();
     ensure!(fs::read_to_string(&lines)? == all, "logs -f missed, repeated or mixed up lines");
     let local = Command::new("sha256sum").arg(&copy).output()?;
@@ -110,13 +115,14 @@ fn prepare(stage: &Stage) -> anyhow::Result<()> {
         let arguments = ["wait", "-n", NAMESPACE, pod, "--for=condition=Ready", "--timeout=60s"];
         stage.cluster.kubectl_output(&arguments)?;
     }
-    let ready = ["exec", "-n", NAMESPACE, "box", "--", "sh", "-c", "until [ -e /tmp/ready ]; do sleep 0.1; done"];
+    let ready =
+        ["exec", "-n", NAMESPACE, "box", "--", "sh", "-c", "until [ -e /tmp/ready ]; do sleep 0.1; done"];
     stage.cluster.kubectl_output(&ready)?;
     Ok(())
 }
 
-fn command(stage: &Stage, proxy: &Proxy, home: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(stage.cluster.programs().kubectl());
+fn command(program: &Path, proxy: &Proxy, home: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command
         .env("KUBECONFIG", &proxy.kubeconfig)
         .env("HOME", home)

@@ -5,6 +5,7 @@
 //! `identity/cel-oracle` compares. An error while it is evaluated denies.
 
 mod check;
+mod has;
 mod library;
 mod patterns;
 mod types;
@@ -56,13 +57,20 @@ impl Expression {
         // Without macros first: what people wrote is easier to judge than what it expands to.
         let parse = |env: &Env| {
             let parser = env.parser().max_recursion_depth(MAX_DEPTH);
-            parser.parse(source).map(Arc::new).map_err(|error| format!("is not CEL: {error}"))
+            parser.parse(source).map_err(|error| format!("is not CEL: {error}"))
         };
-        let tree = parse(&Env::default())?;
+        let tree = Arc::new(parse(&Env::default())?);
         let mut patterns = BTreeMap::new();
         let kind = check::check(&tree, variable, &mut patterns)?;
-        let program = parse(&library::environment())?;
-        Ok(Self { source: source.into(), tree, program, patterns: Arc::new(patterns), kind })
+        let mut program = parse(&library::environment())?;
+        has::rewrite(&mut program);
+        Ok(Self {
+            source: source.into(),
+            tree,
+            program: Arc::new(program),
+            patterns: Arc::new(patterns),
+            kind,
+        })
     }
 
     /// The expression as it was written.
@@ -82,7 +90,7 @@ impl Expression {
 
     fn evaluate(&self, scope: &Scope) -> Result<Value, VerifyError> {
         let mut context = Context::with_env(library::environment());
-        library::add_patterns(&mut context, &self.patterns).map_err(|why| self.failed(&why))?;
+        library::add_functions(&mut context, &self.patterns).map_err(|why| self.failed(&why))?;
         scope.bind(&mut context);
         // Values stand in the crate's messages, and secrets may stand in claims.
         Value::resolve(&self.program, &context).map_err(|_| self.failed("can't be evaluated"))

@@ -278,3 +278,6 @@ pub(crate) fn restrict(issuers: &mut [IssuerConfig], names: &[String]) -> Result
     }
     if faults.is_empty() { Ok(()) } else { Err(ConfigError(faults)) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! A signed token as text: JWS compact serialisation (RFC 7515), read strictly.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use data_encoding::BASE64URL_NOPAD;
 use serde::{
@@ -17,11 +17,11 @@ pub(crate) const MAX_TOKEN: usize = 16 * 1024;
 /// A JSON object whose keys stand once each: software that takes the first of two, or the last, can be made to
 /// disagree with other software.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Object(Vec<(String, Value)>);
+pub(crate) struct Object(BTreeMap<String, Value>);
 
 impl Object {
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
-        self.0.iter().find(|(found, _)| found == key).map(|(_, value)| value)
+        self.0.get(key)
     }
 
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
@@ -42,12 +42,11 @@ impl<'de> Deserialize<'de> for Object {
                 f.write_str("a JSON object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
-                let mut entries: Vec<(String, Value)> = Vec::new();
+                let mut entries = BTreeMap::new();
                 while let Some((key, value)) = map.next_entry::<String, Value>()? {
-                    if entries.iter().any(|(found, _)| *found == key) {
+                    if entries.insert(key, value).is_some() {
                         return Err(serde::de::Error::custom("a key stands twice"));
                     }
-                    entries.push((key, value));
                 }
                 Ok(Object(entries))
             }

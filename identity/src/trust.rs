@@ -49,6 +49,11 @@ impl Trust {
         if faults.is_empty() { Ok(Self { issuers }) } else { Err(ConfigError(faults)) }
     }
 
+    /// The audiences of all of them.
+    pub fn audiences(&self) -> Vec<&str> {
+        self.issuers.iter().flat_map(IssuerConfig::audiences).map(String::as_str).collect()
+    }
+
     /// The issuers' URLs, for a log.
     pub fn names(&self) -> String {
         self.issuers.iter().map(IssuerConfig::issuer).collect::<Vec<_>>().join(", ")

@@ -7,8 +7,11 @@ use clap::{Parser, Subcommand};
 use tokio::time::timeout;
 
 use crate::{
-    baseline, compare, cut, fairness, fleet, goodput, keystroke, latency, memory, opens, report, storm,
-    terms::Terms, told::Told,
+    baseline, compare, cut, fairness,
+    figure::{Figure, LOAD},
+    fleet, goodput, keystroke, latency, memory, opens, procfs, report, storm,
+    terms::Terms,
+    told::Told,
 };
 
 /// What towline costs, measured on loopback, beside the direct way and beside its peers. Build it with --release.
@@ -92,6 +95,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     // What `report` reads is not what it writes.
     let kept = (!matches!(command, Command::Report(_))).then_some(terms.results.as_path());
     let mut told = Told::new(terms.json, kept, command.name())?;
+    if kept.is_some() {
+        // Figures from a machine that was busy with something else are worth less; whoever reads them is to know.
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        told.note(Figure::once(LOAD, "", procfs::load_average()?, cores));
+    }
     let (terms, told) = (&terms, &mut told);
     let measured = async {
         match command {

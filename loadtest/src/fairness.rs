@@ -27,6 +27,10 @@ use crate::{
 
 /// What waits for the reader that stalls.
 const WAITING: u64 = 1 << 30;
+/// How many stall, so that what each costs can be told.
+const STALLED: usize = 32;
+/// What a relay promises each stream beyond its ledger, both ways (KiB).
+const FLOORS: f64 = 32.0;
 /// Until it has got what its window allows.
 const STALLED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -54,10 +58,9 @@ pub async fn run(arguments: Arguments, terms: &Terms, told: &mut Told) -> anyhow
         equal_shares(&rig, path, load, terms, told).await?;
     }
     drop((simulated, programs));
+    // A relay whose heap has no room left over from bulk: what it grows by is what it holds.
     let rig = Rig::start(&[]).await?;
     let path = Simulated::end_to_end(&rig).await?;
-    // What its sessions need once they have carried anything is not the stalled reader's.
-    transfer::run(&path, rig.far.far(), Load::down(4, terms)).await?;
     what_is_held(&rig, &path, told).await?;
     beside_a_stalled_reader(Arc::new(path), arguments.others.into(), terms, told).await
 }
@@ -80,21 +83,26 @@ async fn equal_shares(
     Ok(())
 }
 
+/// What one stalled reader makes others hold: that of several, shared out, because a process's memory comes in larger
+/// pieces than a window.
 async fn what_is_held(rig: &Rig, path: &Simulated, told: &mut Told) -> anyhow::Result<()> {
     let promised = "towline_relay_buffered_bytes";
     let before = (settled(rig.relay.pid()).await?.private, rig.relay.metric(promised).await?);
-    let stalled = near::raw(path, Verb::Source(Some(WAITING))).await?;
+    let mut stalled = Vec::new();
+    for _ in 0..STALLED {
+        stalled.push(near::raw(path, Verb::Source(Some(WAITING))).await?);
+    }
     sleep(STALLED_WITHIN).await;
     let after = (settled(rig.relay.pid()).await?.private, rig.relay.metric(promised).await?);
-    let kib = |bytes: f64| bytes / 1024.0;
-    let grown = after.0.saturating_sub(before.0) as f64;
-    let note = |told: &mut Told, what: &str, value| {
-        told.note(Figure::once(format!("a stalled reader, 1 GiB waiting, {what}"), "KiB", value, 1));
-    };
-    note(told, "relay's memory grows by", kib(grown));
-    note(told, "relay promises more by", kib(after.1 - before.1));
-    note(told, "client's end holds", kib(path.client().connection().held() as f64));
-    note(told, "agent's end holds", kib(path.agent().connection().held() as f64));
+    let each = |bytes: f64| bytes / 1024.0 / STALLED as f64;
+    let what = |what: &str| format!("a stalled reader, 1 GiB waiting, {what}");
+    let grown = each(after.0.saturating_sub(before.0) as f64);
+    let allowance = each(after.1 - before.1) + FLOORS;
+    told.note(Figure::of_pairs(what("relay holds"), "KiB", "its allowance", &[(grown, allowance)]));
+    for (end, connection) in [("client", path.client().connection()), ("agent", path.agent().connection())] {
+        let held = each(connection.held() as f64);
+        told.note(Figure::once(what(&format!("{end}'s end holds")), "KiB", held, STALLED));
+    }
     drop(stalled);
     Ok(())
 }

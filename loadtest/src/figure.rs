@@ -67,6 +67,9 @@ impl Figure {
     }
 }
 
+/// The first figure of each command: how busy the machine was before it began; `n` is how many cores it has.
+pub const LOAD: &str = "load average of the machine, before";
+
 /// Stands above [`Figure::line`]s.
 pub const HEAD: &str = "what                                                                 value                        ratio (95 %)";
 

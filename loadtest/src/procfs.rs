@@ -30,6 +30,15 @@ pub fn cpu_of(pids: &[u32]) -> anyhow::Result<Duration> {
     pids.iter().map(|pid| cpu(*pid)).sum()
 }
 
+/// How many processes wanted to run, on average, in the minute before.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn load_average() -> anyhow::Result<f64> {
+    let text = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
+    Ok(text.split(' ').next().context("/proc/loadavg is empty")?.parse()?)
+}
+
 /// Memory of a process, in bytes (`smaps_rollup`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {

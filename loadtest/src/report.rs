@@ -15,7 +15,7 @@ use clap::Args;
 
 use self::targets::{TARGETS, Verdict};
 use crate::{
-    figure::{Figure, short},
+    figure::{Figure, LOAD, short},
     terms::Terms,
 };
 
@@ -53,7 +53,7 @@ pub fn run(arguments: Arguments, terms: &Terms) -> anyhow::Result<()> {
     let kept = read(&terms.results)?;
     ensure!(!kept.is_empty(), "nothing is kept in {}: run the other commands first", terms.results.display());
     let all: Vec<&Figure> = kept.iter().flat_map(|kept| &kept.figures).collect();
-    let about = about();
+    let about = about(&all);
     let html = arguments.html.unwrap_or_else(|| terms.results.join("report.html"));
     fs::write(&html, page::page(&kept, &about)).with_context(|| html.display().to_string())?;
     eprintln!("{} figures of {} commands: {}", all.len(), kept.len(), html.display());
@@ -89,16 +89,19 @@ fn read(folder: &Path) -> anyhow::Result<Vec<Kept>> {
 }
 
 /// On what it was measured, in a few words.
-fn about() -> String {
+fn about(all: &[&Figure]) -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let revision = Command::new("git").args(["describe", "--always", "--dirty", "--exclude=*"]).output();
     let revision = revision.ok().filter(|output| output.status.success());
     let revision = revision.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     let build = if cfg!(debug_assertions) { ", not a release build" } else { "" };
-    match revision {
-        Some(revision) => format!("{cores} cores, at `{revision}`{build}"),
-        None => format!("{cores} cores{build}"),
-    }
+    let revision = revision.map_or_else(String::new, |revision| format!(", at `{revision}`"));
+    let loads = all.iter().filter(|figure| figure.name == LOAD).map(|figure| figure.value);
+    let load = loads.reduce(f64::max);
+    let load = load.map_or_else(String::new, |load| {
+        format!("; load average of the machine before a command began: at most {}", short(load))
+    });
+    format!("{cores} cores{revision}{build}{load}")
 }
 
 /// The table of targets, as Markdown.

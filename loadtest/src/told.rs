@@ -41,8 +41,11 @@ impl Told {
         Ok(Self { json, file, begun: false, figures: Vec::new(), bar: None })
     }
 
-    /// Tells one.
+    /// Tells one. One without a number (of no bytes, in no time) has no line, and is remarked upon.
     pub fn note(&mut self, figure: Figure) {
+        if !figure.value.is_finite() {
+            return self.remark(&format!("{}: no figure", figure.name));
+        }
         let head = !self.json && !std::mem::replace(&mut self.begun, true);
         let line = if self.json { figure.json() } else { figure.line() };
         let print = || {
@@ -96,5 +99,21 @@ impl Drop for Told {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_is_kept_and_what_is_no_number_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut told = Told::new(true, Some(folder.path()), "x").unwrap();
+        told.note(Figure::once("none", "s", f64::NAN, 0));
+        told.note(Figure::once("one", "s", 1.0, 1));
+        assert_eq!(told.figures().len(), 1);
+        let kept = fs::read_to_string(folder.path().join("x.jsonl")).unwrap();
+        assert_eq!(kept, format!("{}\n", told.figures()[0].json()));
     }
 }

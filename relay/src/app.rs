@@ -8,7 +8,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use towline_identity::{IssuerConfig, Verifier};
+use towline_identity::{TrustSettings, TrustSource, Verifier};
 use towline_tunnel::{
     backoff,
     carrier::dial::RelayAddress,
@@ -59,7 +59,7 @@ pub struct Config {
     /// What agents and clients dial; the listener's address where none is given.
     pub public: Option<RelayAddress>,
     /// Whose tokens for the relay's audience are accepted.
-    pub issuer: IssuerConfig,
+    pub issuer: TrustSource,
     /// How long an agent instance's certificate lasts.
     pub certificate_life: Duration,
     /// How long streams may go on after a drain began.
@@ -177,8 +177,8 @@ async fn start_on(
     let registry = Registry::open(&config.data_dir).await?;
     registry.begin_serving(now).await?;
     let tls = OuterTls::load(config.tls, now)?;
-    let verifier =
-        Verifier::new(config.issuer).map_err(|error| Report::new(Fault::ConfigInvalid, error.to_string()))?;
+    let verifier = Verifier::new(config.issuer.trust)
+        .map_err(|error| Report::new(Fault::ConfigInvalid, error.to_string()))?;
     let ledger = Ledger::new(config.limits.max_buffered_bytes);
     let metrics = Metrics::new(ledger.clone());
     metrics.registry_available.set(1);
@@ -227,6 +227,9 @@ async fn start_on(
     tasks.spawn(sessions.follow(registry.clone(), clock));
     tasks.spawn(withdraw(Arc::clone(&relay), registry.clone()));
     tasks.spawn(keep_keys_fresh(Arc::clone(&relay)));
+    if let Some(settings) = config.issuer.settings {
+        tasks.spawn(keep_trust_loaded(Arc::clone(&relay), settings));
+    }
     tasks.spawn(health::serve(metrics_listener, metrics, Arc::clone(&readiness), watcher.clone()));
     tasks.spawn(accept::listen(listener, Arc::clone(&relay), watcher));
     readiness.set_accepting(true);
@@ -349,6 +352,11 @@ async fn withdraw(relay: Arc<Relay>, registry: Registry) {
             }
         }
     }
+}
+
+/// Takes up what changes in the files that say whom to trust.
+async fn keep_trust_loaded(relay: Arc<Relay>, settings: TrustSettings) {
+    relay.authenticator.verifier().keep_loaded(&settings).await;
 }
 
 async fn keep_keys_fresh(relay: Arc<Relay>) {

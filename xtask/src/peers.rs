@@ -17,6 +17,11 @@ use clap::{Subcommand, ValueEnum};
 
 const RATHOLE: &str = "0.5.0";
 
+/// A few megabytes; where there is no network, whoever waits is to hear of it.
+const FETCH_WITHIN: Duration = Duration::from_secs(120);
+/// Several times what a build takes on two cores that have nothing else to do.
+const BUILD_WITHIN: Duration = Duration::from_secs(1800);
+
 /// Where programs lie that are not for everyone's PATH.
 const SYSTEM_FOLDERS: &[&str] =
     &["/usr/local/sbin", "/usr/sbin", "/usr/local/bin", "/usr/bin", "/sbin", "/bin"];
@@ -248,8 +253,11 @@ fn unpack(packages: &[&str], folder: &Path) -> anyhow::Result<()> {
         Ok(names) if !names.is_empty() => names,
         // The lists of packages may never have been fetched, or be older than what the archive has.
         _ => {
-            let updated = Command::new("apt-get").arg("update").stdout(Stdio::null()).status();
-            ensure!(updated.is_ok_and(|status| status.success()), "apt-get update failed (it needs root)");
+            run_with_progress(
+                Command::new("apt-get").arg("update"),
+                "apt-get update (it needs root)",
+                FETCH_WITHIN,
+            )?;
             list()?
         }
     };
@@ -258,11 +266,11 @@ fn unpack(packages: &[&str], folder: &Path) -> anyhow::Result<()> {
     let done = (|| {
         let mut download = Command::new("apt-get");
         download.arg("download").args(&names).current_dir(partial.join("packages"));
-        run_with_progress(&mut download, "the download")?;
+        run_with_progress(&mut download, "the download", FETCH_WITHIN)?;
         for package in fs::read_dir(partial.join("packages"))? {
             let mut extract = Command::new("dpkg-deb");
             extract.arg("--extract").arg(package?.path()).arg(&partial);
-            run_with_progress(&mut extract, "unpacking")?;
+            run_with_progress(&mut extract, "unpacking", FETCH_WITHIN)?;
         }
         fs::remove_dir_all(partial.join("packages"))?;
         fs::remove_dir(folder)?;
@@ -285,7 +293,7 @@ fn build_rathole(folder: &Path) -> anyhow::Result<()> {
         .arg(folder)
         .env_remove("CARGO_TARGET_DIR")
         .current_dir(std::env::temp_dir());
-    run_with_progress(&mut install, "rathole")
+    run_with_progress(&mut install, "rathole", BUILD_WITHIN)
 }
 
 fn remotedialer_folder() -> PathBuf {
@@ -311,12 +319,12 @@ fn build_remotedialer(folder: &Path) -> anyhow::Result<()> {
         .env("CGO_ENABLED", "0")
         .env("GOFLAGS", "")
         .current_dir(remotedialer_folder());
-    run_with_progress(&mut build, "remotedialer")?;
+    run_with_progress(&mut build, "remotedialer", BUILD_WITHIN)?;
     Ok(fs::rename(&partial, folder.join("bin/remotedialer"))?)
 }
 
 /// Runs a command to its end, and says every ten seconds that it still runs.
-fn run_with_progress(command: &mut Command, what: &str) -> anyhow::Result<()> {
+fn run_with_progress(command: &mut Command, what: &str, within: Duration) -> anyhow::Result<()> {
     let begun = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -330,6 +338,11 @@ fn run_with_progress(command: &mut Command, what: &str) -> anyhow::Result<()> {
                 bail!("{what} failed ({status}); what it said is above");
             }
             return Ok(());
+        }
+        if begun.elapsed() > within {
+            child.kill()?;
+            child.wait()?;
+            bail!("{what} was not done within {within:?}");
         }
         if told.elapsed() > Duration::from_secs(10) {
             told = Instant::now();
@@ -352,6 +365,20 @@ mod tests {
                 peer.fix()
             );
         }
+    }
+
+    #[test]
+    fn what_does_not_end_is_ended() {
+        let begun = Instant::now();
+        let endless =
+            run_with_progress(Command::new("sleep").arg("600"), "sleeping", Duration::from_millis(200));
+        let told = format!("{:#}", endless.unwrap_err());
+        assert!(
+            told.contains("sleeping was not done") && begun.elapsed() < Duration::from_secs(60),
+            "{told}"
+        );
+        let failed = run_with_progress(&mut Command::new("false"), "failing", FETCH_WITHIN);
+        assert!(format!("{:#}", failed.unwrap_err()).contains("failing failed"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The list, and nothing else:
 //! - texts, whole numbers, doubles, `true`, `false`, `null`, lists of one type;
-//! - `claims.a.b`, `claims['a']`, `claims.?a`, `claims[?'a']`, `has(claims.a)`, an index of a list; the same on `user`;
+//! - `claims.a.b`, `claims['a']`, `claims.?a`, `claims[?'a']`, `has(claims.a.b)`, an index of a list; the same on `user`;
 //! - `&& || !`, `== != < <= > >=`, `in` a list, `? :`, `+` of texts, lists and numbers, one of the two known, `-` of numbers;
 //! - `all exists exists_one map filter` of what is known to be a list, one within another not;
 //! - `size startsWith endsWith contains`, `matches find findAll` with a constant pattern, `charAt indexOf lastIndexOf
@@ -228,9 +228,8 @@ impl Checker<'_> {
                     self.kind(tested)?;
                     match self.root(&select.operand, &select.field)? {
                         Some(_) => Ok(Type::Bool),
-                        // Of what is no map, cel-go says no and the crate gives an error.
                         None => match self.kind(&select.operand)? {
-                            Type::Map(_) => Ok(Type::Bool),
+                            Type::Map(_) | Type::Any => Ok(Type::Bool),
                             other => refuse(format_args!("has() of a member of {other}")),
                         },
                     }

@@ -15,6 +15,8 @@ use ::cel::{
 };
 use regex::Regex;
 
+use super::has;
+
 /// What expressions are evaluated in, once for all.
 pub(super) fn environment() -> Arc<Env> {
     static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| {
@@ -54,11 +56,14 @@ fn has_all(one: &CelList<'_>, other: &CelList<'_>) -> bool {
     other.inner().iter().all(|value| one.inner().iter().any(|found| **found == **value))
 }
 
-/// Functions over the patterns of one expression, which were all read when it was loaded.
-pub(super) fn add_patterns(
+/// What can't be declared once for all: functions of any value, and those over the patterns of one expression, which
+/// were all read when it was loaded.
+pub(super) fn add_functions(
     context: &mut Context<'_, '_>,
     patterns: &Arc<BTreeMap<String, Regex>>,
 ) -> Result<(), String> {
+    let told = |error: DeclarationError| error.to_string();
+    context.add_function(has::NAME, has::has).map_err(told)?;
     if patterns.is_empty() {
         return Ok(());
     }
@@ -80,7 +85,6 @@ pub(super) fn add_patterns(
         let found = regex.find_iter(&this).map(|found| text(found.as_str())).collect();
         Ok::<_, ExecutionError>(Value::List(Arc::new(found)))
     };
-    let told = |error: DeclarationError| error.to_string();
     context.add_function("matches", matches).map_err(told)?;
     context.add_function("find", find).map_err(told)?;
     context.add_function("findAll", find_all).map_err(told)?;

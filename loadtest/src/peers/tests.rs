@@ -59,7 +59,7 @@ async fn each_peer_that_is_there_carries_a_mebibyte_unchanged() {
                 let begun = Instant::now();
                 let running = kind.start(&installed, &far).await.unwrap();
                 assert!(!running.processes().is_empty());
-                timeout(Duration::from_secs(10), moves_a_mebibyte(&running)).await.unwrap().unwrap();
+                timeout(Duration::from_secs(30), moves_a_mebibyte(&running)).await.unwrap().unwrap();
                 say(&format!(
                     "{} carried a mebibyte, {:.1} s in all",
                     kind.name(),

@@ -75,10 +75,11 @@ pub(super) const TARGETS: &[Target] = &[
     ),
     value("keystroke echo beside bulk, p99", &["keystroke echo, ", "beside ", "$, p99"], AtMost(5.0)),
     value("equal bulk streams", &["16 equal bulk streams, ", "$Jain's index"], AtLeast(0.99)),
-    value(
+    ratio(
         "a stalled reader: what the relay holds",
-        &["a stalled reader, ", "$relay's memory grows by"],
-        AtMost(512.0),
+        &["a stalled reader, ", "$relay holds"],
+        "its allowance",
+        AtMost(1.0),
     ),
     value(
         "a stalled reader: what the client's end holds",

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args};
 use tokio::signal::unix::{SignalKind, signal};
-use towline_identity::{IssuerConfig, IssuerSettings};
+use towline_identity::{IssuerSettings, TrustSettings, TrustSource};
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     fault::{Fault, Report},
@@ -68,9 +68,19 @@ pub(super) struct Serve {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "People's tokens for the relay (OIDC)")]
 struct IssuerArgs {
+    /// kube-apiserver's own file with any number of issuers (apiserver.config.k8s.io/v1), in place of the flags below
+    #[arg(long, value_name = "FILE", conflicts_with = "oidc_issuer_url")]
+    authentication_config: Option<PathBuf>,
+    /// File that says which tokens of Microsoft Entra ID are taken
+    #[arg(long, value_name = "FILE")]
+    entra_config: Option<PathBuf>,
     /// Issuer's https URL
-    #[arg(long, value_name = "URL")]
-    oidc_issuer_url: String,
+    #[arg(
+        long,
+        value_name = "URL",
+        required_unless_present_any = ["authentication_config", "entra_config"]
+    )]
+    oidc_issuer_url: Option<String>,
     /// Audience that tokens for the relay have
     #[arg(long, value_name = "ID", default_value = "towline-relay")]
     oidc_client_id: String,
@@ -92,15 +102,16 @@ struct IssuerArgs {
     /// The only authorities (PEM) that the issuer is trusted by
     #[arg(long, value_name = "FILE")]
     oidc_ca_file: Option<PathBuf>,
-    /// Signature algorithms that are accepted
-    #[arg(long, value_name = "ALGS", value_delimiter = ',', default_value = "RS256")]
+    /// Signature algorithms that are accepted; RS256, or with --authentication-config kube-apiserver's, if not given
+    #[arg(long, value_name = "ALGS", value_delimiter = ',')]
     oidc_signing_algs: Vec<String>,
 }
 
 impl IssuerArgs {
-    fn parse(self) -> Result<IssuerConfig, Report> {
-        IssuerConfig::parse(IssuerSettings {
-            issuer_url: self.oidc_issuer_url,
+    fn parse(self) -> Result<TrustSource, Report> {
+        let signing_algs = self.oidc_signing_algs.clone();
+        let oidc = self.oidc_issuer_url.map(|issuer_url| IssuerSettings {
+            issuer_url,
             client_id: self.oidc_client_id,
             username_claim: self.oidc_username_claim,
             username_prefix: self.oidc_username_prefix,
@@ -109,6 +120,12 @@ impl IssuerArgs {
             required_claims: self.oidc_required_claim,
             ca_file: self.oidc_ca_file,
             signing_algs: self.oidc_signing_algs,
+        });
+        TrustSource::load(TrustSettings {
+            oidc,
+            authentication_config: self.authentication_config,
+            signing_algs,
+            entra_config: self.entra_config,
         })
         .map_err(|error| Report::new(Fault::ConfigInvalid, error.to_string()))
     }

@@ -93,7 +93,8 @@ impl Bench {
                 ca_file: Some(issuer_ca),
                 ..IssuerSettings::default()
             })
-            .unwrap(),
+            .unwrap()
+            .into(),
             certificate_life: Duration::from_secs(3600),
             drain_timeout: Duration::from_secs(20),
             limits,
