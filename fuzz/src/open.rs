@@ -1,12 +1,13 @@
-//! What OPEN and OPENED carry, and the tagged fields under all messages.
+//! What OPEN, OPENED, RESUME and RESUMED carry, and the tagged fields under all messages.
 
 use bytes::Bytes;
 use towline_tunnel::{
     ids::{ChannelId, ClusterId, InstanceId, StreamKey},
     proto::{
-        OpenRequest, Opened,
+        OpenRequest, Opened, ResumeRequest, Resumed,
         fields::{CRITICAL, Fields},
         open::MAX_TICKET,
+        resume::{Arrived, Claim, ResumeKey},
     },
 };
 
@@ -19,6 +20,21 @@ pub fn run(input: &[u8]) {
     }
     if let Ok(opened) = Opened::decode(input) {
         assert_eq!(Opened::decode(&opened.encode()), Ok(opened));
+    }
+    let proofs = ResumeKey::new(&[5; 32]);
+    if let Ok(request) = ResumeRequest::decode(&payload) {
+        assert!(request.ticket.as_ref().is_none_or(|ticket| ticket.len() <= MAX_TICKET));
+        assert_eq!(ResumeRequest::decode(&request.encode()).as_ref(), Ok(&request));
+        // Whoever has another key proves nothing.
+        let mut claim = Claim::new(request.key, request.cluster, request.instance, ResumeKey::new(&[6; 32]));
+        assert!(claim.accept(&request).is_err());
+    }
+    if let Ok(resumed) = Resumed::decode(input) {
+        assert_eq!(Resumed::decode(&resumed.encode()), Ok(resumed));
+        let (key, cluster) = (StreamKey::from_bytes([1; 16]), ClusterId::from_bytes([2; 32]));
+        let mut claim = Claim::new(key, cluster, InstanceId::from_bytes([4; 16]), proofs);
+        claim.ask(Arrived { bytes: 7, fin: false }, 9);
+        assert!(!claim.is_answer(&resumed), "nothing but the agent's own answer counts");
     }
     if let Ok(fields) = Fields::parse(input, &[1, 2, 3]) {
         for tag in [1, 2, 3] {
@@ -45,5 +61,18 @@ pub fn seeds() -> Vec<Vec<u8>> {
     request.channel = Some(ChannelId(3));
     request.ticket = Some(Bytes::from_static(b"ticket"));
     let opened = Opened { instance: InstanceId::from_bytes([4; 16]), limit: 1 << 18 };
-    vec![small.to_vec(), request.encode().to_vec(), opened.encode().to_vec()]
+    let mut claim = Claim::new(request.key, request.cluster, opened.instance, ResumeKey::new(&[5; 32]));
+    let resume = claim.ask(Arrived { bytes: 7, fin: true }, 9);
+    let resumed = Claim::new(request.key, request.cluster, opened.instance, ResumeKey::new(&[7; 32])).answer(
+        &resume,
+        Arrived { bytes: 1, fin: false },
+        9,
+    );
+    vec![
+        resume.encode().to_vec(),
+        resumed.encode().to_vec(),
+        small.to_vec(),
+        request.encode().to_vec(),
+        opened.encode().to_vec(),
+    ]
 }

@@ -57,7 +57,7 @@ pub(super) struct Serve {
     certificate_life: Duration,
 
     /// How long streams may go on after SIGTERM
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
     drain_timeout: Duration,
 
     #[command(flatten)]
