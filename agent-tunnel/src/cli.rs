@@ -333,6 +333,16 @@ mod tests {
     }
 
     #[test]
+    fn whom_to_trust_is_said_by_flags_or_by_files_and_never_by_nobody() {
+        let reads = |more: &[&str]| Cli::try_parse_from([&["towline-agent", "run"], more].concat()).is_ok();
+        assert!(!reads(&[]));
+        assert!(reads(&["--authentication-config", "f"]));
+        assert!(reads(&["--entra-config", "f"]));
+        assert!(reads(&["--entra-config", "f", "--oidc-issuer-url", "https://idp"]));
+        assert!(!reads(&["--authentication-config", "f", "--oidc-issuer-url", "https://idp"]));
+    }
+
+    #[test]
     fn the_operators_guide_names_every_limit_with_its_default() {
         let guide = include_str!("../../docs/operator-guide.md");
         for limit in ["max-streams", "max-buffered-bytes"] {
