@@ -24,6 +24,8 @@ use crate::{
     metrics::{Metrics, Present},
 };
 
+/// How often a session that takes no new streams is looked at: without streams it is not needed.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What is cut has this long to tell its peer.
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -100,8 +102,17 @@ impl Session {
         if let Some(gone) = gone {
             info!(channel = %self.channel, reason = gone.reason.text(), "the relay takes no new streams here");
             let _nobody_waits = leaving.send(gone);
-            // Its streams go on elsewhere once the relay closes it, unless we drain before.
-            drain.begun().await;
+            // Its streams go on elsewhere once the relay closes it. Streams end without telling: looked at now and then.
+            loop {
+                tokio::select! {
+                    () = drain.begun() => break,
+                    () = sleep(LOOK_EVERY) => {}
+                }
+                if connection.stream_count() == 0 {
+                    connection.close();
+                    return std::future::pending().await;
+                }
+            }
         }
         debug!(channel = %self.channel, "draining");
         connection.go_away(CloseReason::Draining, Duration::ZERO, "the agent is shutting down");

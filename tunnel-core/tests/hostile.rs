@@ -247,7 +247,7 @@ async fn a_stream_that_breaks_a_rule_is_reset_and_its_neighbour_is_not() {
     resets(&[open(1), Frame::Resumed { stream: 1, payload: Bytes::new() }], FrameMalformed).await;
     let answer = Opened { instance: InstanceId::random(), limit: FLOOR }.encode();
     resets(&[open(1), Frame::Opened { stream: 1, payload: answer }], FrameMalformed).await;
-    resets(&[Frame::Resume { stream: 1, payload: Bytes::from_static(b"?") }], Lost).await;
+    resets(&[Frame::Resume { stream: 1, payload: Bytes::from_static(b"?") }], FrameMalformed).await;
     for payload in [
         Bytes::new(),
         Bytes::from_static(b"\0\x01"),

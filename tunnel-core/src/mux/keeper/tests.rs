@@ -86,10 +86,14 @@ impl Pair {
         }
     }
 
-    fn open(&self, key: u8) -> MuxStream {
+    async fn open(&self, key: u8) -> MuxStream {
         let stream = StreamKey::from_bytes([key; 16]);
         let request = OpenRequest::new(stream, ClusterId::of_spki(b"k"));
         let opened = self.connection().unwrap().open(request).unwrap();
+        // As after an inner handshake.
+        while opened.opened().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         keep(&opened, 7, None);
         opened
     }
@@ -108,7 +112,7 @@ fn all() -> Option<Admit> {
 async fn bytes_go_on_where_they_were_cut_in_both_directions() {
     let (pair, mut streams, _tasks) = Pair::new();
     pair.lay();
-    let mut near = pair.open(1);
+    let mut near = pair.open(1).await;
     near.write_all(b"first").await.unwrap();
     let mut far = streams.recv().await.unwrap();
     keep(&far, 7, all());
@@ -151,7 +155,7 @@ async fn bytes_go_on_where_they_were_cut_in_both_directions() {
 async fn a_stream_whose_connection_does_not_come_back_ends_with_an_error_in_time() {
     let (pair, mut streams, _tasks) = Pair::new();
     pair.lay();
-    let mut near = pair.open(1);
+    let mut near = pair.open(1).await;
     near.write_all(b"x").await.unwrap();
     let mut far = streams.recv().await.unwrap();
     keep(&far, 7, all());
@@ -170,10 +174,10 @@ async fn a_stream_whose_connection_does_not_come_back_ends_with_an_error_in_time
 async fn t50_a_resume_by_another_or_without_leave_is_refused_and_the_stream_stays() {
     let (pair, mut streams, _tasks) = Pair::new();
     pair.lay();
-    let mut stolen = pair.open(1);
+    let mut stolen = pair.open(1).await;
     stolen.write_all(b"x").await.unwrap();
     keep(&streams.recv().await.unwrap(), 8, all());
-    let mut forbidden = pair.open(2);
+    let mut forbidden = pair.open(2).await;
     forbidden.write_all(b"y").await.unwrap();
     let far = streams.recv().await.unwrap();
     keep(&far, 7, Some(Box::new(|_| Err("the ticket is another's".into()))));
@@ -190,7 +194,7 @@ async fn t50_a_resume_by_another_or_without_leave_is_refused_and_the_stream_stay
 async fn what_was_finished_before_the_cut_is_delivered_after_it() {
     let (pair, mut streams, _tasks) = Pair::new();
     pair.lay();
-    let mut near = pair.open(1);
+    let mut near = pair.open(1).await;
     near.write_all(b"question").await.unwrap();
     let mut far = streams.recv().await.unwrap();
     keep(&far, 7, all());
@@ -210,7 +214,7 @@ async fn streams_that_ended_are_not_kept() {
     let (pair, mut streams, _tasks) = Pair::new();
     pair.lay();
     for key in 0..50 {
-        let mut near = pair.open(key);
+        let mut near = pair.open(key).await;
         near.write_all(b"x").await.unwrap();
         let mut far = streams.recv().await.unwrap();
         keep(&far, 7, all());
