@@ -15,6 +15,7 @@ pub mod receive;
 pub mod resume;
 pub mod schedule;
 pub mod send;
+mod tables;
 
 pub use frame::{Frame, StreamId};
 pub use open::{OpenRequest, Opened};

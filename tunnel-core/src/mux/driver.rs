@@ -159,7 +159,13 @@ where
         match reader.read_buf(&mut bytes).await {
             Ok(0) => return Closed::ByPeer,
             Ok(n) if n >= size / 2 => size = (size * 2).min(READ_MAX),
-            Ok(n) if n < size / 8 => size = (size / 2).max(READ_MIN),
+            Ok(n) if n < size / 8 => {
+                size = (size / 2).max(READ_MIN);
+                // What is read next is little, too: it needs no such block.
+                let rest = bytes.split();
+                bytes = BytesMut::with_capacity(size.max(rest.len()));
+                bytes.extend_from_slice(&rest);
+            }
             Ok(_) => {}
             Err(error) => return Closed::Io(error),
         }

@@ -26,6 +26,7 @@ use super::{
     link::{GoAway, Link},
     receive::ReceiveHalf,
     schedule::Scheduler,
+    tables::give_back,
 };
 use crate::ids::{InstanceId, StreamKey};
 
@@ -339,6 +340,7 @@ impl<S: Signal> Endpoint<S> {
         if over && stream.released {
             self.over.extend(stream.kept_as);
             self.streams.remove(&id);
+            give_back(&mut self.streams);
             self.scheduler.remove(id);
         }
     }

@@ -24,6 +24,7 @@ use super::{
     link::{GoAway, Link},
     schedule::Scheduler,
     send::{FLOOR, SendHalf},
+    tables::give_back,
 };
 
 /// How far the relay lets a sender run ahead of what it has written on, while the ledger allows.
@@ -356,6 +357,7 @@ impl<R: Clone> Leg<R> {
         let told_end = stream.fin_arrived && stream.told_received > stream.arrived;
         if !stream.dirty && (stream.ended || (stream.send.is_done() && told_end)) {
             self.streams.remove(&id);
+            give_back(&mut self.streams);
             self.scheduler.remove(id);
         }
     }

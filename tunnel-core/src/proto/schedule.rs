@@ -6,7 +6,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::frame::{MAX_PAYLOAD, StreamId};
+use super::{
+    frame::{MAX_PAYLOAD, StreamId},
+    tables::give_back,
+};
 
 /// What a newly active stream may send before it takes its place in the round.
 pub const FRESH_QUANTUM: usize = 4 * 1024;
@@ -87,6 +90,10 @@ impl Scheduler {
             self.fresh.clear();
             self.round.clear();
             self.users.clear();
+            give_back(&mut self.flows);
+            give_back(&mut self.users);
+            self.fresh.shrink_to(SLACK);
+            self.round.shrink_to(SLACK);
             return None;
         }
         if self.sparse < SPARSE_PER_BULK
