@@ -4,10 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -149,8 +146,6 @@ pub struct Sessions(Arc<SessionsInner>);
 #[derive(Debug, Default)]
 struct SessionsInner {
     open: Mutex<Open>,
-    /// Spreads streams over a cluster's agents.
-    turn: AtomicUsize,
     changed: Mutex<HashMap<InstanceId, Sighting>>,
     changes: Notify,
     ended: Notify,
@@ -204,11 +199,13 @@ impl Sessions {
 
     /// An agent session that takes new streams for this cluster; several take turns.
     pub fn agent_of(&self, cluster: ClusterId) -> Option<Arc<RelayConn>> {
-        let open = self.lock();
-        let agents = open.agents.get(&cluster)?;
-        let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
-        let order = (0..agents.len()).map(|n| &agents[(turn + n) % agents.len()]);
-        order.into_iter().find(|conn| conn.takes_streams()).cloned()
+        let mut open = self.lock();
+        let agents = open.agents.get_mut(&cluster)?;
+        let next = agents.iter().position(|conn| conn.takes_streams())?;
+        // Behind the others now: whose turn it is does not depend on what other clusters are asked for.
+        let conn = agents.remove(next);
+        agents.push(Arc::clone(&conn));
+        Some(conn)
     }
 
     /// Where one process of a cluster's agent is.

@@ -144,6 +144,34 @@ async fn streams_to_a_cluster_are_spread_over_all_its_agents() {
     assert!((STREAMS / 4..=STREAMS * 3 / 4).contains(&part), "{part} of {STREAMS}");
 }
 
+/// Whose turn it is must not depend on what other clusters do: one that is asked for between any two streams of this
+/// one would otherwise send all of them to one agent.
+#[tokio::test]
+async fn streams_of_two_clusters_in_turn_are_spread_over_both_ones_agents() {
+    const STREAMS: usize = 60;
+    let bench = Bench::new(limits()).await;
+    let client = bench.client("alice").await;
+    let mut clusters = Vec::new();
+    for name in ["a", "b"] {
+        let first = bench.agent(name).await;
+        let agents = [first.connection.clone(), joins(&bench, &first).await];
+        bench.allow("alice", first.cluster()).await;
+        clusters.push((first, agents));
+    }
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        streams.extend(clusters.iter().map(|(first, _)| client.open(first.cluster())));
+    }
+    for (_, agents) in &clusters {
+        eventually("all streams are at the agents", async || {
+            agents.iter().map(Connection::stream_count).sum::<usize>() == STREAMS
+        })
+        .await;
+        let parts = agents.each_ref().map(Connection::stream_count);
+        assert!(parts.iter().all(|part| *part >= STREAMS / 4), "{parts:?}");
+    }
+}
+
 #[tokio::test]
 async fn half_closed_streams_end_at_the_relay_however_they_end() {
     let bench = Bench::new(limits()).await;
