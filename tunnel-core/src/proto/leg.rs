@@ -30,7 +30,7 @@ use super::{
 /// How far the relay lets a sender run ahead of what it has written on, while the ledger allows.
 pub const INITIAL_ALLOWANCE: u64 = 256 * 1024;
 /// The largest such allowance.
-pub const MAX_ALLOWANCE: u64 = 4 * 1024 * 1024;
+pub const MAX_ALLOWANCE: u64 = 8 * 1024 * 1024;
 
 /// Limits of one leg.
 #[derive(Clone, Debug)]
