@@ -1,23 +1,27 @@
 //! Kill -9 of a random program under load, again and again: nothing hangs, nothing that was cut looks whole, all comes back
-//! by itself, and nothing is left over.
+//! by itself, and nothing is left over. What the relay carried goes on over the next one, and not a byte of it is lost,
+//! repeated or in another place.
+
+mod flight;
 
 use std::{
     fmt, fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
 
+use self::flight::Flight;
 use crate::{
     process::pause,
     stage::{Proxy, Stage, Tokens, image},
     table::{GROUP, TOKEN_LIFETIME, USER, apply_with},
 };
 
-/// Whatever was cut has ended, and whatever is tried has its answer, after this time.
+/// Once the victim is back: whatever was cut has ended, and whatever is tried has its answer, after this time.
 const HANG: Duration = Duration::from_secs(15);
 /// All is connected again within this time of the restart.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
@@ -25,8 +29,6 @@ const BACK_WITHIN: Duration = Duration::from_secs(30);
 const QUIET_WITHIN: Duration = Duration::from_secs(100);
 /// Idle connections of pools are closed after 50 s: what is still there then stays.
 const IDLE_FOR: Duration = Duration::from_secs(65);
-/// Bytes of the file that is copied.
-const COPIED: u64 = 60_000_000;
 /// The namespace of the load.
 const NAMESPACE: &str = "kill";
 
@@ -63,7 +65,7 @@ pub struct Findings {
     pub cut: u32,
     /// Commands that had ended well before the cut.
     pub whole: u32,
-    /// Commands that went on when the relay was killed and came back.
+    /// Commands that went on after the relay was killed, to the last byte.
     pub survived: u32,
     /// The longest that a cut command took to end.
     pub slowest_end: Duration,
@@ -93,14 +95,6 @@ struct Holds {
     tasks: u64,
     streams: u64,
     buffered: u64,
-}
-
-/// One running kubectl of the load.
-struct Flight {
-    what: &'static str,
-    child: Child,
-    /// Whether exit 0 means that all of it arrived: never so for what has no end of its own.
-    may_end_well: bool,
 }
 
 /// The stage with its proxy, and what is needed to start that again.
@@ -141,6 +135,7 @@ pub fn run(
     for round in 1..=rounds {
         let victim = [Victim::Relay, Victim::Agent, Victim::Proxy, Victim::Apiserver][dice.roll(4) as usize];
         let after = Duration::from_millis(50 + dice.roll(1500));
+        let known = play.findings.faults.len();
         play.round(victim, after)?;
         let findings = &play.findings;
         say(&format!(
@@ -151,6 +146,7 @@ pub fn run(
             findings.survived,
             findings.faults.len()
         ));
+        findings.faults[known..].iter().for_each(|fault| say(&format!("   FAULT {fault}")));
     }
     if !patient {
         play.restart_proxy()?;
@@ -177,7 +173,7 @@ fn prepare(stage: &Stage) -> anyhow::Result<()> {
          subjects: [{{kind: Group, apiGroup: rbac.authorization.k8s.io, name: {GROUP}}}]\n---\n\
          apiVersion: v1\nkind: Pod\nmetadata: {{name: box, namespace: {NAMESPACE}}}\n\
          spec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  - name: box\n    image: \"{}\"\n    imagePullPolicy: Never\n    \
-         command: [sh, -c, 'head -c 60000000 /dev/zero > /tmp/large; while true; do echo tick; sleep 0.05; done']\n",
+         command: [sh, -c, 'seq 1 8000000 | head -c 60000000 > /tmp/large; n=0; while true; do n=$((n+1)); echo $n; sleep 0.05; done']\n",
         image()
     );
     apply_with(cluster, &["apply", "-f", "-"], &yaml)?;
@@ -207,113 +203,87 @@ impl Play<'_> {
         Ok(command)
     }
 
+    /// As the cluster's administrator, in the pod of the load.
+    fn in_box(&self, script: &str) -> anyhow::Result<()> {
+        self.stage.cluster.kubectl_output(&["exec", "-n", NAMESPACE, "box", "--", "sh", "-c", script])?;
+        Ok(())
+    }
+
     fn load(&self) -> anyhow::Result<Vec<Flight>> {
-        let copy = self.folder.path().join("copy");
-        let copy = copy.to_string_lossy();
-        let specifications: [(&'static str, &[&str], bool); 5] = [
-            ("watch", &["get", "pods", "--watch"], false),
-            ("logs", &["logs", "-f", "box", "--tail=1"], false),
-            ("exec", &["exec", "box", "--", "sh", "-c", "while true; do echo y; done"], false),
-            ("cp", &["cp", "box:/tmp/large", &copy], true),
-            ("get", &["get", "pods", "-o", "json"], true),
-        ];
-        specifications
-            .into_iter()
-            .map(|(what, arguments, may_end_well)| {
-                let mut command = self.kubectl(arguments)?;
-                if what == "watch" {
-                    command.stdout(Stdio::piped());
-                }
-                Ok(Flight { what, child: command.spawn()?, may_end_well })
-            })
-            .collect()
+        self.in_box("rm -f /tmp/stop")?;
+        flight::all(self.folder.path(), |arguments| self.kubectl(arguments))
     }
 
     /// Ends the load as a person does.
     fn stop(&self, flights: Vec<Flight>) {
-        for mut flight in flights {
-            let _ended = flight.child.kill();
-            let _status = flight.child.wait();
-        }
+        flights.into_iter().for_each(Flight::stop);
     }
 
     fn round(&mut self, victim: Victim, after: Duration) -> anyhow::Result<()> {
-        let flights = self.load()?;
+        let mut flights = self.load()?;
+        if victim == Victim::Relay {
+            // What has begun must go on; what has not may fail, and shows nothing.
+            let begun = Instant::now();
+            while !flights.iter().all(|flight| flight.copied() > 0) && begun.elapsed() < HANG {
+                pause(Duration::from_millis(10));
+            }
+        }
         pause(after);
-        let mut restarted = Instant::now();
         match victim {
-            Victim::Relay => {
-                self.stage.relay.kill();
-                self.stage.restart_relay()?;
-                restarted = Instant::now();
-                self.all_survive(flights)?;
-            }
-            Victim::Agent => {
-                // Until it is replaced it might come back, and what it holds is waited for.
-                self.stage.restart_agent()?;
-                restarted = Instant::now();
-                self.judge_all(flights, victim);
-            }
-            Victim::Proxy => {
-                self.proxy.as_mut().context("the proxy runs")?.process.kill();
-                self.judge_all(flights, victim);
-                self.restart_proxy()?;
-            }
-            Victim::Apiserver => {
-                self.stage.cluster.kill("kube-apiserver")?;
-                self.judge_all(flights, victim);
-                self.stage.cluster.restart_apiserver()?;
-            }
+            Victim::Relay => self.stage.relay.kill(),
+            Victim::Agent => self.stage.agent.kill(),
+            Victim::Proxy => self.proxy.as_mut().context("the proxy runs")?.process.kill(),
+            Victim::Apiserver => self.stage.cluster.kill("kube-apiserver")?,
         }
-        self.works_again(victim, restarted.max(Instant::now()))
-    }
-
-    fn judge_all(&mut self, flights: Vec<Flight>, victim: Victim) {
-        let killed = Instant::now();
-        for flight in flights {
-            self.judge(flight, victim, killed);
+        for flight in &mut flights {
+            flight.note_begun();
         }
-    }
-
-    /// The relay was killed and is back: whatever was under way goes on, and what has an end comes to it.
-    fn all_survive(&mut self, flights: Vec<Flight>) -> anyhow::Result<()> {
+        let restarted = Instant::now();
+        match victim {
+            Victim::Relay => self.stage.restart_relay()?,
+            Victim::Agent => self.stage.restart_agent()?,
+            Victim::Proxy => self.restart_proxy()?,
+            Victim::Apiserver => self.stage.cluster.restart_apiserver()?,
+        }
+        if victim == Victim::Relay {
+            self.works_again(victim, restarted)?;
+            return self.goes_on(flights);
+        }
+        // Who waits to go on is told that it can't by the next agent.
         let back = Instant::now();
-        let (with_end, endless): (Vec<_>, Vec<_>) =
-            flights.into_iter().partition(|flight| flight.may_end_well);
-        for mut flight in with_end {
-            let status = loop {
-                match flight.child.try_wait()? {
-                    Some(status) => break Some(status),
-                    None if back.elapsed() > BACK_WITHIN => break None,
-                    None => pause(Duration::from_millis(10)),
-                }
-            };
-            let copied = fs::metadata(self.folder.path().join("copy")).map_or(0, |file| file.len());
-            let whole =
-                status.is_some_and(|status| status.success()) && (flight.what != "cp" || copied == COPIED);
-            if whole {
-                self.findings.survived += 1;
-            } else {
-                let said = said(&mut flight);
-                self.findings
-                    .faults
-                    .push(format!("relay killed: {} did not survive: {status:?} {said}", flight.what));
-                self.stop(vec![flight]);
+        for flight in flights {
+            self.judge(flight, victim, back);
+        }
+        self.works_again(victim, restarted)
+    }
+
+    /// What had begun when the relay was killed goes on as if nothing had happened.
+    fn goes_on(&mut self, mut flights: Vec<Flight>) -> anyhow::Result<()> {
+        self.in_box("touch /tmp/stop")?;
+        self.stage.cluster.kubectl_output(&[
+            "annotate",
+            "pod/box",
+            "-n",
+            NAMESPACE,
+            "--overwrite",
+            &format!("round=r{}", self.findings.survived),
+        ])?;
+        let deadline = Instant::now() + BACK_WITHIN;
+        for flight in &mut flights {
+            while !flight.has_gone_on() && Instant::now() < deadline {
+                pause(Duration::from_millis(20));
             }
         }
-        let _removed = fs::remove_file(self.folder.path().join("copy"));
-        for mut flight in endless {
-            match flight.child.try_wait()? {
-                None => {
-                    self.findings.survived += 1;
-                    self.stop(vec![flight]);
-                }
-                Some(status) => {
-                    let said = said(&mut flight);
-                    self.findings
-                        .faults
-                        .push(format!("relay killed: {} did not survive: {status} {said}", flight.what));
-                }
+        for flight in flights {
+            if !flight.had_begun {
+                // It was on its way to begin: it may say so and be tried again.
+                flight.stop();
+                continue;
+            }
+            let what = flight.what;
+            match flight.judge_whole() {
+                Ok(()) => self.findings.survived += 1,
+                Err(fault) => self.findings.faults.push(format!("relay killed: {what}: {fault:#}")),
             }
         }
         Ok(())
@@ -326,28 +296,24 @@ impl Play<'_> {
     }
 
     /// Waits for the end of a command that was cut, and looks at how it ended.
-    fn judge(&mut self, mut flight: Flight, victim: Victim, killed: Instant) {
+    fn judge(&mut self, mut flight: Flight, victim: Victim, back: Instant) {
         let status = loop {
-            match flight.child.try_wait() {
-                Ok(Some(status)) => break status,
-                _ if killed.elapsed() > HANG => {
-                    let _ended = flight.child.kill();
-                    let _status = flight.child.wait();
+            match flight.ended() {
+                Some(status) => break status,
+                None if back.elapsed() > HANG => {
                     self.findings
                         .faults
                         .push(format!("{victim} killed: {} still hangs after {HANG:?}", flight.what));
-                    return;
+                    return flight.stop();
                 }
-                _ => pause(Duration::from_millis(10)),
+                None => pause(Duration::from_millis(10)),
             }
         };
-        self.findings.slowest_end = self.findings.slowest_end.max(killed.elapsed());
-        let said = said(&mut flight);
-        let mut printed = String::new();
-        if let Some(mut stdout) = flight.child.stdout.take() {
-            let _read = stdout.read_to_string(&mut printed);
+        self.findings.slowest_end = self.findings.slowest_end.max(back.elapsed());
+        let (said, printed) = (flight.said(), flight.printed());
+        if let Err(fault) = flight.is_sound() {
+            self.findings.faults.push(format!("{victim} killed: {}: {fault:#}", flight.what));
         }
-        let copied = fs::metadata(self.folder.path().join("copy")).map_or(0, |file| file.len());
         match status.code() {
             // kubectl ends a watch with 0 whatever ended it; that it was cut must be seen in what it prints. Where the
             // proxy itself is killed there is nobody to tell it.
@@ -358,10 +324,10 @@ impl Play<'_> {
                 .findings
                 .faults
                 .push(format!("{victim} killed: {} was cut and says that all is well", flight.what)),
-            Some(0) if flight.what == "cp" && copied != COPIED => self
+            Some(0) if flight.what == "cp" && flight.copied() != flight::LARGE => self
                 .findings
                 .faults
-                .push(format!("{victim} killed: cp says that all is well after {copied} bytes")),
+                .push(format!("{victim} killed: cp says that all is well after {} bytes", flight.copied())),
             Some(0) => self.findings.whole += 1,
             _ => {
                 self.findings.cut += 1;
@@ -369,9 +335,6 @@ impl Play<'_> {
                     self.findings.faults.push(format!("{victim} killed: {} says {said}", flight.what));
                 }
             }
-        }
-        if flight.what == "cp" {
-            let _removed = fs::remove_file(self.folder.path().join("copy"));
         }
     }
 
@@ -452,15 +415,6 @@ impl Play<'_> {
             pause(Duration::from_secs(1));
         }
     }
-}
-
-/// What a command that has ended said on standard error.
-fn said(flight: &mut Flight) -> String {
-    let mut said = String::new();
-    if let Some(mut stderr) = flight.child.stderr.take() {
-        let _read = stderr.read_to_string(&mut said);
-    }
-    said
 }
 
 impl Holds {

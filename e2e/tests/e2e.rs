@@ -122,6 +122,7 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
             let findings = kill::run(&mut stage, 5, 7, false, |line| println!("{line}"))?;
             ensure!(findings.faults.is_empty(), "{}", findings.faults.join("\n"));
             ensure!(findings.cut > 0, "nothing was cut");
+            ensure!(findings.survived > 0, "nothing went on");
             Ok(())
         }),
     ];

@@ -53,11 +53,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     cluster.down()?;
     let findings = findings?;
     println!(
-        "{} rounds (seed {}): {} commands cut, {} whole; the slowest end of a cut one after {:.1} s, the slowest return after {:.1} s",
+        "{} rounds (seed {}): {} commands cut, {} whole, {} survived; the slowest end of a cut one after {:.1} s, the slowest return after {:.1} s",
         findings.rounds,
         arguments.seed,
         findings.cut,
         findings.whole,
+        findings.survived,
         findings.slowest_end.as_secs_f64(),
         findings.slowest_return.as_secs_f64()
     );
