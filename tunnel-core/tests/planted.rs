@@ -10,7 +10,7 @@ use sim::Planted;
 const SEEDS: u64 = 60;
 
 #[test]
-fn planted_faults_are_found() {
+fn t41_faults_that_are_planted_are_found() {
     // Each is found by a panic, which is what is wanted.
     set_hook(Box::new(|_| {}));
     let found =

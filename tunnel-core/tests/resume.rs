@@ -12,7 +12,7 @@ fn number(name: &str, usual: u64) -> u64 {
 }
 
 #[test]
-fn what_is_kept_survives_every_loss_of_its_connections() {
+fn t41_what_is_kept_survives_every_loss_of_its_connections() {
     let first = number("TOWLINE_FIRST_SEED", 0);
     for seed in first..first + number("TOWLINE_SEEDS", 1_000) {
         if catch_unwind(|| sim::seed::play(seed, None)).is_err() {
