@@ -120,6 +120,9 @@ async fn measure(arguments: &Arguments, terms: &Terms, told: &mut Told) -> anyho
             }
         }
     }
+    if there.is_empty() {
+        bail!("missing: {}", missing.join(", "));
+    }
     let rig = Rig::start(&[]).await?;
     let direct = Direct::tls(&rig.far);
     let (mut relay, mut journey) = (None, None);
