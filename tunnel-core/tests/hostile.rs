@@ -232,7 +232,7 @@ fn fields(write: impl FnOnce(&mut FieldWriter) -> &mut FieldWriter) -> Bytes {
 
 #[tokio::test]
 async fn a_stream_that_breaks_a_rule_is_reset_and_its_neighbour_is_not() {
-    use CloseReason::{CreditExceeded, FrameMalformed, Lost};
+    use CloseReason::{CreditExceeded, FrameMalformed};
     let blocks = |bytes: u64| -> Vec<Frame> {
         let whole = bytes / 16_000;
         let mut frames = vec![open(1)];

@@ -159,10 +159,10 @@ async fn a_stream_whose_connection_does_not_come_back_ends_with_an_error_in_time
     near.write_all(b"x").await.unwrap();
     let mut far = streams.recv().await.unwrap();
     keep(&far, 7, all());
-    pair.cut();
-    let begun = Instant::now();
     let (mut byte, mut other) = ([0], [0]);
     far.read_exact(&mut byte).await.unwrap();
+    pair.cut();
+    let begun = Instant::now();
     let (near, far) = tokio::join!(near.read(&mut other), far.read(&mut byte));
     assert!(begun.elapsed() >= KEEP_FOR && begun.elapsed() < KEEP_FOR + Duration::from_secs(1));
     assert_eq!(near.unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
