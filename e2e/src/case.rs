@@ -88,7 +88,7 @@ pub struct Variant {
     pub programs: PathBuf,
     /// SPDY/3.1 instead of WebSocket.
     pub spdy: bool,
-    /// Whether its kubectl reads before it is ready to: see [`without_discarded_greeting`].
+    /// Whether its kubectl reads before it is ready to: see `without_discarded_greeting`.
     pub reads_too_early: bool,
 }
 

@@ -17,8 +17,13 @@ use crate::{
 /// The name that session TLS and certificates of bare keys carry; it proves nothing.
 const NAME: &str = "relay.towline.internal";
 
+/// The cryptography of every session. AES-128-GCM comes first, as at browsers and haproxy: it has fewer rounds, and X25519 is no stronger.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+    let mut provider = aws_lc_rs::default_provider();
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
 }
 
 /// A certificate that only carries a key: signed by it, valid for ever, proving nothing by itself.
