@@ -12,7 +12,7 @@ mod stream;
 pub use connection::{Connection, Driver};
 pub use driver::{Closed, Machine, drive};
 pub use keeper::{Admit, Keeper};
-pub use stream::MuxStream;
+pub use stream::{MuxStream, StreamView};
 
 pub use crate::proto::{
     CloseReason, OpenRequest, Opened,

@@ -24,7 +24,7 @@ use towline_tunnel::{
     ids::{ChannelId, ClusterId, StreamKey},
     inner::InnerConnector,
     keys::SigningKey,
-    mux::{Connection, EXPORTER_LABEL, OpenRequest, ResumeKey},
+    mux::{Connection, EXPORTER_LABEL, OpenRequest, ResumeKey, StreamView},
 };
 
 use super::{Link, Session, report_of};
@@ -49,6 +49,7 @@ pub struct InnerConnection {
     sender: http1::SendRequest<RequestBody>,
     /// The session below it: one that is going away should carry nothing new.
     session: Connection,
+    view: StreamView,
     /// Moves its bytes; ends with this value.
     _task: AbortOnDropHandle<()>,
     /// The stream that carries it.
@@ -67,7 +68,8 @@ impl fmt::Debug for InnerConnection {
 
 impl InnerConnection {
     fn is_usable(&self) -> bool {
-        self.session.is_open() && !self.sender.is_closed()
+        // One that waits to be taken up again is no place for a new request.
+        self.session.is_open() && !self.sender.is_closed() && !self.view.is_waiting()
     }
 
     /// Sends one request.
@@ -227,6 +229,7 @@ impl Pool {
         let key = StreamKey::random();
         let stream = session.connection.open(OpenRequest::new(key, self.cluster))?;
         tracing::debug!(channel = %session.channel, stream = %key, cluster = %self.cluster, "stream opened");
+        let view = stream.view();
         let tls = self.connector.connect(stream).await?;
         if let Ok(exported) = tls.exporter(EXPORTER_LABEL) {
             tls.carrier().keep(self.cluster, ResumeKey::new(&exported), None);
@@ -241,6 +244,7 @@ impl Pool {
         Ok(InnerConnection {
             sender,
             session: session.connection.clone(),
+            view,
             _task: AbortOnDropHandle::new(tokio::spawn(task)),
             stream: key,
             channel: session.channel,

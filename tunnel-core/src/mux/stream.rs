@@ -35,6 +35,17 @@ pub struct MuxStream {
     key: StreamKey,
 }
 
+/// Looks at a stream that is inside something else by now.
+#[derive(Clone, Debug)]
+pub struct StreamView(Arc<Place>);
+
+impl StreamView {
+    /// Whether the stream has no connection now, and waits for one: what is written stays here, and nothing comes.
+    pub fn is_waiting(&self) -> bool {
+        self.0.with(|endpoint, id| endpoint.is_parked(id) || endpoint.is_resuming(id))
+    }
+}
+
 impl MuxStream {
     pub(super) fn new(shared: Arc<Shared>, id: StreamId, key: StreamKey) -> Self {
         Self { place: Arc::new(Place::new(shared, id)), key }
@@ -62,6 +73,11 @@ impl MuxStream {
         if let Some(instance) = self.place.with(|endpoint, id| endpoint.instance_of(id)) {
             self.place.keep(Claim::new(self.key, cluster, instance, proofs), admit);
         }
+    }
+
+    /// For whoever hands the stream on and still wants to know how it is.
+    pub fn view(&self) -> StreamView {
+        StreamView(Arc::clone(&self.place))
     }
 
     /// Ends it at once in both directions, and says why.
