@@ -102,8 +102,10 @@ fn prepare(stage: &Stage) -> anyhow::Result<()> {
              image: \"{image}\"\n    imagePullPolicy: Never\n    command: [sh, -c, '{script}']\n"
         )
     };
+    // A pod is refused before its account is there, which the controller makes a moment after the namespace: made here.
     let yaml = format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n---\n\
+         apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: default, namespace: {NAMESPACE}}}\n---\n\
          apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {{name: user, namespace: {NAMESPACE}}}\n\
          roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: admin}}\n\
          subjects: [{{kind: Group, apiGroup: rbac.authorization.k8s.io, name: {GROUP}}}]\n{}{}",
