@@ -14,5 +14,7 @@ kubectl delete pod slow --now >/dev/null
 # What the first run leaves must outlive it, so that the second stays: of a third, the first one's log would be gone.
 kubectl run again --image="$IMAGE" --restart=OnFailure --overrides='{"spec":{"volumes":[{"name":"kept","emptyDir":{}}],"containers":[{"name":"again","image":"'"$IMAGE"'","command":["sh","-c","if [ -e /kept/x ]; then sleep 600; fi; echo first; touch /kept/x; exit 1"],"volumeMounts":[{"name":"kept","mountPath":"/kept"}]}]}}'
 for n in $(seq 200); do [ "$(kubectl get pod again -o jsonpath='{.status.containerStatuses[0].restartCount}')" = 1 ] && break; sleep 0.1; done
-kubectl logs again --previous
+# For a moment after the restart kubelet has the log of neither.
+for n in $(seq 100); do previous=$(kubectl logs again --previous 2>&1); case "$previous" in unable*|failed*) sleep 0.1 ;; *) break ;; esac; done
+echo "$previous"
 kubectl delete pod again --now >/dev/null

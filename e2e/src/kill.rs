@@ -18,7 +18,7 @@ use self::flight::Flight;
 use crate::{
     process::pause,
     stage::{Proxy, Stage, Tokens, image},
-    table::{GROUP, TOKEN_LIFETIME, USER, apply_with},
+    table::{GROUP, TOKEN_LIFETIME, USER, apply_with, namespace},
 };
 
 /// Once the victim is back: whatever was cut has ended, and whatever is tried has its answer, after this time.
@@ -166,18 +166,16 @@ pub fn run(
 
 fn prepare(stage: &Stage) -> anyhow::Result<()> {
     let cluster = &stage.cluster;
-    // A pod is refused before its account is there, which the controller makes a moment after the namespace: made here.
     let yaml = format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n---\n\
-         apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: default, namespace: {NAMESPACE}}}\n---\n\
-         apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {{name: load, namespace: {NAMESPACE}}}\n\
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {{name: load, namespace: {NAMESPACE}}}\n\
          roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: admin}}\n\
          subjects: [{{kind: Group, apiGroup: rbac.authorization.k8s.io, name: {GROUP}}}]\n---\n\
          apiVersion: v1\nkind: Pod\nmetadata: {{name: box, namespace: {NAMESPACE}}}\n\
          spec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  - name: box\n    image: \"{}\"\n    imagePullPolicy: Never\n    \
-         command: [sh, -c, 'seq 1 8000000 | head -c 60000000 > /tmp/large; n=0; while true; do n=$((n+1)); echo $n; sleep 0.05; done']\n",
+         command: [sh, -c, 'seq 1 8000000 | head -c 60000000 > /tmp/large; touch /tmp/ready; n=0; while true; do n=$((n+1)); echo $n; sleep 0.05; done']\n",
         image()
     );
+    namespace(cluster, NAMESPACE)?;
     apply_with(cluster, &["apply", "-f", "-"], &yaml)?;
     cluster.kubectl_output(&[
         "wait",
@@ -187,6 +185,9 @@ fn prepare(stage: &Stage) -> anyhow::Result<()> {
         "--for=condition=Ready",
         "--timeout=60s",
     ])?;
+    let written =
+        ["exec", "-n", NAMESPACE, "box", "--", "sh", "-c", "until [ -e /tmp/ready ]; do sleep 0.1; done"];
+    cluster.kubectl_output(&written)?;
     Ok(())
 }
 

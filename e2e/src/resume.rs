@@ -14,7 +14,7 @@ use anyhow::{Context as _, ensure};
 use crate::{
     process::pause,
     stage::{Proxy, Stage, image},
-    table::{GROUP, TOKEN_LIFETIME, USER, apply_with},
+    table::{GROUP, TOKEN_LIFETIME, USER, apply_with, namespace},
 };
 
 const NAMESPACE: &str = "resume";
@@ -102,16 +102,14 @@ fn prepare(stage: &Stage) -> anyhow::Result<()> {
              image: \"{image}\"\n    imagePullPolicy: Never\n    command: [sh, -c, '{script}']\n"
         )
     };
-    // A pod is refused before its account is there, which the controller makes a moment after the namespace: made here.
     let yaml = format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n---\n\
-         apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: default, namespace: {NAMESPACE}}}\n---\n\
-         apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {{name: user, namespace: {NAMESPACE}}}\n\
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {{name: user, namespace: {NAMESPACE}}}\n\
          roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: admin}}\n\
          subjects: [{{kind: Group, apiGroup: rbac.authorization.k8s.io, name: {GROUP}}}]\n{}{}",
         pod("box", "Always", "seq 1 9000000 > /tmp/large; touch /tmp/ready; sleep 3600"),
         pod("talker", "Never", LINES),
     );
+    namespace(&stage.cluster, NAMESPACE)?;
     apply_with(&stage.cluster, &["apply", "-f", "-"], &yaml)?;
     for pod in ["pod/box", "pod/talker"] {
         let arguments = ["wait", "-n", NAMESPACE, pod, "--for=condition=Ready", "--timeout=60s"];

@@ -262,6 +262,24 @@ fn apply(cluster: &Cluster, yaml: &str) -> anyhow::Result<()> {
     apply_with(cluster, &["apply", "-f", "-"], yaml)
 }
 
+/// Makes a namespace, and waits for its account: before that is there, which takes its controller a moment, pods are refused.
+///
+/// # Errors
+/// If it can't be made.
+pub fn namespace(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let yaml = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n");
+    apply_with(cluster, &["apply", "-f", "-"], &yaml)?;
+    cluster.kubectl_output(&[
+        "wait",
+        "-n",
+        name,
+        "serviceaccount/default",
+        "--for=create",
+        "--timeout=30s",
+    ])?;
+    Ok(())
+}
+
 /// kubectl as the administrator, with this on standard input.
 ///
 /// # Errors
