@@ -152,7 +152,12 @@ impl<'a> Bastion<'a> {
         if libraries.is_empty() || self.account.become_user.is_none() {
             return Ok(program);
         }
-        fs::create_dir_all(folder.join("lib"))?;
+        let copy = folder.join("sshd");
+        if copy.exists() {
+            // Never written again: another sshd runs from it.
+            return Ok(copy);
+        }
+        fs::create_dir(folder.join("lib"))?;
         for library in libraries {
             for entry in fs::read_dir(library)? {
                 let entry = entry?;
@@ -161,10 +166,7 @@ impl<'a> Bastion<'a> {
                 }
             }
         }
-        let copy = folder.join("sshd");
-        if !copy.exists() {
-            fs::copy(program, &copy)?;
-        }
+        fs::copy(program, &copy)?;
         Ok(copy)
     }
 
