@@ -41,6 +41,8 @@ use crate::{
 /// The first delay before dialling again is at most this, the longest at most that.
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// The same while streams wait to go on.
+const STREAMS_WAIT: Duration = Duration::from_secs(1);
 /// A session that stood this long was a good one: what was before is forgotten.
 const STEADY: Duration = Duration::from_secs(10);
 
@@ -173,7 +175,7 @@ impl Uplink {
                 () = drain.begun() => break,
                 begun = self.begin() => begun,
             };
-            let delay = match begun {
+            let hint = match begun {
                 Ok(begun) => {
                     let since = Instant::now();
                     let leaving = self.keep(begun, &mut sessions, &drain).await;
@@ -182,16 +184,18 @@ impl Uplink {
                     }
                     let Some(leaving) = leaving else { break };
                     self.status.send_replace(Status::Away(None));
-                    backoff.after_failure(leaving.delay, backoff::random())
+                    leaving.delay
                 }
                 Err(report) => {
                     self.metrics.connect_failed(report.fault);
                     self.turn(&report)?;
                     let hint = report.delay();
                     self.status.send_replace(Status::Away(Some(report)));
-                    backoff.after_failure(hint, backoff::random())
+                    hint
                 }
             };
+            let cap = if self.keeper.parked() > 0 { STREAMS_WAIT } else { LONGEST_DELAY };
+            let delay = backoff.after_failure_within(cap, hint, backoff::random());
             tokio::select! {
                 () = drain.begun() => break,
                 () = sleep(delay) => {}

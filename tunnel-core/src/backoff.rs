@@ -23,7 +23,12 @@ impl Backoff {
 
     /// The delay after one more failure; `random` in 0..=u64::MAX decides.
     pub fn after_failure(&mut self, hint: Duration, random: u64) -> Duration {
-        let ceiling = self.base.saturating_mul(1 << self.failures.min(20)).min(self.cap);
+        self.after_failure_within(self.cap, hint, random)
+    }
+
+    /// The same while the ceiling is no higher than `cap`, because somebody waits.
+    pub fn after_failure_within(&mut self, cap: Duration, hint: Duration, random: u64) -> Duration {
+        let ceiling = self.base.saturating_mul(1 << self.failures.min(20)).min(self.cap).min(cap);
         self.failures = self.failures.saturating_add(1);
         let hint = hint.min(MAX_HINT);
         let share = |limit: Duration| limit.mul_f64(random as f64 / u64::MAX as f64);
@@ -54,6 +59,9 @@ mod tests {
             (0..8).map(|_| backoff.after_failure(Duration::ZERO, u64::MAX).as_millis()).collect();
         assert_eq!(ceilings, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
         assert_eq!(backoff.after_failure(Duration::ZERO, 0), Duration::ZERO);
+        let second = Duration::from_secs(1);
+        assert_eq!(backoff.after_failure_within(second, Duration::ZERO, u64::MAX), second);
+        assert!(backoff.after_failure_within(second, 5 * second, 0) >= 5 * second, "the hint counts");
         backoff.reset();
         assert_eq!(backoff.after_failure(Duration::ZERO, u64::MAX).as_millis(), 500);
     }

@@ -169,16 +169,21 @@ impl Keeper {
         self.list().get(&key).map(|entry| Arc::clone(&entry.place))
     }
 
-    fn goes_on(&self, key: StreamKey) {
+    /// A stream goes on as `stream` of `shared`.
+    fn goes_on(&self, key: StreamKey, shared: &Shared, stream: StreamId) {
         if let Some(entry) = self.list().get_mut(&key) {
             entry.parked = None;
+        }
+        // Its new connection may have ended meanwhile, and that it waits again was noted before this.
+        if shared.with(|endpoint| endpoint.is_parked(stream)) {
+            self.note(&[], &[key]);
         }
     }
 
     /// At the agent: RESUME came as `stream` of `shared`.
     pub(super) fn take_up(&self, shared: &Arc<Shared>, stream: StreamId, request: &ResumeRequest) {
         if let Err((reason, detail)) = self.try_take_up(shared, stream, request) {
-            tracing::debug!(key = %request.key, reason = reason.text(), detail, "a stream can't be taken up");
+            tracing::info!(key = %request.key, reason = reason.text(), detail, "a stream can't be taken up");
             shared.with(|endpoint| endpoint.refuse_resume(stream, reason, &detail));
         }
     }
@@ -201,7 +206,7 @@ impl Keeper {
         let fits = shared.with(|endpoint| endpoint.accept_resume(stream, moving, &kept.claim, request));
         (*held_by, *id) = (Arc::clone(shared), stream);
         drop(inside);
-        self.goes_on(request.key);
+        self.goes_on(request.key, shared, stream);
         tracing::info!(
             key = %request.key, channel = request.channel.map(tracing::field::display), epoch = request.epoch, fits,
             "a stream was taken up"
@@ -226,7 +231,9 @@ impl Keeper {
             }
         });
         drop(inside);
-        self.goes_on(key);
+        if goes_on {
+            self.goes_on(key, shared, stream);
+        }
         tracing::info!(%key, epoch = resumed.epoch, goes_on, "a stream was taken up");
     }
 
@@ -317,14 +324,14 @@ impl Keeper {
     fn ask(&self, place: &Place, connection: &Connection) {
         let mut inside = place.lock();
         let Inside { shared, id, kept: Some(kept) } = &mut *inside else { return };
-        if !shared.with(|endpoint| endpoint.is_parked(*id)) {
-            return;
-        }
         let key = kept.claim.key();
-        let Some(moving) = shared.with(|endpoint| endpoint.detach(*id)) else { return };
+        // Whatever comes of it: it is not due again before something is noted of it.
         if let Some(parked) = self.list().get_mut(&key).and_then(|entry| entry.parked.as_mut()) {
             parked.next = None;
         }
+        let moving =
+            shared.with(|endpoint| if endpoint.is_parked(*id) { endpoint.detach(*id) } else { None });
+        let Some(moving) = moving else { return };
         let asked = connection.0.with(|endpoint| endpoint.resume(moving, &mut kept.claim));
         *shared = Arc::clone(&connection.0);
         match asked {
