@@ -1,6 +1,6 @@
 # port-forward: 200 connections at once, a half-closed one, one to a port where nobody listens
 # also: spdy
-kubectl exec box -- sh -c 'mkdir -p /tmp/www && seq 1 20000 > /tmp/www/numbers && httpd -p 8080 -h /tmp/www; (nc -ll -p 9000 -e sh -c "wc -c > /tmp/counted; cat /tmp/counted" >/dev/null 2>&1 &)'
+kubectl exec box -- sh -c 'mkdir -p /var/www && seq 1 20000 > /var/www/numbers && httpd -p 8080 -h /var/www; (nc -ll -p 9000 -e sh -c "wc -c > /tmp/counted; cat /tmp/counted" >/dev/null 2>&1 &)'
 python3 - <<'PY'
 import hashlib, socket, subprocess, threading, sys
 forward = subprocess.Popen(["kubectl", "port-forward", "pod/box", ":8080", ":9000", ":9999"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -19,11 +19,16 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it, with both outputs in a file (which is begun anew).
+    /// Starts it, with both outputs in a file, which is begun anew: what an earlier run wrote there stays as `….N`.
     ///
     /// # Errors
     /// If it can't be started.
     pub fn start(name: &str, command: &mut Command, log: &Path) -> anyhow::Result<Self> {
+        if log.exists() {
+            let older = (1..).map(|n| log.with_added_extension(n.to_string()));
+            let free = older.into_iter().find(|path| !path.exists()).context("no name is free")?;
+            fs::rename(log, free)?;
+        }
         let file = File::create(log).with_context(|| log.display().to_string())?;
         let child = command
             .stdin(Stdio::null())

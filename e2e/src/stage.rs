@@ -1,7 +1,7 @@
 //! A cluster, an identity provider, relay, agent and proxies: everything that a journey needs, and its end.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -217,7 +217,7 @@ impl Stage {
         let kubeconfig = self.folder.path().join(format!("{name}.kubeconfig"));
         let mut command = Command::new(&self.programs.client);
         command
-            .arg("proxy")
+            .args(["proxy", "--log", log_level()])
             .args(self.client_flags(tokens))
             .args(["--cluster", cluster, "--port", "0", "--kubeconfig"])
             .arg(&kubeconfig)
@@ -286,6 +286,7 @@ fn start_relay(
 ) -> anyhow::Result<(Process, String, String)> {
     let mut command = Command::new(&programs.relay);
     command
+        .env("RUST_LOG", program_log("towline_relay"))
         .args(["serve", "--listen", listen, "--tls-self-signed", "127.0.0.1", "--data-dir"])
         .arg(relay_dir(folder))
         .args(["--oidc-issuer-url", &issuer.url(), "--oidc-client-id", RELAY_AUDIENCE])
@@ -307,6 +308,7 @@ fn start_agent(
 ) -> anyhow::Result<(Process, String)> {
     let mut command = Command::new(&programs.agent);
     command
+        .env("RUST_LOG", program_log("towline_agent"))
         .args(["run", "--data-dir"])
         .arg(folder.join("agent"))
         .arg("--kubeconfig")
@@ -324,6 +326,40 @@ fn start_agent(
     process.wait_for(&["connected"], READY_WITHIN)?;
     let metrics = field(&process.wait_for(&["\"metrics\""], READY_WITHIN)?, "metrics")?;
     Ok((process, metrics))
+}
+
+/// A folder for the logs of all programs, which then log everything: for whoever looks for a fault.
+const KEEP_LOGS: &str = "TOWLINE_KEEP_LOGS";
+
+fn log_level() -> &'static str {
+    if env::var_os(KEEP_LOGS).is_some() { "debug" } else { "info" }
+}
+
+fn program_log(program: &str) -> String {
+    let level = log_level();
+    format!("info,{program}={level},towline_tunnel={level}")
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let Some(folder) = env::var_os(KEEP_LOGS).map(PathBuf::from) else { return };
+        let kept = keep_logs(self.folder.path(), &folder);
+        match kept {
+            Ok(()) => println!("logs are in {}", folder.display()),
+            Err(error) => println!("logs are lost: {error}"),
+        }
+    }
+}
+
+fn keep_logs(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().contains(".log") {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 /// A field of a line of log, which is JSON where no terminal reads it.

@@ -22,7 +22,7 @@ impl<'a> Check<'a> {
 }
 
 /// What `cargo test` passes on: words that a check's name must contain one of.
-pub fn filters() -> BTreeSet<String> {
+fn filters() -> BTreeSet<String> {
     std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect()
 }
 

@@ -56,7 +56,7 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
         }
         run(trouble.as_ref().context("it was just set")?, &mut stage)
     };
-    let mut checks = vec![
+    let checks = vec![
         Check::new("every_case_of_the_table_is_equal_directly_and_through", || {
             let stage = stage.try_borrow()?;
             let mut lines = Vec::new();
@@ -122,13 +122,10 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
             ensure!(findings.survived > 0, "nothing went on");
             Ok(())
         }),
-    ];
-    // Not every time yet: only when it is asked for by its name.
-    if suite::filters().iter().any(|filter| filter.contains("streams_outlive")) {
-        checks.push(Check::new("streams_outlive_a_relay_that_is_killed_again_and_again", || {
+        Check::new("streams_outlive_a_relay_that_is_killed_again_and_again", || {
             resume::survives(&mut *stage.try_borrow_mut()?, resume::DEATHS)
-        }));
-    }
+        }),
+    ];
     let _entered = runtime.enter();
     Ok(suite::run(checks, |line| println!("{line}")))
 }

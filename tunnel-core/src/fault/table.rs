@@ -3,7 +3,7 @@
 use super::{Hop, Outcome, Who};
 
 /// Declares [`Fault`] and its accessors from rows
-/// `Name = "TL-XXX-NNN", hop, outcome, who, title, cause, remedy`.
+/// `Name = "TL-AAA-000", hop, outcome, who, title, cause, remedy`.
 macro_rules! faults {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $hop:ident, $outcome:ident, $who:ident,
         $title:literal, $cause:literal, $remedy:literal;)*) => {
