@@ -399,6 +399,7 @@ impl Relay {
             LegEvent::Credit { to, received, limit } => {
                 self.with(to.0, |leg| leg.credit(to.1, received, limit));
             }
+            LegEvent::Detached { to } => self.with(to.0, |leg| leg.detach(to.1)),
             LegEvent::Reset { to, reason, detail } => {
                 self.with(to.0, |leg| leg.reset(to.1, reason, &detail));
             }

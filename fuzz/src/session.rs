@@ -82,7 +82,13 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Message::RelayHello { version: 1, key: key(1), nonce: [2; 32], exporter: None, signature: proof },
         Message::Bind(BindMode::Outer),
         Message::Bind(BindMode::SessionTls),
-        Message::AuthClient { token: Secret::new(*b"a.b.c"), run_key: key(2), proof, program: program() },
+        Message::AuthClient {
+            token: Secret::new(*b"a.b.c"),
+            run_key: key(2),
+            proof,
+            program: program(),
+            line: true,
+        },
         Message::AuthAgent {
             cluster: key(4),
             instance,
@@ -90,6 +96,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             certificate: vec![9; 20],
             proof,
             program: program(),
+            line: true,
         },
         Message::Enrol {
             secret: Secret::new([8; 32]),

@@ -7,11 +7,13 @@
 mod connection;
 mod driver;
 mod keeper;
+mod lines;
 mod stream;
 
 pub use connection::{Connection, Driver};
 pub use driver::{Closed, Machine, drive};
 pub use keeper::{Admit, Keeper};
+pub use lines::{BULK_AT_AGENT, BULK_AT_CLIENT, Choice, LineSettings, Lines, MAX_LINES};
 pub use stream::{MuxStream, StreamView};
 
 pub use crate::proto::{

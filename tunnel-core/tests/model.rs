@@ -43,6 +43,7 @@ fn op(rough: bool) -> impl Strategy<Value = Op> {
         1 => any::<u16>().prop_map(|ms| Op::Advance { ms }),
         1 => Just(Op::Restart),
         4 => n().prop_map(|stream| Op::Resume { stream }),
+        3 => (n(), n()).prop_map(|(stream, fresh)| Op::Move { stream, fresh }),
         1 => (n(), yes()).prop_map(|(stream, side)| Op::Expire { stream, side }),
     ];
     if rough { prop_oneof![5 => gentle, 1 => harsh].boxed() } else { gentle.boxed() }

@@ -69,13 +69,14 @@ impl Shared {
         let mut endpoint = self.endpoint();
         let result = change(&mut endpoint);
         let output = endpoint.has_output();
-        let (over, parked) = (endpoint.take_over(), endpoint.take_parked());
+        let (over, parked, bulk) = (endpoint.take_over(), endpoint.take_parked(), endpoint.take_bulk());
         drop(endpoint);
         if output {
             self.output.notify_one();
         }
         if let Some(keeper) = &self.keeper {
             keeper.note(&over, &parked);
+            keeper.note_bulk(bulk);
         }
         result
     }
@@ -247,6 +248,16 @@ impl Connection {
         endpoint.closed().is_none() && endpoint.peer_goaway().is_none()
     }
 
+    /// Whether it is gone.
+    pub fn is_closed(&self) -> bool {
+        self.0.endpoint().closed().is_some()
+    }
+
+    /// What the peer said in GOAWAY, if it did.
+    pub fn goaway(&self) -> Option<GoAway> {
+        self.0.endpoint().peer_goaway().cloned()
+    }
+
     /// Ends the connection: GOAWAY, then the carrier's own end.
     pub fn close(&self) {
         self.0.stop.cancel();
@@ -299,10 +310,11 @@ impl Machine for Shared {
     fn fill(&self, out: &mut BytesMut) -> usize {
         let mut endpoint = self.endpoint();
         let payload = endpoint.fill(out);
-        let over = endpoint.take_over();
+        let (over, bulk) = (endpoint.take_over(), endpoint.take_bulk());
         drop(endpoint);
         if let Some(keeper) = &self.keeper {
             keeper.note(&over, &[]);
+            keeper.note_bulk(bulk);
         }
         payload
     }

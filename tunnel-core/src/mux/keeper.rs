@@ -2,6 +2,8 @@
 //!
 //! Locks are taken in this order, and no two of a kind at once: a stream's place, its connection's endpoint, the keeper's list.
 
+mod bulk;
+
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -16,6 +18,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use self::bulk::Bulk;
 use super::connection::{Connection, Shared, Wakers};
 use crate::{
     backoff::{self, Backoff},
@@ -41,6 +44,8 @@ pub(super) struct Inside {
 struct Kept {
     claim: Claim,
     admit: Option<Admit>,
+    /// It went to a line once, and does so only once.
+    moved: bool,
 }
 
 impl fmt::Debug for Place {
@@ -70,9 +75,16 @@ impl Place {
         let key = claim.key();
         // Known before the stream can be parked, so that being parked is heard.
         keeper.list().insert(key, Entry { place: Arc::clone(self), parked: None });
-        inside.kept = Some(Kept { claim, admit });
+        inside.kept = Some(Kept { claim, admit, moved: false });
         let id = inside.id;
-        if !inside.shared.with(|endpoint| endpoint.keep(id, key)) {
+        let kept = inside.shared.with(|endpoint| {
+            let kept = endpoint.keep(id, key);
+            if let (true, Some(after)) = (kept, keeper.0.bulk.after) {
+                endpoint.tell_bulk(id, after);
+            }
+            kept
+        });
+        if !kept {
             drop(inside);
             keeper.note(&[key], &[]);
         }
@@ -95,11 +107,23 @@ struct Parked {
     next: Option<Instant>,
 }
 
+impl Parked {
+    fn now(next: Option<Instant>) -> Self {
+        Self {
+            since: Instant::now(),
+            since_boot: since_boot(),
+            backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+            next,
+        }
+    }
+}
+
 struct Inner {
     keep_for: Duration,
     max_parked: usize,
     streams: Mutex<HashMap<StreamKey, Entry>>,
     news: Notify,
+    bulk: Bulk,
 }
 
 /// Keeps the streams of one process whose connection ended, until they go on elsewhere or their time is over. Cheap to clone.
@@ -121,7 +145,17 @@ fn since_boot() -> Duration {
 impl Keeper {
     /// Keeps at most `max_parked` streams, each for `keep_for`.
     pub fn new(keep_for: Duration, max_parked: usize) -> Self {
-        Self(Arc::new(Inner { keep_for, max_parked, streams: Mutex::default(), news: Notify::new() }))
+        Self::build(keep_for, max_parked, None)
+    }
+
+    /// The same, which tells of streams that carried `bulk_after` bytes in one direction ([`Keeper::next_bulk`]).
+    pub fn telling_bulk(keep_for: Duration, max_parked: usize, bulk_after: u64) -> Self {
+        Self::build(keep_for, max_parked, Some(bulk_after))
+    }
+
+    fn build(keep_for: Duration, max_parked: usize, bulk_after: Option<u64>) -> Self {
+        let bulk = Bulk::new(bulk_after);
+        Self(Arc::new(Inner { keep_for, max_parked, streams: Mutex::default(), news: Notify::new(), bulk }))
     }
 
     fn list(&self) -> MutexGuard<'_, HashMap<StreamKey, Entry>> {
@@ -148,14 +182,7 @@ impl Keeper {
                 Some(parked) => {
                     parked.next = Some(now + parked.backoff.after_failure(Duration::ZERO, backoff::random()))
                 }
-                None => {
-                    entry.parked = Some(Parked {
-                        since: now,
-                        since_boot: since_boot(),
-                        backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
-                        next: Some(now),
-                    });
-                }
+                None => entry.parked = Some(Parked::now(Some(now))),
             }
         }
         drop(list);

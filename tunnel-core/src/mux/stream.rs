@@ -44,6 +44,11 @@ impl StreamView {
     pub fn is_waiting(&self) -> bool {
         self.0.with(|endpoint, id| endpoint.is_parked(id) || endpoint.is_resuming(id))
     }
+
+    /// Whether the stream was moved to a line, among bulk.
+    pub fn has_moved(&self) -> bool {
+        self.0.has_moved()
+    }
 }
 
 impl MuxStream {

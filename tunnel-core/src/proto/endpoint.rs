@@ -5,6 +5,7 @@
 //! [`super::leg`].
 
 mod inbound;
+mod lines;
 mod outbound;
 mod resume;
 mod stream;
@@ -126,6 +127,8 @@ pub struct Endpoint<S> {
     over: Vec<StreamKey>,
     /// Kept streams that were parked.
     parked: Vec<StreamKey>,
+    /// Kept streams that became bulk.
+    bulk: Vec<StreamKey>,
 }
 
 impl<S: Signal> Endpoint<S> {
@@ -146,6 +149,7 @@ impl<S: Signal> Endpoint<S> {
             closed: None,
             over: Vec::new(),
             parked: Vec::new(),
+            bulk: Vec::new(),
         }
     }
 

@@ -96,6 +96,11 @@ pub enum LegEvent<R> {
         /// The answer.
         resumed: Resumed,
     },
+    /// The peer takes the stream up elsewhere: [`Leg::detach`] on the other leg.
+    Detached {
+        /// The other leg.
+        to: R,
+    },
     /// The end: [`Leg::reset`] on the other leg.
     Reset {
         /// The other leg.

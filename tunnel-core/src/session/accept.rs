@@ -61,6 +61,8 @@ pub enum Credential {
         run_key: VerifyingKey,
         /// Program and version.
         program: String,
+        /// A line of the process, beside its session.
+        line: bool,
     },
     /// An agent instance. The certificate is not yet verified.
     Agent {
@@ -74,6 +76,8 @@ pub enum Credential {
         certificate: Vec<u8>,
         /// Program and version.
         program: String,
+        /// A line of the process, beside its session.
+        line: bool,
     },
     /// An agent that enrols. The secret is not yet verified.
     Enrol {
@@ -235,17 +239,17 @@ fn credential(
 ) -> Result<Credential, AcceptError> {
     let proven = |holds: bool, credential| if holds { Ok(credential) } else { Err(AcceptError::Proof) };
     match message {
-        Message::AuthClient { token, run_key, proof, program } => proven(
+        Message::AuthClient { token, run_key, proof, program, line } => proven(
             run_key.verify(Purpose::ClientProof, &[binding, transcript], &proof),
-            Credential::Client { token, run_key, program },
+            Credential::Client { token, run_key, program, line },
         ),
-        Message::AuthAgent { cluster, instance, key, certificate, proof, program } => proven(
+        Message::AuthAgent { cluster, instance, key, certificate, proof, program, line } => proven(
             key.verify(
                 Purpose::AgentProof,
                 &[binding, transcript, cluster.spki(), instance.as_bytes()],
                 &proof,
             ),
-            Credential::Agent { cluster, instance, key, certificate, program },
+            Credential::Agent { cluster, instance, key, certificate, program, line },
         ),
         Message::Enrol { secret, cluster, cluster_proof, instance, key, proof, program } => {
             let by_cluster = cluster.verify(

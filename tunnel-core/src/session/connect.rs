@@ -29,6 +29,8 @@ pub enum Identify<'a> {
         token: &'a Secret,
         /// The key of this run.
         run_key: &'a SigningKey,
+        /// Whether the session is a line for bulk, beside the process's own.
+        line: bool,
     },
     /// An enrolled agent instance.
     Agent {
@@ -40,6 +42,8 @@ pub enum Identify<'a> {
         key: &'a SigningKey,
         /// The certificate that the relay issued to it (DER).
         certificate: &'a [u8],
+        /// Whether the session is a line for bulk, beside the process's own.
+        line: bool,
     },
     /// An agent that enrols.
     Enrol {
@@ -179,13 +183,14 @@ impl Identify<'_> {
     fn message(&self, binding: &Exporter, transcript: &[u8; 32]) -> Message {
         let program = concat!("towline/", env!("CARGO_PKG_VERSION")).to_owned();
         match self {
-            Self::Client { token, run_key } => Message::AuthClient {
+            Self::Client { token, run_key, line } => Message::AuthClient {
                 token: (*token).clone(),
                 run_key: run_key.public(),
                 proof: run_key.sign(Purpose::ClientProof, &[binding, transcript]),
                 program,
+                line: *line,
             },
-            Self::Agent { cluster, instance, key, certificate } => Message::AuthAgent {
+            Self::Agent { cluster, instance, key, certificate, line } => Message::AuthAgent {
                 cluster: *cluster,
                 instance: *instance,
                 key: key.public(),
@@ -193,6 +198,7 @@ impl Identify<'_> {
                 proof: key
                     .sign(Purpose::AgentProof, &[binding, transcript, cluster.spki(), instance.as_bytes()]),
                 program,
+                line: *line,
             },
             Self::Enrol { secret, cluster, instance, key } => {
                 let spki = key.spki();

@@ -98,6 +98,8 @@ pub enum Message {
         proof: [u8; SIGNATURE_LEN],
         /// Program and version, for logs.
         program: String,
+        /// It is a line of the process, beside its session.
+        line: bool,
     },
     /// An enrolled agent instance says who it is.
     AuthAgent {
@@ -113,6 +115,8 @@ pub enum Message {
         proof: [u8; SIGNATURE_LEN],
         /// Program and version, for logs.
         program: String,
+        /// It is a line of the process, beside its session.
+        line: bool,
     },
     /// An agent enrols.
     Enrol {
@@ -209,6 +213,9 @@ const ENROL: u8 = 6;
 const WELCOME: u8 = 7;
 const REFUSED: u8 = 8;
 
+/// What the field says that a session of the same process holds beside it: absent in every other.
+const IS_LINE: &[u8] = &[1];
+
 /// The fields of RELAY_HELLO that its signature is over, as they stand on the wire.
 pub fn relay_hello_signed(
     version: u16,
@@ -249,13 +256,15 @@ pub fn encode(message: &Message) -> Vec<u8> {
             fields.put(1 | CRITICAL, &[u8::from(*mode == BindMode::SessionTls)]);
             BIND
         }
-        Message::AuthClient { token, run_key, proof, program } => {
+        Message::AuthClient { token, run_key, proof, program, line } => {
             fields.put(1, token.reveal()).put(2, run_key.spki()).put(3, proof).put(4, program.as_bytes());
+            fields.put_some(5, line.then_some(IS_LINE));
             AUTH_CLIENT
         }
-        Message::AuthAgent { cluster, instance, key, certificate, proof, program } => {
+        Message::AuthAgent { cluster, instance, key, certificate, proof, program, line } => {
             fields.put(1, cluster.spki()).put(2, instance.as_bytes()).put(3, key.spki());
             fields.put(4, certificate).put(5, proof).put(6, program.as_bytes());
+            fields.put_some(7, line.then_some(IS_LINE));
             AUTH_AGENT
         }
         Message::Enrol { secret, cluster, cluster_proof, instance, key, proof, program } => {
@@ -299,10 +308,9 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
         BIND => &[1],
         HELLO => &[1, 2],
         REFUSED => &[1, 2, 3],
-        AUTH_CLIENT | WELCOME => &[1, 2, 3, 4],
-        RELAY_HELLO => &[1, 2, 3, 4, 5],
-        AUTH_AGENT => &[1, 2, 3, 4, 5, 6],
-        ENROL => &[1, 2, 3, 4, 5, 6, 7],
+        WELCOME => &[1, 2, 3, 4],
+        AUTH_CLIENT | RELAY_HELLO => &[1, 2, 3, 4, 5],
+        AUTH_AGENT | ENROL => &[1, 2, 3, 4, 5, 6, 7],
         other => return Err(MessageError::Type(other)),
     };
     let fields = Fields::parse(body, known)?;
@@ -312,6 +320,11 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
     let bounded = |tag, max| -> Result<Vec<u8>, FieldError> {
         let value = fields.need(tag)?;
         if value.is_empty() || value.len() > max { Err(FieldError::Value(tag)) } else { Ok(value.to_vec()) }
+    };
+    let is_line = |tag| match fields.maybe(tag) {
+        None => Ok(false),
+        Some([1]) => Ok(true),
+        Some(_) => Err(FieldError::Value(tag)),
     };
     let text = |tag, max| fields.need_text(tag, max).map(str::to_owned);
     Ok(match kind {
@@ -341,6 +354,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
             run_key: key(2)?,
             proof: fields.need_array(3)?,
             program: text(4, MAX_NAME)?,
+            line: is_line(5)?,
         },
         AUTH_AGENT => Message::AuthAgent {
             cluster: key(1)?,
@@ -349,6 +363,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
             certificate: bounded(4, MAX_CERTIFICATE)?,
             proof: fields.need_array(5)?,
             program: text(6, MAX_NAME)?,
+            line: is_line(7)?,
         },
         ENROL => Message::Enrol {
             secret: Secret::new(bounded(1, 64)?),

@@ -29,7 +29,12 @@ async fn a_client_is_known_over_outer_tls_that_ends_at_the_relay() {
     let run_key = SigningKey::generate();
     let token = Secret::new("token");
     let (dialled, accepted) = tokio::join!(
-        connect(a, SAME, key.public().hash(), Identify::Client { token: &token, run_key: &run_key }),
+        connect(
+            a,
+            SAME,
+            key.public().hash(),
+            Identify::Client { token: &token, run_key: &run_key, line: false }
+        ),
         accept(b, SAME, &identity, welcome_all),
     );
     assert!(matches!(dialled.unwrap().channel, Channel::Outer(_)));
@@ -69,7 +74,7 @@ async fn t43_a_relay_with_another_key_is_told_nothing() {
     let (run_key, token) = (SigningKey::generate(), Secret::new("token"));
     let pin = SigningKey::generate().public().hash();
     let (dialled, accepted) = tokio::join!(
-        connect(a, SAME, pin, Identify::Client { token: &token, run_key: &run_key }),
+        connect(a, SAME, pin, Identify::Client { token: &token, run_key: &run_key, line: false }),
         accept(b, SAME, &impostor, welcome_all),
     );
     assert_eq!(dialled.unwrap_err().fault, Fault::RelayKeyMismatch);
@@ -107,7 +112,7 @@ async fn t43_an_interceptor_sees_no_credential_and_can_inject_none() {
                 client_io,
                 Some([1; 32]),
                 key.public().hash(),
-                Identify::Client { token: &token, run_key: &run_key }
+                Identify::Client { token: &token, run_key: &run_key, line: false }
             ),
             accept(relay_io, Some([2; 32]), &identity, welcome_all),
         );
@@ -138,7 +143,12 @@ async fn t43_a_swapped_exporter_breaks_the_relays_signature() {
         more
     };
     let (dialled, _accepted, more) = tokio::join!(
-        connect(a, Some([1; 32]), key.public().hash(), Identify::Client { token: &token, run_key: &run_key }),
+        connect(
+            a,
+            Some([1; 32]),
+            key.public().hash(),
+            Identify::Client { token: &token, run_key: &run_key, line: false }
+        ),
         accept(relay_io, Some([2; 32]), &identity, welcome_all),
         swap,
     );
@@ -156,6 +166,7 @@ async fn t43_a_replayed_credential_is_refused() {
         run_key: run_key.public(),
         proof: run_key.sign(crate::keys::Purpose::ClientProof, &[&[9; 32], &[0; 32]]),
         program: String::new(),
+        line: false,
     };
     let (mut a, b) = duplex(64 * 1024);
     let replay = async {
@@ -204,7 +215,12 @@ async fn a_refusal_reaches_the_person_with_its_fault() {
     let (a, b) = duplex(1024);
     let (run_key, token) = (SigningKey::generate(), Secret::new("token"));
     let (dialled, _) = tokio::join!(
-        connect(a, SAME, key.public().hash(), Identify::Client { token: &token, run_key: &run_key }),
+        connect(
+            a,
+            SAME,
+            key.public().hash(),
+            Identify::Client { token: &token, run_key: &run_key, line: false }
+        ),
         accept::<_, (), _, _>(b, SAME, &identity, |_| async {
             Err(Refused::new(CloseReason::TokenExpired, "it ended at noon"))
         }),
@@ -221,6 +237,7 @@ fn a_secret_does_not_print() {
         run_key: SigningKey::generate().public(),
         proof: [0; 64],
         program: String::new(),
+        line: false,
     };
     assert!(!format!("{message:?}").contains("canary"));
 }
@@ -263,7 +280,12 @@ async fn a_refusal_says_when_to_come_back() {
         Err::<(Welcome, ()), _>(refused)
     };
     let (dialled, _) = tokio::join!(
-        connect(a, SAME, key.public().hash(), Identify::Client { token: &token, run_key: &run_key }),
+        connect(
+            a,
+            SAME,
+            key.public().hash(),
+            Identify::Client { token: &token, run_key: &run_key, line: false }
+        ),
         accept(b, SAME, &identity, later),
     );
     assert_eq!(dialled.unwrap_err().delay(), std::time::Duration::from_secs(9));

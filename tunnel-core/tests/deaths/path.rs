@@ -88,6 +88,7 @@ impl Relay {
             LegEvent::Credit { to, received, limit } => {
                 self.tell(to.0, |leg| leg.credit(to.1, received, limit))
             }
+            LegEvent::Detached { to } => self.tell(to.0, |leg| leg.detach(to.1)),
             LegEvent::Reset { to, reason, detail } => self.tell(to.0, |leg| leg.reset(to.1, reason, &detail)),
             _ => {}
         }

@@ -48,6 +48,7 @@ impl Relay {
                 self.legs[to.0].forward(to.1, payload, fin, blocked);
             }
             Some(LegEvent::Credit { to, received, limit }) => self.legs[to.0].credit(to.1, received, limit),
+            Some(LegEvent::Detached { to }) => self.legs[to.0].detach(to.1),
             Some(LegEvent::Reset { to, reason, detail }) => self.legs[to.0].reset(to.1, reason, &detail),
             Some(LegEvent::Resume { stream, request }) => {
                 match self.legs[1 - on].resume(request, (on, stream)) {

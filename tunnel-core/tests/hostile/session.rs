@@ -80,7 +80,7 @@ async fn a_token_longer_than_the_wire_carries_is_an_error_and_not_a_panic() {
     for length in [20_000, 100_000] {
         let (dialler, relay) = duplex(1 << 17);
         let token = Secret::new(vec![b'x'; length]);
-        let identify = Identify::Client { token: &token, run_key: &run_key };
+        let identify = Identify::Client { token: &token, run_key: &run_key, line: false };
         let talk = async {
             tokio::join!(
                 connect(dialler, Some([9; 32]), key.public().hash(), identify),
@@ -103,6 +103,7 @@ fn tokens_and_certificates_have_a_length_and_no_more_than_allowed() {
         run_key: key,
         proof: [1; 64],
         program: program(),
+        line: false,
     };
     let agent = |length| Message::AuthAgent {
         cluster: key,
@@ -111,6 +112,7 @@ fn tokens_and_certificates_have_a_length_and_no_more_than_allowed() {
         certificate: vec![7; length],
         proof: [1; 64],
         program: program(),
+        line: false,
     };
     let reads = |message: Message| decode(&encode(&message)[4..]).is_ok();
     for length in [0, MAX_TOKEN + 1] {

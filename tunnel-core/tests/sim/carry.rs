@@ -140,6 +140,7 @@ impl World {
             Some(LegEvent::Credit { to, received, limit }) => {
                 self.leg(to.0, |leg| leg.credit(to.1, received, limit));
             }
+            Some(LegEvent::Detached { to }) => self.leg(to.0, |leg| leg.detach(to.1)),
             Some(LegEvent::Reset { to, reason, detail }) => {
                 self.leg(to.0, |leg| leg.reset(to.1, reason, &detail));
             }

@@ -38,6 +38,8 @@ pub(crate) enum Op {
     Restart,
     /// A client takes a stream up that lost its connection.
     Resume { stream: u8 },
+    /// A client takes a stream off a connection that stands, and asks for it on another; `fresh` says who dials for that.
+    Move { stream: u8, fresh: u8 },
     /// The time is over for a stream that lost its connection.
     Expire { stream: u8, side: bool },
     /// One side sends a CONTROL message.

@@ -2,7 +2,10 @@
 
 use towline_tunnel::proto::{CloseReason, endpoint::Event};
 
-use super::world::{Planted, World};
+use super::{
+    model::Stream,
+    world::{Planted, World},
+};
 
 impl World {
     /// Streams whose OPENED came are kept from now on.
@@ -46,6 +49,34 @@ impl World {
         stream.handles[0] = Some((to, id));
         stream.places[0] = to;
         true
+    }
+
+    /// The client's side moves the stream to another line while its own stands.
+    pub(super) fn move_elsewhere(&mut self, s: usize, fresh: u8) {
+        let Some((from, id)) = self.streams[s].handles[0] else { return };
+        if self.is_parked(s, 0) || self.is_resuming(s) {
+            return;
+        }
+        let (near, far) = (self.end_roles[from], self.end_roles[self.streams[s].places[1]]);
+        if fresh & 1 != 0 || self.roles[near] == from {
+            self.dial(near);
+        }
+        // The relay leads to an agent's newest line; whoever is on the way there is known to be on the one before.
+        let on_their_way =
+            |stream: &Stream| stream.handles[1].is_none() && self.end_roles[stream.places[1]] == far;
+        if fresh & 2 != 0 && self.config.relay.is_some() && !self.streams.iter().any(on_their_way) {
+            self.dial(far);
+        }
+        self.ready(near);
+        let Some(moving) = self.ends[from].leave(id) else { return };
+        let to = self.roles[near];
+        let stream = &mut self.streams[s];
+        let id = match self.ends[to].resume(moving, &mut stream.claims[0]) {
+            Ok(id) | Err(id) => id,
+        };
+        stream.handles[0] = Some((to, id));
+        stream.places[0] = to;
+        self.moved += 1;
     }
 
     pub(super) fn expire(&mut self, s: usize, side: usize) {

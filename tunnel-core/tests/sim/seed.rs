@@ -32,8 +32,8 @@ impl Dice {
     }
 }
 
-/// Plays the script that `seed` stands for.
-pub(crate) fn play(seed: u64, planted: Option<Planted>) {
+/// Plays the script that `seed` stands for. Returns how often a stream left a line that stood.
+pub(crate) fn play(seed: u64, planted: Option<Planted>) -> usize {
     let mut dice = Dice(seed);
     let ledgers = [0, 300_000, 2 << 20, 64 << 20];
     let config = Config {
@@ -48,12 +48,12 @@ pub(crate) fn play(seed: u64, planted: Option<Planted>) {
     };
     let length = 20 + dice.below(150);
     let script: Vec<Op> = (0..length).map(|_| op(&mut dice)).collect();
-    World::run(config, &script);
+    World::run(config, &script)
 }
 
 fn op(dice: &mut Dice) -> Op {
     let n = dice.byte();
-    match dice.below(60) {
+    match dice.below(66) {
         // Most streams are kept.
         0..=5 => Op::Open { from: n, to: dice.byte(), share: dice.byte() & 0x1b, eager: dice.byte() },
         6 => Op::Open { from: n, to: dice.byte(), share: 4, eager: dice.byte() },
@@ -72,6 +72,7 @@ fn op(dice: &mut Dice) -> Op {
         50 => Op::Restart,
         51 if dice.below(4) == 0 => Op::Expire { stream: n, side: dice.yes() },
         52 => Op::Control { line: n, side: dice.yes() },
+        53..=58 => Op::Move { stream: n, fresh: dice.byte() },
         _ => Op::Resume { stream: n },
     }
 }

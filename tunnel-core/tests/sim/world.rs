@@ -74,19 +74,23 @@ pub(crate) struct World {
     pub(super) relay_ledger: Ledger,
     pub(super) streams: Vec<Stream>,
     pub(super) by_key: HashMap<StreamKey, usize>,
+    /// How often a stream left a line that stood.
+    pub(super) moved: usize,
     /// What applications read into.
     buffer: Vec<u8>,
 }
 
 impl World {
     /// Plays the script and lets everything come to its end.
-    pub(crate) fn run(config: Config, script: &[Op]) {
+    /// Returns how often a stream left a line that stood.
+    pub(crate) fn run(config: Config, script: &[Op]) -> usize {
         let mut world = Self::new(config);
         for op in script {
             world.play(op);
             world.check();
         }
         world.settle();
+        world.moved
     }
 
     pub(crate) fn new(config: Config) -> Self {
@@ -104,6 +108,7 @@ impl World {
             relay_ledger: Ledger::new(config.relay_ledger),
             streams: Vec::new(),
             by_key: HashMap::new(),
+            moved: 0,
             buffer: vec![0; CHUNK as usize],
             config,
         };
@@ -211,6 +216,11 @@ impl World {
             Op::Resume { stream: s } => {
                 if let Some(s) = stream(s) {
                     self.resume(s);
+                }
+            }
+            Op::Move { stream: s, fresh } => {
+                if let Some(s) = stream(s) {
+                    self.move_elsewhere(s, fresh);
                 }
             }
             Op::Expire { stream: s, side } => {

@@ -154,9 +154,13 @@ impl<S: Signal> Endpoint<S> {
                 return Ok(());
             }
         }
+        stream.came += payload.len() as u64;
         if let Err(reason) = stream.receive.data(payload, fin, blocked) {
             self.reset(id, reason, "");
             return Ok(());
+        }
+        if stream.came >= stream.bulk_at {
+            self.bulk.extend(stream.became_bulk());
         }
         stream.signal.readable();
         if stream.receive.owes_credit() {

@@ -31,6 +31,9 @@ impl<S: Signal> Endpoint<S> {
             };
             let used = stream.send.emit(out, turn.stream, turn.budget).unwrap_or(0);
             payload += used;
+            if stream.send.sent() >= stream.bulk_at {
+                self.bulk.extend(stream.became_bulk());
+            }
             let more = stream.is_ready();
             if stream.send.queued() < SEND_QUEUE {
                 stream.signal.writable();
@@ -57,7 +60,9 @@ impl<S: Signal> Endpoint<S> {
             }
             Phase::Resuming | Phase::Live | Phase::Parked => {}
         }
-        if let Some((reason, detail)) = stream.reset.take() {
+        if std::mem::take(&mut stream.detached) {
+            frame::encode(out, &Frame::Detached { stream: id });
+        } else if let Some((reason, detail)) = stream.reset.take() {
             frame::encode(out, &Frame::Reset { stream: id, reason, detail });
         } else if stream.ended.is_none() && stream.is_live() {
             if let Some(resumed) = stream.owes_resumed.take() {

@@ -41,7 +41,7 @@ pub enum Event {
 
 /// A stream between two connections.
 #[derive(Debug)]
-pub struct Moving<S>(Stream<S>);
+pub struct Moving<S>(pub(super) Stream<S>);
 
 impl<S: Signal> Endpoint<S> {
     /// From now on the stream is kept under this name when its connection ends. False where it is over already.

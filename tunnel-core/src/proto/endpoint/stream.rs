@@ -33,6 +33,12 @@ pub(super) struct Stream<S> {
     pub(super) owes_opened: bool,
     /// RESUMED must be sent.
     pub(super) owes_resumed: Option<Resumed>,
+    /// Once this many bytes went in a direction the stream is bulk, and that is told.
+    pub(super) bulk_at: u64,
+    /// Bytes that came.
+    pub(super) came: u64,
+    /// DETACHED must be sent, and nothing else: the stream goes on elsewhere.
+    pub(super) detached: bool,
     /// RESET, not yet sent.
     pub(super) reset: Option<(CloseReason, String)>,
     /// The stream is over, and why.
@@ -57,6 +63,9 @@ impl<S: Signal> Stream<S> {
             kept_as: None,
             owes_opened: false,
             owes_resumed: None,
+            bulk_at: u64::MAX,
+            came: 0,
+            detached: false,
             reset: None,
             ended: None,
             dirty: false,

@@ -31,7 +31,7 @@ impl<R: Clone> Leg<R> {
             Frame::Credit { stream, received, limit } => self.on_credit(stream, received, limit),
             Frame::Opened { stream, payload } => self.on_opened(stream, &payload),
             Frame::Reset { stream, reason, detail } => self.on_reset(stream, reason, detail),
-            Frame::Detached { stream } => self.on_reset(stream, CloseReason::Detached, String::new()),
+            Frame::Detached { stream } => Ok(self.on_end(stream)?.map(|to| LegEvent::Detached { to })),
             Frame::Resume { stream, payload } => self.on_resume(stream, &payload),
             Frame::Resumed { stream, payload } => self.on_resumed(stream, &payload),
             Frame::Ping { token } => {
@@ -191,6 +191,11 @@ impl<R: Clone> Leg<R> {
         reason: CloseReason,
         detail: String,
     ) -> Result<Option<LegEvent<R>>, Violation> {
+        Ok(self.on_end(id)?.map(|to| LegEvent::Reset { to, reason, detail }))
+    }
+
+    /// The peer has done with a stream. Returns where it went on.
+    fn on_end(&mut self, id: StreamId) -> Result<Option<R>, Violation> {
         if !self.known(id)? {
             return Ok(None);
         }
@@ -204,6 +209,6 @@ impl<R: Clone> Leg<R> {
         stream.send = SendHalf::new(false);
         let to = stream.to.take();
         self.forget_if_over(id);
-        Ok(to.map(|to| LegEvent::Reset { to, reason, detail }))
+        Ok(to)
     }
 }
