@@ -316,9 +316,7 @@ async fn admit(
     }
     let mut place = relay.places().enter(address)?;
     let (welcome, peer) = relay.authenticator().authenticate(credential, address).await?;
-    if let Peer::Client(client) = &peer {
-        place.of_user(&client.caller.principal)?;
-    }
+    place.of_peer(&peer)?;
     Ok((welcome, (peer, place)))
 }
 
@@ -334,14 +332,14 @@ async fn run<IO>(
 {
     let (max_streams, sessions, opened) = match &peer {
         Peer::Client(client) => {
-            info!(channel = %id, %from, principal = client.caller.principal, program = client.program, "a client's session began");
+            info!(channel = %id, %from, principal = client.caller.principal, program = client.program, line = client.line, "a client's session began");
             let limit = relay.limits().max_streams_per_client;
             (limit, &relay.metrics().client_sessions, &relay.metrics().client_sessions_opened)
         }
         Peer::Agent(agent) => {
             info!(
                 channel = %id, %from, cluster = %agent.cluster.id, name = agent.cluster.name,
-                instance = %agent.holder.instance, program = agent.program, "an agent's session began"
+                instance = %agent.holder.instance, program = agent.program, line = agent.line, "an agent's session began"
             );
             let limit = relay.limits().max_streams_per_agent;
             (limit, &relay.metrics().agent_sessions, &relay.metrics().agent_sessions_opened)

@@ -45,6 +45,8 @@ pub struct ClientPeer {
     pub expires_at: SystemTime,
     /// Program and version that it told.
     pub program: String,
+    /// The session is a line of the process, beside its own.
+    pub line: bool,
 }
 
 /// An agent instance whose certificate or enrolment was accepted.
@@ -58,6 +60,8 @@ pub struct AgentPeer {
     pub certificate_ends: SystemTime,
     /// Program and version that it told.
     pub program: String,
+    /// The session is a line of the process, beside its own.
+    pub line: bool,
 }
 
 /// Who dialled.
@@ -83,6 +87,16 @@ pub struct Authenticator {
 impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Authenticator")
+    }
+}
+
+impl Peer {
+    /// Whether the session is a line, which only takes up streams of the process's own session.
+    pub fn is_line(&self) -> bool {
+        match self {
+            Self::Client(client) => client.line,
+            Self::Agent(agent) => agent.line,
+        }
     }
 }
 
@@ -128,10 +142,12 @@ impl Authenticator {
             return Err(refused);
         }
         let judged = match credential {
-            Credential::Client { token, run_key, program } => self.client(&token, run_key, program).await,
-            Credential::Agent { cluster, instance, key, certificate, program } => {
+            Credential::Client { token, run_key, program, line } => {
+                self.client(&token, run_key, program, line).await
+            }
+            Credential::Agent { cluster, instance, key, certificate, program, line } => {
                 let holder = Holder { cluster: cluster.cluster_id(), instance, key };
-                self.agent(holder, &certificate, program).await
+                self.agent(holder, &certificate, program, line).await
             }
             Credential::Enrol { secret, cluster, instance, key, program } => {
                 let holder = Holder { cluster: cluster.cluster_id(), instance, key };
@@ -185,6 +201,7 @@ impl Authenticator {
         token: &Secret,
         run_key: VerifyingKey,
         program: String,
+        line: bool,
     ) -> Result<(Welcome, Peer), Refused> {
         let text = token
             .reveal_text()
@@ -197,7 +214,7 @@ impl Authenticator {
         let caller = caller(identity)?;
         let mut welcome = Welcome::new(ChannelId::random());
         welcome.name = Some(caller.principal.clone());
-        Ok((welcome, Peer::Client(ClientPeer { caller, run_key, expires_at, program })))
+        Ok((welcome, Peer::Client(ClientPeer { caller, run_key, expires_at, program, line })))
     }
 
     async fn agent(
@@ -205,6 +222,7 @@ impl Authenticator {
         holder: Holder,
         certificate: &[u8],
         program: String,
+        line: bool,
     ) -> Result<(Welcome, Peer), Refused> {
         let now = self.clock.now();
         let known = self.registry.snapshot();
@@ -212,8 +230,8 @@ impl Authenticator {
         let cluster = holder.standing(&known)?;
         let mut welcome = Welcome::new(ChannelId::random());
         welcome.name = Some(cluster.name.clone());
-        let mut peer =
-            AgentPeer { cluster: Arc::clone(cluster), holder, certificate_ends: accepted.not_after, program };
+        let certificate_ends = accepted.not_after;
+        let mut peer = AgentPeer { cluster: Arc::clone(cluster), holder, certificate_ends, program, line };
         if now >= accepted.renew_at {
             match self.enrolment.issue(&holder, now).await {
                 Ok(issued) => {
@@ -241,7 +259,8 @@ impl Authenticator {
         welcome.name = Some(cluster.name.clone());
         welcome.ticket_key = Some(self.ticket_key);
         welcome.certificate = Some(issued.der);
-        Ok((welcome, Peer::Agent(AgentPeer { cluster, holder, certificate_ends: issued.not_after, program })))
+        let certificate_ends = issued.not_after;
+        Ok((welcome, Peer::Agent(AgentPeer { cluster, holder, certificate_ends, program, line: false })))
     }
 }
 

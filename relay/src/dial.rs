@@ -119,13 +119,15 @@ impl Switchboard {
             Wanted::Open(_) => {
                 self.sessions.agent_of(cluster).ok_or((CloseReason::AgentOffline, "".into()))?
             }
-            Wanted::Resume(request) => match self.sessions.process(cluster, request.instance) {
-                Process::Here(agent) => agent,
-                Process::Away => return Err((CloseReason::AgentOffline, "".into())),
-                Process::Replaced => {
-                    return Err((CloseReason::Lost, "the agent that held it was replaced".into()));
+            Wanted::Resume(request) => {
+                match self.sessions.process(cluster, request.instance, from.conn.is_line()) {
+                    Process::Here(agent) => agent,
+                    Process::Away => return Err((CloseReason::AgentOffline, "".into())),
+                    Process::Replaced => {
+                        return Err((CloseReason::Lost, "the agent that held it was replaced".into()));
+                    }
                 }
-            },
+            }
         };
         // Opaque and different in each run: agents can be fair to users without learning who they are.
         let share = self.shares.hash_one(&client.caller.principal);

@@ -166,6 +166,11 @@ impl RelayConn {
         }
     }
 
+    /// Whether it is a line beside its process's session: it takes up streams, and none begins on it.
+    pub fn is_line(&self) -> bool {
+        self.peer.is_line()
+    }
+
     /// Whether new streams may be opened on it.
     pub fn takes_streams(&self) -> bool {
         !self.going.load(Ordering::Relaxed)
@@ -361,6 +366,11 @@ impl RelayConn {
                 to.conn.lock().leg.credit(to.stream, received, limit);
                 to
             }
+            LegEvent::Detached { to } => {
+                to.conn.answered(to.stream, now);
+                to.conn.lock().leg.detach(to.stream);
+                to
+            }
             LegEvent::Reset { to, reason, detail } => {
                 to.conn.answered(to.stream, now);
                 to.conn.lock().leg.reset(to.stream, reason, &detail);
@@ -376,6 +386,9 @@ impl RelayConn {
             // Only the far side of a client's stream is opened towards agents: they open none.
             return self.reset(stream, CloseReason::Forbidden, "agents open no streams");
         };
+        if self.is_line() && matches!(wanted, Wanted::Open(_)) {
+            return self.reset(stream, CloseReason::Forbidden, "no stream begins on a line");
+        }
         let Some(me) = self.me.upgrade() else { return };
         // Before the agent hears of it: its answer may be here before this thread goes on.
         let mut state = self.lock();

@@ -13,13 +13,15 @@ use tokio::{
     time::{Instant, sleep},
 };
 use towline_tunnel::{
-    ids::{ClusterId, InstanceId},
+    ids::{ClusterId, InstanceId, KeyHash},
+    mux::MAX_LINES,
     proto::CloseReason,
     session::Refused,
 };
 use tracing::warn;
 
 use crate::{
+    authenticate::Peer,
     clock::Clock,
     forward::RelayConn,
     limits::Limits,
@@ -52,6 +54,15 @@ struct Taken {
     all: u32,
     addresses: HashMap<IpAddr, u32>,
     users: HashMap<String, u32>,
+    /// By the key that each process proved.
+    processes: HashMap<KeyHash, OfProcess>,
+}
+
+/// How many sessions one process has.
+#[derive(Debug, Default)]
+struct OfProcess {
+    own: u32,
+    lines: u32,
 }
 
 /// One session's place; dropping it frees it.
@@ -60,6 +71,7 @@ pub struct Place {
     of: Arc<PlacesInner>,
     address: IpAddr,
     user: Option<String>,
+    process: Option<(KeyHash, bool)>,
 }
 
 fn take<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: K, max: u32) -> bool {
@@ -109,21 +121,44 @@ impl Places {
             return Err(full("--max-sessions-per-address"));
         }
         taken.all += 1;
-        Ok(Place { of: Arc::clone(&self.0), address, user: None })
+        Ok(Place { of: Arc::clone(&self.0), address, user: None, process: None })
     }
 }
 
 impl Place {
-    /// The session is this user's: counts it as theirs, too.
+    /// The session is this peer's: a client's counts as its user's, too. A line counts as its process's alone, which has a session
+    /// of its own that was counted, and at most [`MAX_LINES`] lines.
     ///
     /// # Errors
-    /// If they have too many.
-    pub fn of_user(&mut self, principal: &str) -> Result<(), Refused> {
+    /// If there are too many, or a line's process has no session.
+    pub fn of_peer(&mut self, peer: &Peer) -> Result<(), Refused> {
+        let (process, user) = match peer {
+            Peer::Client(client) => (client.run_key.hash(), Some(&client.caller.principal)),
+            Peer::Agent(agent) => (agent.holder.key.hash(), None),
+        };
+        let line = peer.is_line();
         let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if !take(&mut taken.users, principal.to_owned(), self.of.max_per_user) {
-            return Err(full("--max-sessions-per-user"));
+        if line {
+            let Some(of) = taken.processes.get_mut(&process).filter(|of| of.own > 0) else {
+                return Err(Refused::new(
+                    CloseReason::Forbidden,
+                    "a line is beside a session of the same process",
+                ));
+            };
+            if of.lines >= MAX_LINES {
+                return Err(full("lines of one process"));
+            }
+            of.lines += 1;
+        } else {
+            if let Some(user) = user {
+                if !take(&mut taken.users, user.clone(), self.of.max_per_user) {
+                    return Err(full("--max-sessions-per-user"));
+                }
+                self.user = Some(user.clone());
+            }
+            taken.processes.entry(process).or_default().own += 1;
         }
-        self.user = Some(principal.to_owned());
+        self.process = Some((process, line));
         Ok(())
     }
 }
@@ -135,6 +170,14 @@ impl Drop for Place {
         give_back(&mut taken.addresses, &self.address);
         if let Some(user) = &self.user {
             give_back(&mut taken.users, user);
+        }
+        if let Some((process, line)) = self.process
+            && let Some(of) = taken.processes.get_mut(&process)
+        {
+            *(if line { &mut of.lines } else { &mut of.own }) -= 1;
+            if of.lines + of.own == 0 {
+                taken.processes.remove(&process);
+            }
         }
     }
 }
@@ -193,7 +236,9 @@ impl Sessions {
             None => open.clients.push(Arc::clone(&conn)),
         }
         drop(open);
-        self.note(&conn, Presence::Online);
+        if !conn.is_line() {
+            self.note(&conn, Presence::Online);
+        }
         SessionGuard { sessions: self.clone(), conn }
     }
 
@@ -201,22 +246,28 @@ impl Sessions {
     pub fn agent_of(&self, cluster: ClusterId) -> Option<Arc<RelayConn>> {
         let mut open = self.lock();
         let agents = open.agents.get_mut(&cluster)?;
-        let next = agents.iter().position(|conn| conn.takes_streams())?;
+        let next = agents.iter().position(|conn| conn.takes_streams() && !conn.is_line())?;
         // Behind the others now: whose turn it is does not depend on what other clusters are asked for.
         let conn = agents.remove(next);
         agents.push(Arc::clone(&conn));
         Some(conn)
     }
 
-    /// Where one process of a cluster's agent is.
-    pub fn process(&self, cluster: ClusterId, instance: InstanceId) -> Process {
+    /// Where one process of a cluster's agent is. For a stream that comes `on_line`, on the one of its lines with the fewest streams, if
+    /// it has one; otherwise on its own session.
+    pub fn process(&self, cluster: ClusterId, instance: InstanceId, on_line: bool) -> Process {
         let open = self.lock();
-        let agents = open.agents.get(&cluster).into_iter().flatten();
-        let mut own =
-            agents.filter(|conn| conn.agent().is_some_and(|agent| agent.holder.instance == instance)).rev();
-        if let Some(conn) = own.find(|conn| conn.takes_streams()) {
+        let takes = |conn: &&Arc<RelayConn>| {
+            conn.takes_streams() && conn.agent().is_some_and(|agent| agent.holder.instance == instance)
+        };
+        let of_process = || open.agents.get(&cluster).into_iter().flatten().filter(takes);
+        let line = || of_process().filter(|conn| conn.is_line()).min_by_key(|conn| conn.stream_count());
+        // The newest of its own: an older one is on its way out.
+        let own = || of_process().rev().find(|conn| !conn.is_line());
+        if let Some(conn) = on_line.then(line).flatten().or_else(own) {
             return Process::Here(Arc::clone(conn));
         }
+        // A process that has but lines is there, and will dial again.
         let processes = open.processes(cluster);
         match open.gone.get(&instance) {
             Some((_, before)) if !processes.contains(&instance) && processes.len() >= *before => {
@@ -228,7 +279,7 @@ impl Sessions {
 
     /// Whether an agent of this cluster is connected.
     pub fn is_online(&self, cluster: ClusterId) -> bool {
-        self.lock().agents.contains_key(&cluster)
+        self.lock().agents.get(&cluster).is_some_and(|agents| agents.iter().any(|conn| !conn.is_line()))
     }
 
     /// All sessions that are open now.
@@ -270,8 +321,8 @@ impl Sessions {
             tokio::select! {
                 () = self.0.changes.notified() => sleep(GATHERED_FOR).await,
                 () = sleep(PRESENCE_EVERY) => {
-                    for conn in self.all() {
-                        self.note(&conn, Presence::Online);
+                    for conn in self.all().iter().filter(|conn| !conn.is_line()) {
+                        self.note(conn, Presence::Online);
                     }
                 }
             }
@@ -317,13 +368,14 @@ impl Drop for SessionGuard {
         let another = conn.agent().is_some_and(|agent| {
             open.agents.get(&agent.cluster.id).is_some_and(|agents| {
                 agents.iter().any(|other| {
-                    other.agent().is_some_and(|other| other.holder.instance == agent.holder.instance)
+                    !other.is_line()
+                        && other.agent().is_some_and(|other| other.holder.instance == agent.holder.instance)
                 })
             })
         });
         drop(open);
         // A replacement that came before this one went is still there.
-        if !another {
+        if !another && !conn.is_line() {
             self.sessions.note(conn, Presence::Away);
         }
         conn.close();
@@ -333,7 +385,37 @@ impl Drop for SessionGuard {
 
 #[cfg(test)]
 mod tests {
+    use towline_tunnel::keys::SigningKey;
+
     use super::*;
+    use crate::{access::Caller, authenticate::ClientPeer};
+
+    fn peer(user: &str, key: &SigningKey, line: bool) -> Peer {
+        let caller = Caller { username: user.into(), principal: user.into(), groups: Vec::new() };
+        let (run_key, expires_at) = (key.public(), std::time::SystemTime::now());
+        Peer::Client(ClientPeer { caller, run_key, expires_at, program: String::new(), line })
+    }
+
+    #[test]
+    fn lines_count_as_their_processs_and_need_its_session() {
+        let places = Places::new(&Limits { max_sessions_per_user: 1, ..Limits::default() });
+        let keys = [SigningKey::generate(), SigningKey::generate()];
+        let enter = |process: usize, line| {
+            let mut place = places.enter(IpAddr::from([192, 0, 2, 1]))?;
+            place.of_peer(&peer("alice", &keys[process], line)).map(|()| place)
+        };
+        assert_eq!(enter(0, true).unwrap_err().reason, CloseReason::Forbidden, "no session yet");
+        let own = enter(0, false).unwrap();
+        let mut lines: Vec<Place> = (0..MAX_LINES).map(|_| enter(0, true).unwrap()).collect();
+        assert_eq!(enter(0, true).unwrap_err().reason, CloseReason::LimitReached);
+        assert_eq!(enter(1, true).unwrap_err().reason, CloseReason::Forbidden, "another process's");
+        lines.pop();
+        lines.push(enter(0, true).unwrap());
+        drop(own);
+        let _another = enter(1, false).expect("lines are no sessions of a person's");
+        drop((lines, _another));
+        assert!(places.0.taken.lock().unwrap().processes.is_empty());
+    }
 
     #[test]
     fn sessions_are_counted_by_address_and_user_and_in_all() {
@@ -345,15 +427,16 @@ mod tests {
         };
         let places = Places::new(&limits);
         let at = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let (one, two) = (SigningKey::generate(), SigningKey::generate());
         let mut first = places.enter(at(1)).unwrap();
-        first.of_user("alice").unwrap();
+        first.of_peer(&peer("alice", &one, false)).unwrap();
         let mut second = places.enter(at(1)).unwrap();
-        assert!(second.of_user("alice").unwrap_err().detail.contains("per-user"));
+        assert!(second.of_peer(&peer("alice", &two, false)).unwrap_err().detail.contains("per-user"));
         assert!(places.enter(at(1)).unwrap_err().detail.contains("per-address"));
         let _others = [places.enter(at(2)).unwrap(), places.enter(at(3)).unwrap()];
         assert!(places.enter(at(4)).unwrap_err().detail.contains("--max-sessions)"));
         drop(first);
-        second.of_user("alice").unwrap();
+        second.of_peer(&peer("alice", &two, false)).unwrap();
         drop(second);
         let taken = places.0.taken.lock().unwrap();
         assert_eq!((taken.all, taken.addresses.len(), taken.users.len()), (2, 2, 0));

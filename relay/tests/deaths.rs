@@ -332,6 +332,7 @@ async fn comes_back(bench: &Bench, agent: &Agent) -> Connection {
             instance: agent.instance,
             key: &agent.key,
             certificate: &agent.certificate,
+            line: false,
         };
         match bench.session(identify, agent.instance).await {
             Ok((connection, driver, _)) => {

@@ -82,7 +82,7 @@ async fn an_agent_gets_a_ticket_for_exactly_this_client_and_learns_no_name_but_i
     let agent = bench.agent("edge").await;
     bench.allow("alice", agent.cluster()).await;
     let (token, run_key) = (bench.token("alice", &[]), SigningKey::generate());
-    let identify = Identify::Client { token: &token, run_key: &run_key };
+    let identify = Identify::Client { token: &token, run_key: &run_key, line: false };
     let (connection, _driver, welcome) = bench.session(identify, InstanceId::random()).await.unwrap();
     let client = common::Client { connection, driver: _driver };
     let _stream = client.open(agent.cluster());
@@ -117,6 +117,7 @@ async fn a_cluster_without_an_agent_is_offline_and_back_once_it_dials() {
         instance: agent.instance,
         key: &agent.key,
         certificate: &agent.certificate,
+        line: false,
     };
     let (connection, _driver, _) = bench.session(identify, agent.instance).await.unwrap();
     eventually("a stream arrives at the agent that came back", async || {
@@ -182,6 +183,7 @@ async fn a_revoked_instance_loses_its_session_and_can_not_come_back() {
         instance: agent.instance,
         key: &agent.key,
         certificate: &agent.certificate,
+        line: false,
     };
     let refused = bench.session(identify, agent.instance).await.unwrap_err();
     assert_eq!(refused.fault, towline_tunnel::fault::Fault::AgentCertificateRefused, "{refused}");
@@ -258,7 +260,7 @@ async fn a_user_has_so_many_sessions_and_a_session_so_many_streams() {
     bench.allow("alice", agent.cluster()).await;
     let client = bench.client("alice").await;
     let (token, run_key) = (bench.token("alice", &[]), SigningKey::generate());
-    let identify = Identify::Client { token: &token, run_key: &run_key };
+    let identify = Identify::Client { token: &token, run_key: &run_key, line: false };
     let refused = bench.session(identify, InstanceId::random()).await.unwrap_err();
     assert_eq!(refused.fault, towline_tunnel::fault::Fault::RelayLimit, "{refused}");
     let (mut one, mut two) = (client.open(agent.cluster()), client.open(agent.cluster()));

@@ -103,6 +103,7 @@ impl Member {
             instance: self.instance,
             key: &self.key,
             certificate: &self.certificate,
+            line: false,
         };
         begin(dialler, self.relay, identify).await
     }

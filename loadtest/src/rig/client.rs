@@ -39,7 +39,7 @@ impl Client {
     ) -> anyhow::Result<Self> {
         let run_key = Arc::new(SigningKey::generate());
         let (carrier, exporter) = dialler.dial().await?;
-        let identify = Identify::Client { token, run_key: &run_key };
+        let identify = Identify::Client { token, run_key: &run_key, line: false };
         let session = session::connect(carrier, exporter, relay, identify).await?;
         let (connection, driver) = Connection::new(session.channel, BytesMut::new(), config);
         Ok(Self { connection, run_key, _driver: AbortOnDropHandle::new(tokio::spawn(driver.run())) })

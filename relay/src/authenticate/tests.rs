@@ -76,6 +76,7 @@ impl Fixture {
             token: Secret::new(token),
             run_key: SigningKey::generate().public(),
             program: "towline/0.1.0".into(),
+            line: false,
         }
     }
 
@@ -112,6 +113,7 @@ fn returning(agent: &AgentPeer, cluster: &SigningKey, certificate: &[u8]) -> Cre
         key: agent.holder.key,
         certificate: certificate.to_vec(),
         program: agent.program.clone(),
+        line: false,
     }
 }
 
@@ -143,6 +145,7 @@ async fn tokens_for_others_and_old_ones_are_refused_with_the_right_reason() {
         token: Secret::new(vec![0xff; 8]),
         run_key: SigningKey::generate().public(),
         program: String::new(),
+        line: false,
     };
     assert_eq!(fixture.judge(garbage).await.unwrap_err().reason, CloseReason::Unauthenticated);
 }

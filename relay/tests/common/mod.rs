@@ -23,7 +23,7 @@ use towline_tunnel::{
     fault::Report,
     ids::{ClusterId, InstanceId, StreamKey},
     keys::SigningKey,
-    mux::{Closed, Connection, EndpointConfig, Ledger, MuxStream, OpenRequest, Side},
+    mux::{Closed, Connection, EndpointConfig, Keeper, Ledger, MuxStream, OpenRequest, Side},
     session::{Identify, Session, connect, message::Secret},
 };
 
@@ -121,6 +121,16 @@ impl Bench {
         identify: Identify<'_>,
         side_instance: InstanceId,
     ) -> Result<(Connection, JoinHandle<Closed>, towline_tunnel::session::Welcome), Report> {
+        self.begin(identify, side_instance, None).await
+    }
+
+    /// A session whose streams may go on with `keeper`.
+    pub(crate) async fn begin(
+        &self,
+        identify: Identify<'_>,
+        side_instance: InstanceId,
+        keeper: Option<&Keeper>,
+    ) -> Result<(Connection, JoinHandle<Closed>, towline_tunnel::session::Welcome), Report> {
         let (carrier, exporter) = self.dialler().dial().await?;
         let Session { channel, welcome } =
             connect(carrier, exporter, self.relay.identity_hash(), identify).await?;
@@ -131,7 +141,10 @@ impl Bench {
             instance: side_instance,
             jitter: 0,
         };
-        let (connection, driver) = Connection::new(channel, BytesMut::new(), config);
+        let (connection, driver) = match keeper {
+            Some(keeper) => Connection::kept(channel, BytesMut::new(), config, keeper.clone()),
+            None => Connection::new(channel, BytesMut::new(), config),
+        };
         Ok((connection, tokio::spawn(driver.run()), welcome))
     }
 
@@ -179,7 +192,7 @@ impl Bench {
 
     pub(crate) async fn client(&self, user: &str) -> Client {
         let (token, run_key) = (self.token(user, &[]), SigningKey::generate());
-        let identify = Identify::Client { token: &token, run_key: &run_key };
+        let identify = Identify::Client { token: &token, run_key: &run_key, line: false };
         let (connection, driver, _) = self.session(identify, InstanceId::random()).await.unwrap();
         Client { connection, driver }
     }
