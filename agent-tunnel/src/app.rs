@@ -12,7 +12,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
     ids::ClusterId,
     inner::InnerAcceptor,
-    mux::{Keeper, Ledger},
+    mux::{BULK_AT_AGENT, Keeper, Ledger, LineSettings},
 };
 use tracing::{info, warn};
 
@@ -43,6 +43,14 @@ impl Default for Limits {
     }
 }
 
+/// How an agent uses lines where nobody says otherwise.
+pub fn default_lines() -> LineSettings {
+    LineSettings::new(BULK_LINES, BULK_AT_AGENT)
+}
+
+/// One is enough to keep bulk apart from what people type; each costs a connection through their firewall.
+pub const BULK_LINES: u32 = 1;
+
 /// What an agent is started with.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -68,6 +76,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How long a stream waits for its client when its connection is gone.
     pub resume_timeout: Duration,
+    /// How bulk is kept apart.
+    pub lines: LineSettings,
     /// What can grow.
     pub limits: Limits,
     /// The time.
@@ -113,7 +123,11 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let inner = InnerAcceptor::new(Arc::clone(&identity), config.clock.now())?;
     let forwarder = Forwarder::new(verifier, apiserver, metrics.clone(), config.clock.clone());
     let acceptor = Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone()));
-    let keeper = Keeper::new(config.resume_timeout, config.limits.max_streams as usize);
+    let max_streams = config.limits.max_streams as usize;
+    let keeper = match config.lines.max {
+        0 => Keeper::new(config.resume_timeout, max_streams),
+        _ => Keeper::telling_bulk(config.resume_timeout, max_streams, config.lines.bulk_after),
+    };
     let (uplink, status) = Uplink::new(Parts {
         cluster: identity,
         token: config.enrolment,
@@ -127,6 +141,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         clock: config.clock,
         keeper: keeper.clone(),
         drain_timeout: config.drain_timeout,
+        lines: config.lines,
     })?;
 
     let (trigger, watcher) = drain();

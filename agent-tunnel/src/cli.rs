@@ -19,12 +19,13 @@ use towline_tunnel::{
     carrier::dial::RelayAddress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report},
+    mux::{LineSettings, MAX_LINES},
     values::{bytes, duration},
 };
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    app::{self, Config, Limits},
+    app::{self, BULK_LINES, Config, Limits, default_lines},
     dial::ApiserverConfig,
     forward::Clock,
     secret::StateSecret,
@@ -106,6 +107,10 @@ struct Run {
     /// How long a stream waits for its client when a connection on the way is lost
     #[arg(long, value_name = "TIME", env = "TOWLINE_AGENT_RESUME_TIMEOUT", default_value = "60s", value_parser = duration)]
     resume_timeout: Duration,
+
+    /// Connections beside the session, opened and closed as needed, for streams that carry much; 0 for none
+    #[arg(long, value_name = "N", env = "TOWLINE_AGENT_BULK_LINES", default_value_t = BULK_LINES, value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_LINES)))]
+    bulk_lines: u32,
 
     #[command(flatten)]
     limits: LimitArgs,
@@ -217,6 +222,7 @@ impl Run {
             metrics_listen: self.metrics_listen,
             drain_timeout: self.drain_timeout,
             resume_timeout: self.resume_timeout,
+            lines: LineSettings { max: self.bulk_lines, ..default_lines() },
             limits: Limits {
                 max_streams: self.limits.max_streams,
                 max_buffered_bytes: self.limits.max_buffered_bytes,
@@ -327,7 +333,7 @@ mod tests {
             .unwrap();
         let Command::Run(run) = cli.command else { panic!("not run") };
         let config = run.config().unwrap();
-        assert_eq!(config.limits, Limits::default());
+        assert_eq!((config.limits, config.lines), (Limits::default(), default_lines()));
         assert_eq!(config.apiserver, ApiserverConfig::InCluster);
         assert_eq!(config.issuer.trust.audiences(), ["towline-cluster"]);
     }

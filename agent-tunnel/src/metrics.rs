@@ -38,6 +38,8 @@ struct Direction {
 pub struct Metrics {
     /// Sessions with the relay, open now.
     pub sessions: Gauge,
+    /// Lines for bulk beside them, open now.
+    pub lines: Gauge,
     /// Sessions with the relay, ever.
     pub sessions_opened: Counter,
     /// Streams, open now.
@@ -73,6 +75,7 @@ impl Metrics {
             counter
         };
         let sessions = gauge(&mut registry, "sessions", "Sessions with the relay open now");
+        let lines = gauge(&mut registry, "lines", "Lines for bulk, beside the sessions, open now");
         let sessions_opened = counter(&mut registry, "sessions_opened", "Sessions with the relay that began");
         let streams = gauge(&mut registry, "streams", "Streams open now");
         let opens = counter(&mut registry, "opens", "Streams that were opened");
@@ -100,6 +103,7 @@ impl Metrics {
         let direction = |direction| Direction { direction };
         Self {
             sessions,
+            lines,
             sessions_opened,
             streams,
             opens,

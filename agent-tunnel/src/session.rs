@@ -12,7 +12,7 @@ use towline_tunnel::{
     drain::DrainWatcher,
     ids::ChannelId,
     keys::VerifyingKey,
-    mux::{CloseReason, Connection, EndpointConfig, Keeper},
+    mux::{CloseReason, Connection, Driver, EndpointConfig, Keeper},
     session::control::Control,
 };
 use tracing::{debug, info};
@@ -42,6 +42,8 @@ pub(crate) struct Session {
     pub(crate) ending: Ending,
     /// Streams may go on for this long once the agent drains.
     pub(crate) drain_timeout: Duration,
+    /// It is a line, beside the agent's own session.
+    pub(crate) line: bool,
 }
 
 /// The relay wants to be rid of a session: it is gone, or takes no new streams.
@@ -53,19 +55,25 @@ pub(crate) struct Leaving {
 }
 
 impl Session {
+    /// Its mux.
+    pub(crate) fn mux<IO>(&self, io: IO, config: EndpointConfig) -> (Connection, Driver<IO>) {
+        Connection::kept(io, BytesMut::new(), config, self.keeper.clone())
+    }
+
     /// Runs it to its end. `leaving` is told as soon as another session should take its place.
     pub(crate) async fn run<IO>(
         self,
-        io: IO,
-        config: EndpointConfig,
+        (connection, driver): (Connection, Driver<IO>),
         leaving: oneshot::Sender<Leaving>,
         drain: DrainWatcher,
     ) where
         IO: AsyncRead + AsyncWrite + Send,
     {
-        let _present = Present::in_gauge(&self.metrics.sessions);
-        self.metrics.sessions_opened.inc();
-        let (connection, driver) = Connection::kept(io, BytesMut::new(), config, self.keeper.clone());
+        let gauge = if self.line { &self.metrics.lines } else { &self.metrics.sessions };
+        let _present = Present::in_gauge(gauge);
+        if !self.line {
+            self.metrics.sessions_opened.inc();
+        }
         let mut driver = std::pin::pin!(driver.run());
         let accepting =
             Arc::clone(&self.acceptor).accept(connection.clone(), self.tickets, self.ending.clone());
@@ -77,11 +85,11 @@ impl Session {
                 connection.close();
                 driver.await
             }
-            never = self.renew(&connection) => match never {},
+            never = self.renew(&connection), if !self.line => match never {},
             never = self.watch(&connection, leaving, drain) => match never {},
         };
         let (reason, detail) = closed.reason();
-        info!(channel = %self.channel, reason = reason.text(), detail, "a session with the relay ended");
+        info!(channel = %self.channel, line = self.line, reason = reason.text(), detail, "a session with the relay ended");
     }
 
     /// Says when another session should take its place, and ends it in time once the agent drains. Never returns: the session ends

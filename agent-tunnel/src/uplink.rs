@@ -2,6 +2,8 @@
 //!
 //! A replacement is dialled as soon as the relay takes no new streams; the old session's streams go on beside it.
 
+mod lines;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
@@ -22,7 +24,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
     ids::{ChannelId, KeyHash},
     keys::{SigningKey, VerifyingKey},
-    mux::{EndpointConfig, Keeper, Ledger, Side},
+    mux::{EndpointConfig, Keeper, Ledger, LineSettings, Lines, Side},
     session::{self, Channel, Identify, message::Secret},
 };
 use tracing::{error, info, warn};
@@ -92,6 +94,7 @@ pub(crate) struct Uplink {
     keeper: Keeper,
     ending: Ending,
     drain_timeout: Duration,
+    line_settings: LineSettings,
     status: watch::Sender<Status>,
 }
 
@@ -109,6 +112,7 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) keeper: Keeper,
     pub(crate) drain_timeout: Duration,
+    pub(crate) lines: LineSettings,
 }
 
 /// A session that began, and what is needed to run it.
@@ -154,6 +158,7 @@ impl Uplink {
             keeper: parts.keeper,
             ending: Ending::default(),
             drain_timeout: parts.drain_timeout,
+            line_settings: parts.lines,
             status,
         };
         // What is wrong with a certificate file or an address is told at start.
@@ -169,6 +174,7 @@ impl Uplink {
         let _owner = self.acceptor.own_streams();
         let mut sessions = JoinSet::new();
         let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
+        let mut lines = Lines::new(self.line_settings);
         while !drain.has_begun() {
             while sessions.try_join_next().is_some() {}
             let begun = tokio::select! {
@@ -178,7 +184,7 @@ impl Uplink {
             let hint = match begun {
                 Ok(begun) => {
                     let since = Instant::now();
-                    let leaving = self.keep(begun, &mut sessions, &drain).await;
+                    let leaving = self.keep(begun, &mut lines, &mut sessions, &drain).await;
                     if since.elapsed() >= STEADY {
                         backoff.reset();
                     }
@@ -214,13 +220,21 @@ impl Uplink {
     }
 
     /// Runs a session until another should take its place; `None` where the agent drains.
-    async fn keep(&self, begun: Begun, sessions: &mut JoinSet<()>, drain: &DrainWatcher) -> Option<Leaving> {
+    async fn keep(
+        &self,
+        begun: Begun,
+        lines: &mut Lines,
+        sessions: &mut JoinSet<()>,
+        drain: &DrainWatcher,
+    ) -> Option<Leaving> {
         let (sender, leaving) = oneshot::channel();
         let channel = begun.session.channel;
         self.status.send_replace(Status::Connected { channel, name: begun.name });
-        sessions.spawn(begun.session.run(begun.channel, begun.config, sender, drain.clone()));
+        let mux = begun.session.mux(begun.channel, begun.config);
+        sessions.spawn(begun.session.run(mux, sender, drain.clone()));
         tokio::select! {
             () = drain.begun() => None,
+            never = self.tend(lines, sessions, drain) => match never {},
             // A session that ended without saying so is one that was lost.
             leaving = leaving => Some(leaving.unwrap_or(Leaving {
                 reason: towline_tunnel::mux::CloseReason::Detached,
@@ -273,9 +287,13 @@ impl Uplink {
         let secret = unused.map_or(&join, |token| &token.secret);
         let (id, key) = (self.instance.id, &self.instance.key);
         let identify = match &certificate {
-            Some(certificate) => {
-                Identify::Agent { cluster: self.cluster.public(), instance: id, key, certificate }
-            }
+            Some(certificate) => Identify::Agent {
+                cluster: self.cluster.public(),
+                instance: id,
+                key,
+                certificate,
+                line: false,
+            },
             None => Identify::Enrol { secret, cluster: &self.cluster, instance: id, key },
         };
         let session::Session { channel, welcome } =
@@ -289,28 +307,33 @@ impl Uplink {
             channel = %welcome.channel, relay = %dialler.address(), name, instance = %id,
             cluster = %self.cluster.public().cluster_id(), "connected"
         );
-        Ok(Begun {
-            session: Session {
-                channel: welcome.channel,
-                acceptor: Arc::clone(&self.acceptor),
-                instance: Arc::clone(&self.instance),
-                tickets,
-                metrics: self.metrics.clone(),
-                clock: self.clock.clone(),
-                keeper: self.keeper.clone(),
-                ending: self.ending.clone(),
-                drain_timeout: self.drain_timeout,
-            },
+        let session = self.session(welcome.channel, tickets, false);
+        Ok(Begun { session, channel, config: self.endpoint(), name })
+    }
+
+    fn session(&self, channel: ChannelId, tickets: VerifyingKey, line: bool) -> Session {
+        Session {
             channel,
-            config: EndpointConfig {
-                side: Side::Dialler,
-                max_streams: self.limits.max_streams as usize,
-                ledger: self.ledger.clone(),
-                instance: id,
-                jitter: id.as_bytes()[0],
-            },
-            name,
-        })
+            acceptor: Arc::clone(&self.acceptor),
+            instance: Arc::clone(&self.instance),
+            tickets,
+            metrics: self.metrics.clone(),
+            clock: self.clock.clone(),
+            keeper: self.keeper.clone(),
+            ending: self.ending.clone(),
+            drain_timeout: self.drain_timeout,
+            line,
+        }
+    }
+
+    fn endpoint(&self) -> EndpointConfig {
+        EndpointConfig {
+            side: Side::Dialler,
+            max_streams: self.limits.max_streams as usize,
+            ledger: self.ledger.clone(),
+            instance: self.instance.id,
+            jitter: self.instance.id.as_bytes()[0],
+        }
     }
 
     async fn store(&self, membership: &Membership) -> Result<(), Report> {

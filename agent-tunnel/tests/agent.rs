@@ -24,7 +24,7 @@ use towline_tunnel::{
     ids::StreamKey,
     inner::{InnerConnector, InnerStream},
     keys::SigningKey,
-    mux::{CloseReason, MuxStream, OpenRequest},
+    mux::{CloseReason, LineSettings, MuxStream, OpenRequest},
     session::control::Control,
     ticket::{MAX_LIFE, Ticket},
 };
@@ -62,6 +62,7 @@ impl World {
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             drain_timeout: Duration::from_secs(5),
             resume_timeout: Duration::from_secs(60),
+            lines: towline_agent::app::default_lines(),
             limits: Limits::default(),
             clock: Clock::system(),
         }
@@ -392,4 +393,58 @@ async fn an_impersonator_that_gives_no_token_is_told_as_the_agents_fault() {
     let answer = world.get(&agent, &session, "/api/v1/pods").await;
     assert_eq!(fault(&answer), (503, "TL-AGT-001".into()));
     assert!(answer.contains("deputy is off limits"), "{answer}");
+}
+
+/// Every stream that carried a request is bulk.
+fn with_lines(world: &World, max: u32) -> Config {
+    let idle = Duration::from_millis(300);
+    Config { lines: LineSettings { idle, ..LineSettings::new(max, 1000) }, ..world.config() }
+}
+
+#[tokio::test]
+async fn a_stream_that_carries_much_makes_the_agent_dial_a_line_that_ends_when_idle() {
+    let mut world = World::new().await;
+    let agent = app::start(with_lines(&world, 1)).await.unwrap();
+    let session = world.relay.session().await;
+    assert!(!session.line);
+    for _ in 0..2 {
+        assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await).0, 200);
+        let line = world.relay.session().await;
+        assert!(line.line && line.by == "certificate" && line.instance == session.instance);
+        let counted = || (agent.metrics().sessions.get(), agent.metrics().lines.get());
+        support::eventually("it is counted apart", || counted() == (1, 1)).await;
+        left(&line).await;
+        support::eventually("it is not counted any more", || agent.metrics().lines.get() == 0).await;
+    }
+    assert!(session.connection.is_open());
+}
+
+#[tokio::test]
+async fn an_agent_whose_lines_are_refused_serves_on_and_does_not_dial_at_once_again() {
+    let mut world = World::new().await;
+    world.relay.manner.lock().unwrap().lines = false;
+    let agent = app::start(with_lines(&world, 3)).await.unwrap();
+    let session = world.relay.session().await;
+    let begun = std::time::Instant::now();
+    for _ in 0..30 {
+        assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await).0, 200);
+    }
+    // Full jitter, from a second on: 30 streams do not make 30 attempts.
+    let dialled = *world.relay.dialled.lock().unwrap();
+    assert!(dialled >= 2 && dialled < 20, "{dialled} connections in {:?}", begun.elapsed());
+    assert!(session.connection.is_open());
+}
+
+#[tokio::test]
+async fn an_agent_that_drains_takes_its_lines_with_it() {
+    let mut world = World::new().await;
+    let idle = Duration::from_secs(600);
+    let lines = LineSettings { idle, ..LineSettings::new(1, 1000) };
+    let agent = app::start(Config { lines, ..world.config() }).await.unwrap();
+    let session = world.relay.session().await;
+    assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await).0, 200);
+    let line = world.relay.session().await;
+    assert!(timeout(WITHIN, agent.drain()).await.unwrap());
+    left(&session).await;
+    left(&line).await;
 }

@@ -36,6 +36,8 @@ pub struct AgentSession {
     /// How it was let in: `token`, `join` or `certificate`.
     pub by: &'static str,
     pub instance: InstanceId,
+    /// It is a line, beside the agent's session.
+    pub line: bool,
     /// Cuts the TCP connection.
     pub cut: CancellationToken,
 }
@@ -50,6 +52,8 @@ pub struct Manner {
     pub certificates: bool,
     /// How long certificates last.
     pub life: Duration,
+    /// Whether lines are accepted.
+    pub lines: bool,
 }
 
 pub struct Relay {
@@ -74,6 +78,7 @@ impl Relay {
             enrolled: false,
             certificates: true,
             life: Duration::from_secs(3600),
+            lines: true,
         };
         let manner = Arc::new(Mutex::new(manner));
         let (identity, tickets) = (Arc::new(SigningKey::generate()), Arc::new(SigningKey::generate()));
@@ -134,11 +139,11 @@ impl Serving {
         let outer = exporter(tls.get_ref().1);
         let carrier = WebSocketCarrier::server(tls).await;
         let judge = async |credential| self.judge(credential);
-        let (channel, _, (by, instance)) =
+        let (channel, _, (by, instance, line)) =
             session::accept(carrier, outer, &self.identity, judge).await.ok()?;
         let (connection, driver) = Connection::new(channel, BytesMut::new(), endpoint(Side::Acceptor));
         let cut = CancellationToken::new();
-        let session = AgentSession { connection, by, instance, cut: cut.clone() };
+        let session = AgentSession { connection, by, instance, line, cut: cut.clone() };
         self.sender.send(session).await.ok()?;
         tokio::select! {
             _closed = driver.run() => {}
@@ -147,11 +152,11 @@ impl Serving {
         Some(())
     }
 
-    fn judge(&self, credential: Credential) -> Result<(Welcome, (&'static str, InstanceId)), Refused> {
+    fn judge(&self, credential: Credential) -> Result<(Welcome, (&'static str, InstanceId, bool)), Refused> {
         let mut manner = self.manner.lock().unwrap();
         let mut welcome = Welcome::new(ChannelId::random());
         welcome.name = Some("edge-7".into());
-        let (by, instance) = match credential {
+        let (by, instance, line) = match credential {
             Credential::Enrol { secret, instance, .. } => {
                 let by = if secret.reveal() == JOIN {
                     "join"
@@ -166,12 +171,17 @@ impl Serving {
                 }
                 welcome.ticket_key = Some(self.tickets.public());
                 welcome.certificate = Some(certificate(manner.life));
-                (by, instance)
+                (by, instance, false)
             }
-            Credential::Agent { instance, .. } if manner.certificates => ("certificate", instance),
+            Credential::Agent { line: true, .. } if !manner.lines => {
+                return Err(Refused::new(CloseReason::LimitReached, "no lines"));
+            }
+            Credential::Agent { instance, line, .. } if manner.certificates => {
+                ("certificate", instance, line)
+            }
             _ => return Err(Refused::new(CloseReason::CertificateRefused, "revoked")),
         };
-        Ok((welcome, (by, instance)))
+        Ok((welcome, (by, instance, line)))
     }
 }
 
