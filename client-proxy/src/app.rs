@@ -24,6 +24,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
     ids::{ClusterId, KeyHash},
     keys::SigningKey,
+    mux::{BULK_AT_CLIENT, LineSettings},
 };
 
 pub use choose::{Choice, Confirm};
@@ -39,8 +40,15 @@ use crate::{
 
 /// How long a stream waits to go on, where nobody says otherwise.
 pub const RESUME_TIMEOUT: Duration = Duration::from_secs(60);
+/// Connections for bulk beside the session, where nobody says otherwise: one is enough to keep bulk apart from what people type.
+pub const BULK_LINES: u32 = 1;
 /// A cluster has this long to answer `/version`.
 const READY_WITHIN: Duration = Duration::from_secs(14);
+
+/// How a proxy uses lines where nobody says otherwise.
+pub fn default_lines() -> LineSettings {
+    LineSettings::new(BULK_LINES, BULK_AT_CLIENT)
+}
 
 /// All that a proxy needs to know.
 #[derive(Clone, Debug)]
@@ -59,6 +67,8 @@ pub struct Config {
     pub shared_audience: bool,
     /// How long a stream waits to go on when a connection on the way is lost.
     pub resume_timeout: Duration,
+    /// How bulk is kept apart.
+    pub lines: LineSettings,
     /// What to serve; at least one.
     pub clusters: Vec<Choice>,
     /// Asked before a name is believed that the relay resolved; without it no such name is.
@@ -137,6 +147,7 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
         run_key: Arc::clone(&run_key),
         tokens: Arc::clone(&tokens),
         resume_timeout: config.resume_timeout,
+        lines: config.lines,
     }));
     let clusters = choose::resolve(&chosen, &config, &state, &link).await?;
     let served = served(&config.clusters, &clusters, names, address);

@@ -139,6 +139,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         metrics_listen: loopback,
         drain_timeout: DRAIN,
         resume_timeout: RESUME_TIMEOUT,
+        lines: towline_agent::app::default_lines(),
         limits: towline_agent::app::Limits::default(),
         clock: towline_agent::forward::Clock::system(),
     })
@@ -163,6 +164,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
             relay_token_file: mint.file(RELAY_AUDIENCE),
             cluster_token_file: mint.file(CLUSTER_AUDIENCE),
             resume_timeout: RESUME_TIMEOUT,
+            lines: app::default_lines(),
             shared_audience: false,
             clusters: vec![Choice::named(NAME, agent.cluster())],
             confirm: None,

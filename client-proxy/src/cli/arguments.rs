@@ -6,13 +6,14 @@ use clap::Args;
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     fault::{Fault, Report},
+    mux::{LineSettings, MAX_LINES},
     values::duration,
 };
 
 use super::{ask, profile::Profile};
 use crate::{
     accept::DEFAULT_PORT,
-    app::{Choice, Config, RESUME_TIMEOUT},
+    app::{BULK_LINES, Choice, Config, RESUME_TIMEOUT, default_lines},
     kubeconfig::Location,
     local::StateFolder,
 };
@@ -44,6 +45,9 @@ pub struct Reach {
     /// How long open streams (exec, logs -f, cp, a watch) wait to go on when a connection on the way is lost [default: 60s].
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub resume_timeout: Option<Duration>,
+    /// Connections beside the session, opened and closed as needed, for streams that carry much: a copy then holds up nothing else; 0 for none [default: 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_LINES)))]
+    pub bulk_lines: Option<u32>,
     /// Where flags stand that repeat from day to day [default: ~/.config/towline/profile.toml].
     #[arg(long, value_name = "FILE", env = "TOWLINE_PROFILE")]
     pub profile: Option<PathBuf>,
@@ -143,6 +147,7 @@ impl Reach {
             relay_token_file,
             cluster_token_file,
             resume_timeout: self.resume_timeout.unwrap_or(RESUME_TIMEOUT),
+            lines: LineSettings { max: self.bulk_lines.unwrap_or(BULK_LINES), ..default_lines() },
             shared_audience: self.allow_shared_audience || profile.allow_shared_audience,
             clusters,
             confirm: ask::on_terminal(),

@@ -1,4 +1,6 @@
-//! The session with the relay: dialled, kept, and dialled again.
+//! The session with the relay: dialled, kept, and dialled again; and lines for bulk beside it.
+
+mod lines;
 
 use std::{
     collections::VecDeque,
@@ -19,7 +21,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
     ids::{ChannelId, InstanceId, KeyHash},
     keys::SigningKey,
-    mux::{Closed, Connection, EndpointConfig, Keeper, Ledger, Side},
+    mux::{Closed, Connection, EndpointConfig, Keeper, Ledger, LineSettings, Side},
     session::{self, Identify},
 };
 
@@ -62,6 +64,8 @@ pub struct LinkConfig {
     pub tokens: Arc<Tokens>,
     /// How long a stream waits to go on when a connection on the way is lost.
     pub resume_timeout: Duration,
+    /// How bulk is kept apart.
+    pub lines: LineSettings,
 }
 
 /// A session on which streams can be opened.
@@ -113,7 +117,7 @@ pub struct Link {
     shared: Arc<Shared>,
     /// Questions by CONTROL are asked one at a time; counts them.
     pub(super) questions: Mutex<u32>,
-    keeping: Mutex<Option<AbortOnDropHandle<()>>>,
+    keeping: Mutex<Vec<AbortOnDropHandle<()>>>,
     _resuming: AbortOnDropHandle<()>,
 }
 
@@ -127,7 +131,10 @@ impl Link {
     /// Begins to dial.
     pub fn start(config: LinkConfig) -> Self {
         let view = View { state: State::Dialling, attempts: 0, lost: None, slow: None };
-        let keeper = Keeper::new(config.resume_timeout, MAX_STREAMS);
+        let keeper = match config.lines.max {
+            0 => Keeper::new(config.resume_timeout, MAX_STREAMS),
+            _ => Keeper::telling_bulk(config.resume_timeout, MAX_STREAMS, config.lines.bulk_after),
+        };
         let shared = Arc::new(Shared {
             config,
             keeper,
@@ -139,7 +146,13 @@ impl Link {
         });
         let keeping = AbortOnDropHandle::new(tokio::spawn(keep(Arc::clone(&shared))));
         let resuming = AbortOnDropHandle::new(tokio::spawn(resume(Arc::clone(&shared))));
-        Self { shared, questions: Mutex::new(0), keeping: Mutex::new(Some(keeping)), _resuming: resuming }
+        let tending = AbortOnDropHandle::new(tokio::spawn(lines::tend(Arc::clone(&shared))));
+        Self {
+            shared,
+            questions: Mutex::new(0),
+            keeping: Mutex::new(vec![keeping, tending]),
+            _resuming: resuming,
+        }
     }
 
     /// Where the relay is.
@@ -160,9 +173,10 @@ impl Link {
     pub async fn close(&self) {
         self.shared.stop.cancel();
         self.shared.keeper.close();
-        if let Some(keeping) = self.keeping.lock().await.take() {
-            // What is late is dropped, and with it the connection.
-            let _late = timeout(2 * FAREWELL, keeping).await;
+        let deadline = Instant::now() + 2 * FAREWELL;
+        for keeping in self.keeping.lock().await.drain(..) {
+            // What is late is dropped, and with it the connections.
+            let _late = timeout_at(deadline, keeping).await;
         }
     }
 }
@@ -226,7 +240,7 @@ async fn keep(shared: Arc<Shared>) {
         shared.view.send_modify(|view| view.state = State::Dialling);
         let begun = Instant::now();
         let attempt = tokio::select! {
-            attempt = establish(&shared) => attempt,
+            attempt = establish(&shared, false) => attempt,
             () = shared.stop.cancelled() => break,
         };
         let (report, hint) = match attempt {
@@ -301,12 +315,12 @@ async fn lost(session: &Session) -> (Report, Duration) {
     }
 }
 
-async fn establish(shared: &Shared) -> Result<(Session, AbortOnDropHandle<Closed>), Report> {
+async fn establish(shared: &Shared, line: bool) -> Result<(Session, AbortOnDropHandle<Closed>), Report> {
     let config = &shared.config;
     // Before dialling: without a token there is nothing to say to the relay.
     let token = config.tokens.for_relay(SystemTime::now())?;
     let (carrier, exporter) = config.dialler.dial().await?;
-    let identify = Identify::Client { token: &token, run_key: &config.run_key };
+    let identify = Identify::Client { token: &token, run_key: &config.run_key, line };
     let begun = session::connect(carrier, exporter, config.pin, identify).await?;
     let endpoint = EndpointConfig {
         side: Side::Dialler,

@@ -68,8 +68,11 @@ impl fmt::Debug for InnerConnection {
 
 impl InnerConnection {
     fn is_usable(&self) -> bool {
-        // One that waits to be taken up again is no place for a new request.
-        self.session.is_open() && !self.sender.is_closed() && !self.view.is_waiting()
+        // One that waits to be taken up again is no place for a new request, nor is one among bulk.
+        self.session.is_open()
+            && !self.sender.is_closed()
+            && !self.view.is_waiting()
+            && !self.view.has_moved()
     }
 
     /// Sends one request.

@@ -12,7 +12,7 @@ use std::{path::PathBuf, time::Duration};
 use data_encoding::BASE64URL_NOPAD;
 use tokio::time::timeout;
 use towline::app::{Choice, Config};
-use towline_tunnel::carrier::dial::RelayAddress;
+use towline_tunnel::{carrier::dial::RelayAddress, mux::LineSettings};
 
 pub use apiserver::Apiserver;
 pub use kubectl::Kubectl;
@@ -62,6 +62,8 @@ impl Home {
             relay_token_file: self.path("relay-token"),
             cluster_token_file: self.path("cluster-token"),
             resume_timeout: towline::app::RESUME_TIMEOUT,
+            // The peer keeps no stream unless it is told to.
+            lines: LineSettings::new(0, 0),
             shared_audience: false,
             clusters: vec![Choice::named("edge-7", peer.cluster())],
             confirm: None,

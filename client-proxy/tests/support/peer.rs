@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -18,7 +18,7 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    task::{JoinHandle, JoinSet},
+    task::{AbortHandle, JoinHandle, JoinSet},
 };
 use tokio_rustls::TlsAcceptor;
 use towline_tunnel::{
@@ -26,7 +26,10 @@ use towline_tunnel::{
     ids::{ChannelId, ClusterId, InstanceId, KeyHash},
     inner::InnerAcceptor,
     keys::SigningKey,
-    mux::{CloseReason, Connection, EndpointConfig, Ledger, MuxStream, OpenRequest, Side},
+    mux::{
+        CloseReason, Connection, EXPORTER_LABEL, EndpointConfig, Keeper, Ledger, MuxStream, OpenRequest,
+        ResumeKey, Side,
+    },
     session::{self, Credential, Refused, RelayIdentity, Welcome, control::Control, exporter},
 };
 
@@ -49,6 +52,14 @@ pub struct Script {
     pub cut: AtomicUsize,
     /// Sessions that stand.
     pub connections: Mutex<Vec<Connection>>,
+    /// Lines that were asked for, and those that stand.
+    pub lines_asked: AtomicUsize,
+    pub lines: Mutex<Vec<(Connection, AbortHandle)>>,
+    pub refuse_lines: AtomicBool,
+    /// Streams outlive their connection.
+    pub keeps: AtomicBool,
+    keeper: Keeper,
+    instance: InstanceId,
     identity: RelayIdentity,
     acceptor: InnerAcceptor,
     tls: TlsAcceptor,
@@ -91,6 +102,12 @@ impl Peer {
             streams: AtomicUsize::new(0),
             cut: AtomicUsize::new(0),
             connections: Mutex::default(),
+            lines_asked: AtomicUsize::new(0),
+            lines: Mutex::default(),
+            refuse_lines: AtomicBool::new(false),
+            keeps: AtomicBool::new(false),
+            keeper: Keeper::new(Duration::from_secs(60), 100),
+            instance: InstanceId::random(),
             identity: RelayIdentity::new(Arc::new(SigningKey::generate())).unwrap(),
             acceptor: InnerAcceptor::new(cluster, SystemTime::now()).unwrap(),
             tls: TlsAcceptor::from(Arc::new(tls)),
@@ -166,28 +183,38 @@ async fn serve_session(tcp: TcpStream, script: Arc<Script>) -> Option<()> {
     tls.flush().await.ok()?;
     let carrier = WebSocketCarrier::server(tls).await;
     let judge = async |credential| {
-        let Credential::Client { token, .. } = credential else { panic!("not a client") };
+        let Credential::Client { token, line, .. } = credential else { panic!("not a client") };
+        if line {
+            script.lines_asked.fetch_add(1, Ordering::SeqCst);
+        }
         script.tokens.lock().unwrap().push(token.reveal_text().unwrap().to_owned());
         match *script.refuse_session.lock().unwrap() {
             Some(reason) => Err(Refused::new(reason, "by the script")),
-            None => Ok((Welcome::new(ChannelId::random()), ())),
+            None if line && script.refuse_lines.load(Ordering::SeqCst) => {
+                Err(Refused::new(CloseReason::LimitReached, "no lines"))
+            }
+            None => Ok((Welcome::new(ChannelId::random()), line)),
         }
     };
-    let (channel, _, ()) = session::accept(carrier, outer, &script.identity, judge).await.ok()?;
+    let (channel, _, line) = session::accept(carrier, outer, &script.identity, judge).await.ok()?;
     script.sessions.fetch_add(1, Ordering::SeqCst);
     let config = EndpointConfig {
         side: Side::Acceptor,
         max_streams: 1000,
         ledger: Ledger::new(64 << 20),
-        instance: InstanceId::random(),
+        instance: script.instance,
         jitter: 0,
     };
-    let (connection, driver) = Connection::new(channel, BytesMut::new(), config);
-    script.connections.lock().unwrap().push(connection.clone());
+    let (connection, driver) = Connection::kept(channel, BytesMut::new(), config, script.keeper.clone());
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
+    let driving = tasks.spawn(async move {
         driver.run().await;
     });
+    if line {
+        script.lines.lock().unwrap().push((connection.clone(), driving));
+    } else {
+        script.connections.lock().unwrap().push(connection.clone());
+    }
     tasks.spawn(answer_questions(connection.clone(), Arc::clone(&script)));
     while let Ok((request, stream)) = connection.accept().await {
         script.streams.fetch_add(1, Ordering::SeqCst);
@@ -235,6 +262,10 @@ async fn serve_stream(request: OpenRequest, stream: MuxStream, script: Arc<Scrip
         return;
     }
     let Ok((tls, _peer)) = script.acceptor.accept(stream, SystemTime::now()).await else { return };
+    if script.keeps.load(Ordering::SeqCst) {
+        let proofs = ResumeKey::new(&tls.exporter(EXPORTER_LABEL).unwrap());
+        tls.carrier().keep(request.cluster, proofs, Some(Box::new(|_| Ok(()))));
+    }
     let apiserver = script.apiserver.clone();
     let service = service_fn(move |request| apiserver.clone().answer(request));
     let connection = hyper::server::conn::http1::Builder::new()
