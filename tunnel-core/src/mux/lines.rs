@@ -23,6 +23,8 @@ pub const BULK_AT_AGENT: u64 = 512 << 10;
 const PROMISED_FOR: Duration = Duration::from_secs(5);
 /// Between attempts to dial: at first at most this, at last at most that.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Where no line takes streams and none may be dialled, it is looked again after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A line that stood this long was a good one: what was before is forgotten.
 const STEADY: Duration = Duration::from_secs(10);
 
@@ -98,7 +100,11 @@ impl Lines {
         let fewest = || usable().min_by_key(|at| self.open[*at].connection.stream_count());
         match free.or_else(fewest) {
             Some(at) => Choice::Line(self.promise(at)),
-            None => Choice::Nowhere,
+            None => {
+                // Those that are there take nothing new: whether that changed is not asked all the time.
+                self.not_before = self.not_before.max(now + LOOK_AGAIN);
+                Choice::Nowhere
+            }
         }
     }
 
@@ -142,6 +148,9 @@ impl Lines {
         let (mut lost, mut hint) = (false, Duration::ZERO);
         let (idle, backoff) = (self.settings.idle, &mut self.backoff);
         self.open.retain_mut(|line| {
+            let said = line.connection.goaway();
+            let going = said.is_some();
+            hint = hint.max(said.map_or(Duration::ZERO, |said| said.delay));
             if line.connection.is_closed() {
                 lost = true;
                 if now >= line.since + STEADY {
@@ -152,9 +161,6 @@ impl Lines {
             if line.connection.stream_count() > 0 || now < line.promised_until {
                 line.used = now;
             }
-            let said = line.connection.goaway();
-            let going = said.is_some();
-            hint = hint.max(said.map_or(Duration::ZERO, |said| said.delay));
             let over = line.connection.stream_count() == 0 && (going || now >= line.used + idle);
             if over {
                 line.connection.close();
@@ -171,5 +177,88 @@ impl Lines {
     /// Ends all.
     pub fn close(&mut self) {
         self.open.drain(..).for_each(|line| line.connection.close());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use tokio::{
+        io::{DuplexStream, duplex},
+        task::JoinHandle,
+        time::sleep,
+    };
+
+    use super::*;
+    use crate::{
+        ids::{ClusterId, InstanceId, StreamKey},
+        mux::{Closed, EndpointConfig, Ledger, MuxStream, OpenRequest, Side},
+    };
+
+    fn end(io: DuplexStream, side: Side) -> (Connection, JoinHandle<Closed>) {
+        let (ledger, instance) = (Ledger::new(1 << 20), InstanceId::random());
+        let config = EndpointConfig { side, max_streams: 10, ledger, instance, jitter: 0 };
+        let (connection, driver) = Connection::new(io, BytesMut::new(), config);
+        (connection, tokio::spawn(driver.run()))
+    }
+
+    fn line() -> (Connection, Connection, JoinHandle<Closed>) {
+        let (near, far) = duplex(1024);
+        let ((near, driver), (far, _far_driver)) = (end(near, Side::Dialler), end(far, Side::Acceptor));
+        (near, far, driver)
+    }
+
+    fn stream(line: &Connection) -> MuxStream {
+        line.open(OpenRequest::new(StreamKey::random(), ClusterId::of_spki(b"k"))).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_are_spread_and_a_line_without_any_ends() {
+        let mut lines = Lines::new(LineSettings::new(2, 1));
+        let mut streams = Vec::new();
+        for _ in 0..2 {
+            assert!(matches!(lines.choose(), Choice::Dial));
+            let (near, _far, _driver) = line();
+            streams.push(stream(&near));
+            lines.dialled(near);
+        }
+        let Choice::Line(third) = lines.choose() else { panic!("no line") };
+        streams.push(stream(&third));
+        let Choice::Line(fourth) = lines.choose() else { panic!("no line") };
+        assert_eq!(fourth.stream_count(), 1, "the one with the fewest");
+        sleep(Duration::from_secs(100)).await;
+        assert!(lines.sweep().is_some() && lines.count() == 2, "they have streams");
+        drop(streams);
+        sleep(Duration::from_secs(1)).await;
+        for _ in 0..7 {
+            sleep(lines.sweep().map_or(Duration::ZERO, |next| next - Instant::now())).await;
+        }
+        assert_eq!((lines.sweep(), lines.count()), (None, 0));
+        assert!(third.closed().await.detail.contains("this side") && matches!(lines.choose(), Choice::Dial));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_fails_is_not_dialled_again_at_once_and_the_relays_hint_counts() {
+        let mut lines = Lines::new(LineSettings::new(1, 1));
+        lines.failed(Duration::from_secs(10));
+        assert!(matches!(lines.choose(), Choice::Nowhere));
+        assert!(lines.retry_at() >= Instant::now() + Duration::from_secs(10));
+        tokio::time::sleep_until(lines.retry_at()).await;
+        assert!(matches!(lines.choose(), Choice::Dial));
+        let (near, _far, driver) = line();
+        lines.dialled(near);
+        driver.abort();
+        let _aborted = driver.await;
+        let before = lines.retry_at();
+        let _choice = lines.choose();
+        assert!(lines.count() == 0 && lines.retry_at() > before, "one that was lost counts as failed");
+
+        let (near, far, _driver) = line();
+        let _held = stream(&near);
+        lines.dialled(near);
+        far.go_away(crate::proto::CloseReason::Draining, Duration::from_secs(30), "");
+        sleep(Duration::from_millis(10)).await;
+        assert!(matches!(lines.choose(), Choice::Nowhere) && lines.count() == 1, "its streams go on");
+        assert!(lines.retry_at() > Instant::now(), "nobody asks in a circle");
     }
 }

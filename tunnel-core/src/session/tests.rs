@@ -231,6 +231,24 @@ async fn a_refusal_reaches_the_person_with_its_fault() {
 }
 
 #[test]
+fn a_line_says_so_and_no_other_session_says_anything_of_it() {
+    let client = |line| Message::AuthClient {
+        token: Secret::new("token"),
+        run_key: SigningKey::generate().public(),
+        proof: [0; 64],
+        program: "towline".into(),
+        line,
+    };
+    let (line, session) = (client(true), client(false));
+    assert_eq!(decode(&encode(&line)[4..]).unwrap(), line);
+    assert_eq!(decode(&encode(&session)[4..]).unwrap(), session);
+    let mut other = encode(&line);
+    *other.last_mut().unwrap() = 2;
+    assert!(decode(&other[4..]).is_err());
+    assert_eq!(encode(&line).len(), encode(&session).len() + 5);
+}
+
+#[test]
 fn a_secret_does_not_print() {
     let message = Message::AuthClient {
         token: Secret::new("canary"),

@@ -17,6 +17,7 @@ use crate::{
 };
 
 const KEEP_FOR: Duration = Duration::from_secs(60);
+const BULK: u64 = 100_000;
 
 fn config(side: Side, ledger: &Ledger) -> EndpointConfig {
     EndpointConfig {
@@ -42,7 +43,7 @@ impl Pair {
     fn new() -> (Arc<Self>, tokio::sync::mpsc::Receiver<MuxStream>, JoinSet<()>) {
         let (accepted, streams) = tokio::sync::mpsc::channel(10);
         let pair = Arc::new(Self {
-            client: Keeper::new(KEEP_FOR, 100),
+            client: Keeper::telling_bulk(KEEP_FOR, 100, BULK),
             agent: Keeper::new(KEEP_FOR, 100),
             line: Mutex::default(),
             accepted,
@@ -64,6 +65,13 @@ impl Pair {
     }
 
     fn lay(&self) {
+        let (connection, drivers) = self.another();
+        *self.line.lock().unwrap() = Some((connection, drivers));
+        self.laid.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One more beside the line that is laid.
+    fn another(&self) -> (Connection, [JoinHandle<Closed>; 2]) {
         let (near, far): (DuplexStream, DuplexStream) = duplex(64 * 1024);
         let (connection, driver) =
             Connection::kept(near, BytesMut::new(), config(Side::Dialler, &self.ledger), self.client.clone());
@@ -75,9 +83,7 @@ impl Pair {
                 accepted.send(stream).await.unwrap();
             }
         });
-        let drivers = [tokio::spawn(driver.run()), tokio::spawn(other_driver.run())];
-        *self.line.lock().unwrap() = Some((connection, drivers));
-        self.laid.fetch_add(1, Ordering::Relaxed);
+        (connection, [tokio::spawn(driver.run()), tokio::spawn(other_driver.run())])
     }
 
     fn cut(&self) {
@@ -228,4 +234,64 @@ async fn streams_that_ended_are_not_kept() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!((pair.client.list().len(), pair.agent.list().len()), (0, 0));
     assert_eq!(pair.ledger.promised(), 0);
+}
+
+/// Writes and reads back so much of a pattern.
+async fn echoes(near: &mut MuxStream, far: &mut MuxStream, bytes: usize) {
+    let sent: Vec<u8> = (0..bytes).map(|at| (at / 7) as u8).collect();
+    let (mut there, mut back) = (vec![0; bytes], vec![0; bytes]);
+    let near = async {
+        let (mut reader, mut writer) = tokio::io::split(near);
+        tokio::join!(writer.write_all(&sent), reader.read_exact(&mut back))
+    };
+    let far = async {
+        far.read_exact(&mut there).await.unwrap();
+        far.write_all(&there).await.unwrap();
+    };
+    let ((written, read), ()) = tokio::join!(near, far);
+    written.unwrap();
+    read.unwrap();
+    assert!(back == sent && there == sent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_became_bulk_is_told_once_and_moves_once() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let (mut near, mut quiet) = (pair.open(1).await, pair.open(2).await);
+    let (mut far, mut quiet_far) = (streams.recv().await.unwrap(), streams.recv().await.unwrap());
+    keep(&far, 7, all());
+    keep(&quiet_far, 7, all());
+    echoes(&mut quiet, &mut quiet_far, 1000).await;
+    let (line, drivers) = pair.another();
+    let told = timeout(Duration::from_secs(1), pair.client.next_bulk());
+    assert!(told.await.is_err(), "nobody carried so much");
+    echoes(&mut near, &mut far, 200_000).await;
+    assert_eq!(pair.client.next_bulk().await, near.key());
+    assert!(pair.client.move_to(near.key(), &line) && near.view().has_moved());
+    echoes(&mut near, &mut far, 200_000).await;
+    assert_eq!((line.stream_count(), pair.connection().unwrap().stream_count()), (1, 1));
+    drivers.iter().for_each(JoinHandle::abort);
+    echoes(&mut near, &mut far, 200_000).await;
+    assert!(!pair.client.move_to(near.key(), &pair.another().0), "it stays where it was taken up");
+    echoes(&mut quiet, &mut quiet_far, 1000).await;
+    assert!(timeout(Duration::from_secs(1), pair.client.next_bulk()).await.is_err());
+    assert_eq!(pair.client.parked() + pair.agent.parked(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_move_to_a_line_that_does_not_answer_ends_where_it_began() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let mut near = pair.open(1).await;
+    let mut far = streams.recv().await.unwrap();
+    let (silent, _peer) = duplex(64 * 1024);
+    let (line, driver) =
+        Connection::kept(silent, BytesMut::new(), config(Side::Dialler, &pair.ledger), pair.client.clone());
+    let _driving = tokio::spawn(driver.run());
+    keep(&far, 7, all());
+    assert!(pair.client.move_to(near.key(), &line));
+    // It is found dead in time, and the stream goes on on the connection that it left.
+    echoes(&mut near, &mut far, 200_000).await;
+    assert!(line.is_closed() && !pair.client.move_to(StreamKey::from_bytes([9; 16]), &line));
 }
