@@ -1,11 +1,14 @@
 //! How long a typed character takes to come back while bulk transfers run beside it.
 
+mod lines;
+
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
 use hdrhistogram::Histogram;
 use tokio::task::spawn_blocking;
+use towline_tunnel::mux::MAX_LINES;
 
 use crate::{
     figure::Figure,
@@ -31,6 +34,9 @@ pub struct Arguments {
     /// Bulk streams beside it, downwards
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     bulk: u16,
+    /// Instead: the programs with so many lines for bulk, and with none, in turns
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_LINES)))]
+    bulk_lines: Option<u32>,
 }
 
 /// Measures it.
@@ -39,6 +45,9 @@ pub struct Arguments {
 /// If something can't be set up, or fails.
 pub async fn run(arguments: Arguments, terms: &Terms, told: &mut Told) -> anyhow::Result<()> {
     let rig = Rig::start(&[]).await?;
+    if let Some(bulk_lines) = arguments.bulk_lines {
+        return lines::run(&rig, bulk_lines, &arguments, terms, told).await;
+    }
     let simulated: Arc<dyn Path> = Arc::new(Simulated::end_to_end(&rig).await?);
     beside_bulk(simulated, &arguments, terms, told).await?;
     let programs: Arc<dyn Path> = Arc::new(Programs::start(&rig, "journey", Lines::default())?);

@@ -27,6 +27,7 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Agent and proxy of one cluster. Dropping it kills both.
 #[derive(Debug)]
 pub struct Programs {
+    name: String,
     agent: Process,
     proxy: Process,
     relay: u32,
@@ -48,14 +49,33 @@ impl Programs {
     /// # Errors
     /// What fails, with the end of its log.
     pub fn start(rig: &Rig, name: &str, lines: Lines) -> anyhow::Result<Self> {
+        Self::with_bulk_lines(rig, name, lines, None)
+    }
+
+    /// The same, with so many lines for bulk at both; none says what they have by themselves.
+    ///
+    /// # Errors
+    /// What fails, with the end of its log.
+    pub fn with_bulk_lines(
+        rig: &Rig,
+        name: &str,
+        lines: Lines,
+        bulk_lines: Option<u32>,
+    ) -> anyhow::Result<Self> {
+        let bulk: Vec<String> =
+            bulk_lines.iter().flat_map(|n| ["--bulk-lines".to_owned(), n.to_string()]).collect();
         let folder = rig.folder().join(name);
         fs::create_dir_all(&folder)?;
-        let (agent, cluster) = start_agent(rig, name, &folder, lines.agent)?;
+        let (agent, cluster) = start_agent(rig, name, &folder, lines.agent, &bulk)?;
         rig.relay.let_in(USER, name)?;
         let kubeconfig = folder.join("kubeconfig");
-        let proxy = start_proxy(rig, &folder, &cluster, &kubeconfig, lines.proxy)?;
+        let proxy = start_proxy(rig, &folder, &cluster, &kubeconfig, lines.proxy, &bulk)?;
         let target = Target::of_kubeconfig(&kubeconfig, b"http/1.1")?;
-        Ok(Self { agent, proxy, relay: rig.relay.pid(), target })
+        let name = match bulk_lines {
+            None => "towline".to_owned(),
+            Some(n) => format!("towline, {n} bulk lines"),
+        };
+        Ok(Self { name, agent, proxy, relay: rig.relay.pid(), target })
     }
 
     /// The agent's process.
@@ -71,7 +91,7 @@ impl Programs {
 
 impl Path for Programs {
     fn name(&self) -> &str {
-        "towline"
+        &self.name
     }
 
     fn dial(&self) -> Dialling<'_> {
@@ -104,6 +124,7 @@ fn start_agent(
     name: &str,
     folder: &FilePath,
     line: Option<SocketAddr>,
+    more: &[String],
 ) -> anyhow::Result<(Process, String)> {
     let token = folder.join("enrolment-token");
     private(&token, &rig.relay.enroll(name)?.encode())?;
@@ -119,7 +140,7 @@ fn start_agent(
     let mut command = relay::program("towline-agent")?;
     command.args(["run", "--data-dir"]).arg(folder.join("agent"));
     command.arg("--enrolment-token-file").arg(&token).arg("--kubeconfig").arg(&kubeconfig);
-    command.args(issuer_flags(rig, CLUSTER_AUDIENCE));
+    command.args(issuer_flags(rig, CLUSTER_AUDIENCE)).args(more);
     if let Some(line) = line {
         command.arg("--relay").arg(format!("https://{line}"));
     }
@@ -137,6 +158,7 @@ fn start_proxy(
     cluster: &str,
     kubeconfig: &PathBuf,
     line: Option<SocketAddr>,
+    more: &[String],
 ) -> anyhow::Result<Process> {
     let tokens = [("--relay-token-file", RELAY_AUDIENCE), ("--cluster-token-file", CLUSTER_AUDIENCE)];
     let mut flags: Vec<std::ffi::OsString> = Vec::new();
@@ -151,7 +173,12 @@ fn start_proxy(
         let mut command = relay::program("towline")?;
         command.args(["proxy", "--relay", &format!("https://{address}")]);
         command.args(["--relay-key", &rig.relay.key().to_string(), "--relay-ca-file"]);
-        command.arg(rig.relay.authority()).args(&flags).args(["--cluster", cluster, "--port", "0"]);
+        command.arg(rig.relay.authority()).args(&flags).args(more).args([
+            "--cluster",
+            cluster,
+            "--port",
+            "0",
+        ]);
         command.arg("--kubeconfig").arg(kubeconfig).arg("--state-dir").arg(folder.join("state"));
         let mut process = Process::start("the proxy", &mut command, &folder.join("proxy.log"))?;
         match block_in_place(|| process.wait_for(&["ready: "], READY_WITHIN)) {
