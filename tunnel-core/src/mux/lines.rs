@@ -247,6 +247,7 @@ mod tests {
         assert!(matches!(lines.choose(), Choice::Dial));
         let (near, _far, driver) = line();
         lines.dialled(near);
+        sleep(Duration::from_millis(1)).await;
         driver.abort();
         let _aborted = driver.await;
         let before = lines.retry_at();
