@@ -22,7 +22,7 @@ use towline_tunnel::{
     ids::InstanceId,
     keys::SigningKey,
     mux::Connection,
-    proto::{endpoint::SEND_QUEUE, leg::MAX_ALLOWANCE, receive::MAX_WINDOW},
+    proto::{endpoint::SEND_QUEUE, window::MAX_WINDOW},
     session::{Identify, message::Secret},
 };
 
@@ -265,7 +265,7 @@ async fn t36_a_reader_that_stands_still_among_a_thousand_streams_is_held_for_wit
     .await;
     // Its two directions.
     let relay = metric(&bench, "towline_relay_buffered_bytes").await;
-    assert!(relay <= 2 * MAX_ALLOWANCE, "the relay promises {relay}");
+    assert!(relay <= 2 * MAX_WINDOW, "the relay promises {relay}");
     let ends = [client.connection.held(), agent.connection.held()];
     assert!(ends.iter().all(|held| *held <= MAX_WINDOW + SEND_QUEUE), "{ends:?}");
 }

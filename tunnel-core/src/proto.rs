@@ -3,6 +3,7 @@
 //! `docs/protocol.md` is the specification; names here are its names.
 
 pub mod blocks;
+pub mod budget;
 pub mod endpoint;
 pub mod fields;
 pub mod frame;
@@ -16,6 +17,7 @@ pub mod resume;
 pub mod schedule;
 pub mod send;
 mod tables;
+pub mod window;
 
 pub use frame::{Frame, StreamId};
 pub use open::{OpenRequest, Opened};

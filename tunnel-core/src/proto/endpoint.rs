@@ -21,6 +21,7 @@ use bytes::Bytes;
 use self::stream::{Phase, Stream};
 use super::{
     CloseReason, OpenRequest, Opened,
+    budget::Budgets,
     frame::StreamId,
     ledger::Ledger,
     link::{GoAway, Link},
@@ -116,6 +117,7 @@ pub struct Endpoint<S> {
     highest_peer: StreamId,
     incoming: VecDeque<(StreamId, OpenRequest)>,
     scheduler: Scheduler,
+    budgets: Budgets,
     link: Link,
     owing: Vec<StreamId>,
     received_due: Option<Instant>,
@@ -134,6 +136,7 @@ impl<S: Signal> Endpoint<S> {
         Self {
             next_own: config.side.first(),
             link: Link::new(now, config.jitter),
+            budgets: Budgets::new(config.ledger.clone()),
             config,
             streams: HashMap::new(),
             highest_peer: 0,
@@ -169,9 +172,9 @@ impl<S: Signal> Endpoint<S> {
         }
         let id = self.next_own;
         self.next_own += 2;
-        let receive = ReceiveHalf::new(self.config.ledger.clone());
-        request.limit = receive.limit();
         let share = request.share;
+        let receive = ReceiveHalf::new(self.budgets.of(share));
+        request.limit = receive.limit();
         let mut stream = Stream::new(receive, share);
         stream.phase = Phase::Open(request);
         self.streams.insert(id, stream);

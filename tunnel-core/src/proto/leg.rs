@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use super::{
     CloseReason, OpenRequest, Opened, ResumeRequest, Resumed,
+    budget::Budgets,
     endpoint::Side,
     frame::StreamId,
     ledger::Ledger,
@@ -25,12 +26,11 @@ use super::{
     schedule::Scheduler,
     send::{FLOOR, SendHalf},
     tables::give_back,
+    window::Window,
 };
 
-/// How far the relay lets a sender run ahead of what it has written on, while the ledger allows.
-pub const INITIAL_ALLOWANCE: u64 = 256 * 1024;
-/// The largest such allowance.
-pub const MAX_ALLOWANCE: u64 = 8 * 1024 * 1024;
+/// A peer that opens streams is one user, whatever it writes into OPEN.
+const PEERS_OWN: u64 = 0;
 
 /// Limits of one leg.
 #[derive(Clone, Debug)]
@@ -150,7 +150,8 @@ struct Stream<R> {
     far_limit: u64,
     /// Bytes that the other leg has written on.
     passed: u64,
-    allowance: u64,
+    /// How far the sender may run ahead of what was written on.
+    allowance: Window,
     /// `received` of the far endpoint, and as last told.
     far_received: u64,
     told_received: u64,
@@ -166,12 +167,12 @@ struct Stream<R> {
     reset: Option<(CloseReason, String)>,
     ended: bool,
     dirty: bool,
-    ledger: Ledger,
 }
 
-impl<R> Drop for Stream<R> {
-    fn drop(&mut self) {
-        self.ledger.release(self.allowance - FLOOR);
+impl<R> Stream<R> {
+    /// Offset up to which this leg's peer may send now.
+    fn reach(&self) -> u64 {
+        self.far_limit.min(self.passed + self.allowance.size())
     }
 }
 
@@ -183,6 +184,7 @@ pub struct Leg<R> {
     next_own: StreamId,
     highest_peer: StreamId,
     scheduler: Scheduler,
+    budgets: Budgets,
     link: Link,
 }
 
@@ -192,6 +194,7 @@ impl<R: Clone> Leg<R> {
         Self {
             next_own: config.side.first(),
             link: Link::new(now, config.jitter),
+            budgets: Budgets::new(config.ledger.clone()),
             config,
             streams: HashMap::new(),
             highest_peer: 0,
@@ -199,9 +202,7 @@ impl<R: Clone> Leg<R> {
         }
     }
 
-    fn stream(&self, share: u64, ledger: Ledger) -> Stream<R> {
-        let allowance =
-            if ledger.reserve(INITIAL_ALLOWANCE - FLOOR, true) { INITIAL_ALLOWANCE } else { FLOOR };
+    fn stream(share: u64, ledger: Ledger) -> Stream<R> {
         Stream {
             to: None,
             share,
@@ -211,7 +212,7 @@ impl<R: Clone> Leg<R> {
             advertised: FLOOR,
             far_limit: FLOOR,
             passed: 0,
-            allowance,
+            allowance: Window::new(ledger),
             far_received: 0,
             told_received: 0,
             peer_received: 0,
@@ -223,7 +224,6 @@ impl<R: Clone> Leg<R> {
             reset: None,
             ended: false,
             dirty: false,
-            ledger,
         }
     }
 
@@ -253,9 +253,10 @@ impl<R: Clone> Leg<R> {
     /// If this leg takes no new streams.
     pub fn open(&mut self, mut request: OpenRequest, to: R) -> Result<StreamId, CloseReason> {
         let id = self.new_id()?;
-        let mut stream = self.stream(request.share, self.config.ledger.clone());
+        let ledger = self.budgets.of(request.share);
+        let mut stream = Self::stream(request.share, ledger);
         stream.far_limit = stream.far_limit.max(request.limit);
-        stream.advertised = stream.far_limit.min(stream.allowance).max(FLOOR);
+        stream.advertised = stream.far_limit.min(stream.allowance.size()).max(FLOOR);
         request.limit = stream.advertised;
         stream.to = Some(to);
         stream.begin = Some(Begin::Open(request));
@@ -268,7 +269,7 @@ impl<R: Clone> Leg<R> {
     pub fn opened(&mut self, id: StreamId, mut opened: Opened) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.far_limit = stream.far_limit.max(opened.limit);
-        stream.advertised = stream.advertised.max(stream.far_limit.min(stream.passed + stream.allowance));
+        stream.advertised = stream.advertised.max(stream.reach());
         opened.limit = stream.advertised;
         stream.answer = Some(Answer::Opened(opened));
         self.mark(id);
@@ -314,9 +315,8 @@ impl<R: Clone> Leg<R> {
         if stream.ended {
             return;
         }
-        let limit = stream.far_limit.min(stream.passed + stream.allowance);
-        let gain = limit.saturating_sub(stream.advertised);
-        let step = gain >= stream.allowance / 8 || stream.passed >= stream.advertised;
+        let gain = stream.reach().saturating_sub(stream.advertised);
+        let step = gain >= stream.allowance.size() / 8 || stream.passed >= stream.advertised;
         if (gain > 0 && (at_once || step)) || stream.far_received > stream.told_received {
             stream.owes_credit = true;
             self.mark(id);

@@ -19,9 +19,10 @@ use crate::{
 };
 
 impl<S: Signal> Endpoint<S> {
-    /// Bytes came, perhaps less than a frame: on a slow line one frame takes longer than silence may last.
-    pub fn inbound(&mut self, now: Instant) {
-        self.link.inbound(now);
+    /// Bytes came that were `waited` for since the last ones, or all the time since; perhaps less than a frame: on a slow line one frame
+    /// takes longer than silence may last.
+    pub fn inbound(&mut self, now: Instant, waited: Option<Duration>) {
+        self.link.inbound(now, waited);
     }
 
     /// Takes one frame from the peer. An event that comes of it must be answered before the next frame is taken.
@@ -29,7 +30,7 @@ impl<S: Signal> Endpoint<S> {
     /// # Errors
     /// If the frame breaks the connection's rules: the connection must be closed with that reason.
     pub fn on_frame(&mut self, frame: Frame, now: Instant) -> Result<Option<Event>, Violation> {
-        self.link.inbound(now);
+        self.link.inbound(now, None);
         match frame {
             Frame::Open { stream, payload } => self.on_open(stream, &payload)?,
             Frame::Data { stream, payload, fin, blocked } => {
@@ -101,7 +102,7 @@ impl<S: Signal> Endpoint<S> {
         } else if self.streams.len() >= self.config.max_streams {
             self.refuse(id, CloseReason::LimitReached, "too many streams");
         } else {
-            let mut stream = Stream::new(ReceiveHalf::new(self.config.ledger.clone()), request.share);
+            let mut stream = Stream::new(ReceiveHalf::new(self.budgets.of(request.share)), request.share);
             stream.send.raise_limit(request.limit);
             stream.owes_opened = true;
             self.streams.insert(id, stream);
@@ -154,7 +155,7 @@ impl<S: Signal> Endpoint<S> {
                 return Ok(());
             }
         }
-        if let Err(reason) = stream.receive.data(payload, fin, blocked) {
+        if let Err(reason) = stream.receive.data(payload, fin, blocked, self.link.tally()) {
             self.reset(id, reason, "");
             return Ok(());
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Leg, LegEvent, MAX_ALLOWANCE};
+use super::{Leg, LegEvent, PEERS_OWN};
 use crate::proto::{
     CloseReason, OpenRequest, Opened,
     frame::{Frame, StreamId},
@@ -14,9 +14,10 @@ use crate::proto::{
 };
 
 impl<R: Clone> Leg<R> {
-    /// Bytes came, perhaps less than a frame: on a slow line one frame takes longer than silence may last.
-    pub fn inbound(&mut self, now: Instant) {
-        self.link.inbound(now);
+    /// Bytes came that were `waited` for since the last ones, or all the time since; perhaps less than a frame: on a slow line one frame
+    /// takes longer than silence may last.
+    pub fn inbound(&mut self, now: Instant, waited: Option<Duration>) {
+        self.link.inbound(now, waited);
     }
 
     /// Takes one frame from the peer; what it means for another leg comes back.
@@ -24,7 +25,7 @@ impl<R: Clone> Leg<R> {
     /// # Errors
     /// If the frame breaks the connection's rules: the connection must be closed with that reason.
     pub fn on_frame(&mut self, frame: Frame, now: Instant) -> Result<Option<LegEvent<R>>, Violation> {
-        self.link.inbound(now);
+        self.link.inbound(now, None);
         match frame {
             Frame::Open { stream, payload } => self.on_open(stream, &payload),
             Frame::Data { stream, payload, fin, blocked } => self.on_data(stream, payload, fin, blocked),
@@ -74,7 +75,7 @@ impl<R: Clone> Leg<R> {
     }
 
     pub(super) fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> Option<LegEvent<R>> {
-        let stream = self.stream(0, Ledger::new(0));
+        let stream = Self::stream(0, Ledger::new(0));
         self.streams.insert(id, stream);
         self.reset(id, reason, detail);
         None
@@ -99,7 +100,7 @@ impl<R: Clone> Leg<R> {
         if self.streams.len() >= self.config.max_streams {
             return Ok(self.refuse(id, CloseReason::LimitReached, "too many streams on this connection"));
         }
-        let mut stream = self.stream(request.share, self.config.ledger.clone());
+        let mut stream = Self::stream(request.share, self.budgets.of(PEERS_OWN));
         stream.send.raise_limit(request.limit);
         self.streams.insert(id, stream);
         Ok(Some(LegEvent::Open { stream: id, request }))
@@ -148,12 +149,16 @@ impl<R: Clone> Leg<R> {
         }
         stream.arrived = after;
         stream.fin_arrived = fin;
-        if blocked && stream.passed + stream.allowance < stream.far_limit {
-            // Our own clamp is what holds the sender back: more allowance, and nothing to ask of the far end.
-            blocked = false;
-            if stream.allowance < MAX_ALLOWANCE && stream.ledger.reserve(stream.allowance, false) {
-                stream.allowance *= 2;
-                self.renew(id, false);
+        if blocked {
+            let ours = stream.passed + stream.allowance.size();
+            // Where our own clamp is what holds the sender back, there is nothing to ask of the far end.
+            blocked = ours >= stream.far_limit;
+            // Where it would be the next to do so, it grows along: not one after the other, a round trip each.
+            let far_window = stream.far_limit.saturating_sub(stream.far_received);
+            if !blocked || stream.allowance.size() <= far_window {
+                if stream.allowance.blocked(after, stream.advertised, 0, self.link.tally()) {
+                    self.renew(id, false);
+                }
             }
         }
         let Some(to) = self.streams.get(&id).and_then(|stream| stream.to.clone()) else { return Ok(None) };
