@@ -10,6 +10,7 @@ pub mod frame;
 pub mod ledger;
 pub mod leg;
 pub mod link;
+mod numbers;
 pub mod open;
 pub mod reason;
 pub mod receive;

@@ -23,6 +23,7 @@ use super::{
     frame::StreamId,
     ledger::Ledger,
     link::{GoAway, Link},
+    numbers::Numbers,
     schedule::Scheduler,
     send::{FLOOR, SendHalf},
     tables::give_back,
@@ -181,8 +182,7 @@ impl<R> Stream<R> {
 pub struct Leg<R> {
     config: LegConfig,
     streams: HashMap<StreamId, Stream<R>>,
-    next_own: StreamId,
-    highest_peer: StreamId,
+    numbers: Numbers,
     scheduler: Scheduler,
     budgets: Budgets,
     link: Link,
@@ -192,12 +192,11 @@ impl<R: Clone> Leg<R> {
     /// A connection that was established at `now`.
     pub fn new(config: LegConfig, now: Instant) -> Self {
         Self {
-            next_own: config.side.first(),
+            numbers: Numbers::new(config.side, config.max_streams),
             link: Link::new(now, config.jitter),
             budgets: Budgets::new(config.ledger.clone()),
             config,
             streams: HashMap::new(),
-            highest_peer: 0,
             scheduler: Scheduler::default(),
         }
     }
@@ -236,15 +235,13 @@ impl<R: Clone> Leg<R> {
     }
 
     fn new_id(&mut self) -> Result<StreamId, CloseReason> {
-        if self.link.is_going() || self.next_own > u32::MAX - 2 {
+        if self.link.is_going() || !self.numbers.has_own() {
             return Err(CloseReason::Draining);
         }
-        if self.streams.len() >= self.config.max_streams {
+        if self.numbers.is_full(self.streams.len()) {
             return Err(CloseReason::LimitReached);
         }
-        let id = self.next_own;
-        self.next_own += 2;
-        Ok(id)
+        Ok(self.numbers.take_own())
     }
 
     /// Opens a stream on this leg whose other half is `to`.
@@ -369,7 +366,7 @@ impl<R: Clone> Leg<R> {
 
     /// Says that no new streams are taken; those that are open go on.
     pub fn go_away(&mut self, reason: CloseReason, delay: Duration, detail: &str) {
-        self.link.goaway(self.highest_peer, reason, delay, detail);
+        self.link.goaway(self.numbers.highest_peer(), reason, delay, detail);
     }
 
     /// The connection is gone: where its streams went on, for [`Leg::detach`] there.

@@ -31,16 +31,7 @@ impl<R: Clone> Leg<R> {
         payload: &Bytes,
     ) -> Result<Option<LegEvent<R>>, Violation> {
         self.check_new(id)?;
-        let request = match ResumeRequest::decode(payload) {
-            Ok(request) => request,
-            Err(error) => return Ok(self.refuse(id, CloseReason::FrameMalformed, &error.to_string())),
-        };
-        if self.link.is_going() {
-            return Ok(self.refuse(id, CloseReason::Draining, ""));
-        }
-        if self.streams.len() >= self.config.max_streams {
-            return Ok(self.refuse(id, CloseReason::LimitReached, "too many streams on this connection"));
-        }
+        let Some(request) = self.admitted(id, ResumeRequest::decode(payload)) else { return Ok(None) };
         let mut stream = Self::stream(request.share, self.budgets.of(PEERS_OWN));
         stream.send = SendHalf::passing_from(request.arrived, request.limit);
         // Nothing may come before RESUMED was passed on.
@@ -54,13 +45,7 @@ impl<R: Clone> Leg<R> {
         id: StreamId,
         payload: &[u8],
     ) -> Result<Option<LegEvent<R>>, Violation> {
-        if !self.known(id)? {
-            return Ok(None);
-        }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
-        if stream.ended {
-            return Ok(None);
-        }
+        let Some(stream) = Self::live(&mut self.streams, &self.numbers, id)? else { return Ok(None) };
         match Resumed::decode(payload) {
             Ok(resumed) if self.config.side.owns(id) && std::mem::take(&mut stream.resuming) => {
                 stream.send = SendHalf::passing_from(resumed.arrived, resumed.limit);
