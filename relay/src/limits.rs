@@ -52,7 +52,7 @@ pub struct Limits {
     pub max_buffered_bytes: u64,
 
     /// The same for one session
-    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = bytes)]
     pub max_buffered_bytes_per_session: u64,
 
     /// Agent instances of one cluster with a certificate that has not ended
