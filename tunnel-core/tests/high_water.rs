@@ -58,7 +58,7 @@ async fn upgraded(mut io: DuplexStream) -> WebSocketCarrier<DuplexStream> {
          Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\nSec-WebSocket-Accept: {key}\r\n\r\n"
     );
     io.write_all(answer.as_bytes()).await.unwrap();
-    WebSocketCarrier::server(io).await
+    WebSocketCarrier::server(io)
 }
 
 /// Two ends on a carrier, with their drivers.
