@@ -191,7 +191,7 @@ where
     if !parts.read_buf.is_empty() {
         return Err(UpgradeError::Early);
     }
-    Ok(Some(WebSocketCarrier::server(parts.io.into_inner()).await))
+    Ok(Some(WebSocketCarrier::server(parts.io.into_inner())))
 }
 
 async fn http<IO>(

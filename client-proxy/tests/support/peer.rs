@@ -164,7 +164,7 @@ async fn serve_session(tcp: TcpStream, script: Arc<Script>) -> Option<()> {
     );
     tls.write_all(answer.as_bytes()).await.ok()?;
     tls.flush().await.ok()?;
-    let carrier = WebSocketCarrier::server(tls).await;
+    let carrier = WebSocketCarrier::server(tls);
     let judge = async |credential| {
         let Credential::Client { token, .. } = credential else { panic!("not a client") };
         script.tokens.lock().unwrap().push(token.reveal_text().unwrap().to_owned());

@@ -11,9 +11,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tokio_tungstenite::tungstenite;
 
-use super::{tune, websocket::WebSocketCarrier};
+use super::{
+    tune,
+    websocket::{HandshakeError, WebSocketCarrier},
+};
 use crate::{
     fault::{Fault, Report},
     session::{Exporter, exporter, tls::provider},
@@ -180,9 +182,9 @@ impl Dialler {
         Report::caused_by(fault, self.address.to_string(), error)
     }
 
-    fn upgrade_failed(&self, error: tungstenite::Error) -> Report {
+    fn upgrade_failed(&self, error: HandshakeError) -> Report {
         let detail = match &error {
-            tungstenite::Error::Http(response) => format!("{}: answered {}", self.address, response.status()),
+            HandshakeError::Status(status) => format!("{}: answered {status}", self.address),
             _ => self.address.to_string(),
         };
         Report::caused_by(Fault::UpgradeRefused, detail, error)
