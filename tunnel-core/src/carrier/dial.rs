@@ -24,6 +24,22 @@ const DIAL_WITHIN: Duration = Duration::from_secs(10);
 /// Each address of a name gets this long before the next is tried.
 const ADDRESS_WITHIN: Duration = Duration::from_secs(4);
 
+/// What a session is for, as its dialler says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Streams wait to go on.
+    GoOn,
+    /// Nothing waits.
+    Begin,
+}
+
+impl Errand {
+    /// Of somebody who holds so many streams that wait.
+    pub fn of_parked(streams: usize) -> Self {
+        if streams > 0 { Self::GoOn } else { Self::Begin }
+    }
+}
+
 /// Where a relay is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayAddress {
@@ -118,6 +134,17 @@ impl Dialler {
     /// # Errors
     /// Which step failed, and why.
     pub async fn dial(&self) -> Result<(WebSocketCarrier<TlsStream<TcpStream>>, Option<Exporter>), Report> {
+        self.dial_for(Errand::Begin).await
+    }
+
+    /// The same, and says what for: a relay that is asked by many at once lets those with streams in first.
+    ///
+    /// # Errors
+    /// As [`dial`](Self::dial).
+    pub async fn dial_for(
+        &self,
+        errand: Errand,
+    ) -> Result<(WebSocketCarrier<TlsStream<TcpStream>>, Option<Exporter>), Report> {
         let deadline = Instant::now() + DIAL_WITHIN;
         let tcp = self.connect(deadline).await?;
         let tls = timeout_at(
@@ -128,7 +155,7 @@ impl Dialler {
         .map_err(|_| self.report(Fault::ConnectTimeout, "the TLS handshake is not answered"))?
         .map_err(|error| self.tls_failed(error))?;
         let exporter = exporter(tls.get_ref().1);
-        let carrier = timeout_at(deadline, WebSocketCarrier::client(tls, &self.address.authority()))
+        let carrier = timeout_at(deadline, WebSocketCarrier::client(tls, &self.address.authority(), errand))
             .await
             .map_err(|_| self.report(Fault::ConnectTimeout, "the websocket upgrade is not answered"))?
             .map_err(|error| self.upgrade_failed(error))?;
@@ -181,12 +208,25 @@ impl Dialler {
     }
 
     fn upgrade_failed(&self, error: tungstenite::Error) -> Report {
+        if let tungstenite::Error::Http(response) = &error
+            && let Some(delay) = retry_after(response)
+        {
+            return self.report(Fault::RelayLimit, "too many at once").retry_after(delay);
+        }
         let detail = match &error {
             tungstenite::Error::Http(response) => format!("{}: answered {}", self.address, response.status()),
             _ => self.address.to_string(),
         };
         Report::caused_by(Fault::UpgradeRefused, detail, error)
     }
+}
+
+/// When a server that has too much to do wants to be asked again (RFC 9110, section 10.2.3; a date is not read).
+fn retry_after<T>(response: &http::Response<T>) -> Option<Duration> {
+    let busy = [http::StatusCode::SERVICE_UNAVAILABLE, http::StatusCode::TOO_MANY_REQUESTS];
+    let text = response.headers().get(http::header::RETRY_AFTER)?.to_str().ok()?;
+    let seconds = text.trim().parse().ok().filter(|_| busy.contains(&response.status()))?;
+    Some(Duration::from_secs(seconds))
 }
 
 /// The system's roots, and those in `ca_file`.

@@ -21,7 +21,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::SUBPROTOCOL;
+use super::{STREAMS_WAIT, SUBPROTOCOL, dial::Errand};
 
 /// Longest message that is written; a batch of the mux fits one.
 const WRITE_MESSAGE: usize = 128 * 1024;
@@ -61,12 +61,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WebSocketCarrier<IO> {
     ///
     /// # Errors
     /// If what answers is not a towline relay, or the connection fails.
-    pub async fn client(io: IO, authority: &str) -> Result<Self, Error> {
+    pub async fn client(io: IO, authority: &str, errand: Errand) -> Result<Self, Error> {
         use tungstenite::client::IntoClientRequest as _;
         let uri = format!("wss://{authority}{}", super::CONNECT_PATH);
         let mut request = uri.into_client_request()?;
         let protocol = http::HeaderValue::from_static(SUBPROTOCOL);
         request.headers_mut().insert(http::header::SEC_WEBSOCKET_PROTOCOL, protocol);
+        if errand == Errand::GoOn {
+            request.headers_mut().insert(STREAMS_WAIT, http::HeaderValue::from_static("1"));
+        }
         let (socket, _response) =
             tokio_tungstenite::client_async_with_config(request, io, Some(config())).await?;
         Ok(Self::new(socket))
