@@ -9,7 +9,11 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use towline_relay::{accept, health::Readiness, limits::Limits};
+use towline_relay::{
+    accept::{self, Door},
+    health::Readiness,
+    limits::Limits,
+};
 use towline_tunnel::carrier::{CONNECT_PATH, tune};
 
 /// No case of a conformance test takes longer.
@@ -52,7 +56,10 @@ impl Echo {
 async fn serve(tcp: TcpStream, readiness: &Arc<Readiness>) -> anyhow::Result<()> {
     tune(&tcp)?;
     let limit = Limits::default().max_header_bytes;
-    let Some(mut carrier) = accept::upgrade(tcp, false, limit, readiness).await? else { return Ok(()) };
+    let Some(mut carrier) = accept::upgrade(tcp, false, limit, Door::open(Arc::clone(readiness))).await?
+    else {
+        return Ok(());
+    };
     while let Some(message) = poll_fn(|cx| carrier.poll_message(cx)).await {
         carrier.send_message(message?).await?;
     }
