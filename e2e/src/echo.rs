@@ -8,7 +8,11 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use towline_relay::{accept, health::Readiness, limits::Limits};
+use towline_relay::{
+    accept::{self, Door},
+    health::Readiness,
+    limits::Limits,
+};
 use towline_tunnel::carrier::{CONNECT_PATH, tune, websocket::Messages};
 
 /// No case of a conformance test takes longer.
@@ -51,7 +55,9 @@ impl Echo {
 async fn serve(tcp: TcpStream, readiness: &Arc<Readiness>) -> anyhow::Result<()> {
     tune(&tcp)?;
     let limit = Limits::default().max_header_bytes;
-    let Some(carrier) = accept::upgrade(tcp, false, limit, readiness).await? else { return Ok(()) };
+    let Some(carrier) = accept::upgrade(tcp, false, limit, Door::open(Arc::clone(readiness))).await? else {
+        return Ok(());
+    };
     let mut messages = Messages::new(carrier);
     while let Some(message) = poll_fn(|cx| messages.poll_message(cx)).await {
         messages.send_message(message?).await?;

@@ -15,6 +15,7 @@ use tokio::{
 use towline_tunnel::{
     carrier::{
         SUBPROTOCOL,
+        dial::Errand,
         websocket::{WebSocketCarrier, accept_key},
     },
     ids::{ClusterId, InstanceId, StreamKey},
@@ -67,7 +68,7 @@ async fn upgraded(mut io: DuplexStream) -> WebSocketCarrier<DuplexStream> {
 /// Two ends on a carrier, with their drivers.
 async fn pair(drivers: &mut JoinSet<()>) -> (Connection, Connection) {
     let (a, b) = duplex(PIPE);
-    let (client, server) = tokio::join!(WebSocketCarrier::client(a, "relay"), upgraded(b));
+    let (client, server) = tokio::join!(WebSocketCarrier::client(a, "relay", Errand::Begin), upgraded(b));
     let (left, left_driver) = Connection::new(client.unwrap(), BytesMut::new(), endpoint(Side::Dialler));
     let (right, right_driver) = Connection::new(server, BytesMut::new(), endpoint(Side::Acceptor));
     drivers.spawn(async move { drop(left_driver.run().await) });

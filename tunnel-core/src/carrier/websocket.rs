@@ -19,6 +19,7 @@ use std::{
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::dial::Errand;
 use frame::{Breach, CloseCode, Opcode};
 use framed::{Event, Framed, WRITE_MESSAGE};
 pub use handshake::{HandshakeError, accept_key};
@@ -50,8 +51,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WebSocketCarrier<IO> {
     ///
     /// # Errors
     /// If what answers is not a towline relay, or the connection fails.
-    pub async fn client(mut io: IO, authority: &str) -> Result<Self, HandshakeError> {
-        let early = handshake::upgrade(&mut io, authority).await?;
+    pub async fn client(mut io: IO, authority: &str, errand: Errand) -> Result<Self, HandshakeError> {
+        let early = handshake::upgrade(&mut io, authority, errand).await?;
         Ok(Self::new(io, Role::Client, early))
     }
 

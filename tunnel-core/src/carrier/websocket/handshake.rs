@@ -1,12 +1,12 @@
 //! The upgrade from HTTP/1.1 to WebSocket (RFC 6455, section 4), strictly.
 
-use std::io;
+use std::{io, time::Duration};
 
 use bytes::{Buf, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::carrier::{CONNECT_PATH, SUBPROTOCOL};
+use crate::carrier::{CONNECT_PATH, STREAMS_WAIT, SUBPROTOCOL, dial::Errand};
 
 /// Section 1.3.
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -23,6 +23,9 @@ pub enum HandshakeError {
     /// Something answers, and does not upgrade.
     #[error("the upgrade was answered {0}")]
     Status(StatusCode),
+    /// A relay that has too much to do says when to come back (RFC 9110, section 10.2.3).
+    #[error("the relay is busy; it asks to come back in {0:?}")]
+    Busy(Duration),
     /// What answers speaks no WebSocket, or not towline's.
     #[error("the answer to the upgrade is wrong: {0}")]
     Answer(&'static str),
@@ -32,16 +35,24 @@ pub enum HandshakeError {
 ///
 /// # Errors
 /// If what answers is not a towline relay, or the connection fails.
-pub(super) async fn upgrade<IO>(io: &mut IO, authority: &str) -> Result<BytesMut, HandshakeError>
+pub(super) async fn upgrade<IO>(
+    io: &mut IO,
+    authority: &str,
+    errand: Errand,
+) -> Result<BytesMut, HandshakeError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let mut nonce = [0; 16];
     aws_lc_rs::rand::fill(&mut nonce).expect("the system's random source answers");
     let key = data_encoding::BASE64.encode(&nonce);
+    let waits = match errand {
+        Errand::GoOn => format!("{STREAMS_WAIT}: 1\r\n"),
+        Errand::Begin => String::new(),
+    };
     let request = format!(
         "GET {CONNECT_PATH} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n{waits}\r\n"
     );
     io.write_all(request.as_bytes()).await?;
     io.flush().await?;
@@ -72,11 +83,6 @@ fn answered(bytes: &[u8], key: &str) -> Result<Option<usize>, HandshakeError> {
         Err(_) => return Err(HandshakeError::Answer("it is not HTTP")),
     };
     let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok());
-    match status {
-        Some(StatusCode::SWITCHING_PROTOCOLS) => {}
-        Some(status) => return Err(HandshakeError::Status(status)),
-        None => return Err(HandshakeError::Answer("it has no status")),
-    }
     let mut headers = HeaderMap::new();
     for field in answer.headers.iter() {
         let (Ok(name), Ok(value)) =
@@ -85,6 +91,11 @@ fn answered(bytes: &[u8], key: &str) -> Result<Option<usize>, HandshakeError> {
             return Err(HandshakeError::Answer("it is not HTTP"));
         };
         headers.append(name, value);
+    }
+    match status {
+        Some(StatusCode::SWITCHING_PROTOCOLS) => {}
+        Some(status) => return Err(retry_after(status, &headers).unwrap_or(HandshakeError::Status(status))),
+        None => return Err(HandshakeError::Answer("it has no status")),
     }
     if answer.version != Some(1)
         || !lists(&headers, "upgrade", "websocket")
@@ -102,6 +113,12 @@ fn answered(bytes: &[u8], key: &str) -> Result<Option<usize>, HandshakeError> {
         return Err(HandshakeError::Answer("its subprotocol is not towline.v1"));
     }
     Ok(Some(taken))
+}
+
+fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<HandshakeError> {
+    let busy = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    busy.contains(&status).then(|| HandshakeError::Busy(Duration::from_secs(seconds)))
 }
 
 /// The value of Sec-WebSocket-Accept for an upgrade request with these headers (RFC 6455, section 4.2.1).

@@ -156,7 +156,7 @@ proptest! {
 #[tokio::test]
 async fn tungstenite_accepts_our_upgrade_and_what_it_says_at_once_is_not_lost() {
     let (a, b) = duplex(64 * 1024);
-    let (ours, theirs) = tokio::join!(WebSocketCarrier::client(a, "relay"), async {
+    let (ours, theirs) = tokio::join!(WebSocketCarrier::client(a, "relay", Errand::Begin), async {
         #[allow(clippy::result_large_err, reason = "tungstenite's")]
         let protocol = |request: &tungstenite::handshake::server::Request,
                         mut response: tungstenite::handshake::server::Response| {
@@ -205,7 +205,7 @@ async fn what_comes_with_the_answer_is_not_lost() {
             }
             b
         };
-        let (ours, _raw) = tokio::join!(WebSocketCarrier::client(a, "relay"), relay);
+        let (ours, _raw) = tokio::join!(WebSocketCarrier::client(a, "relay", Errand::Begin), relay);
         let mut got = Vec::new();
         ours.unwrap().read_to_end(&mut got).await.unwrap();
         assert_eq!(got, b"helloworld");
