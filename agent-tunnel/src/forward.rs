@@ -5,7 +5,6 @@
 //! nothing that was cut short can be taken for whole.
 
 mod body;
-mod flight;
 mod tunnel;
 mod watch;
 
@@ -30,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use towline_identity::{Identity, Verifier, VerifyError};
 use towline_tunnel::{
     fault::{Fault, Report, is_read_raw},
-    head::{GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience},
+    head::{Answering, Flight, GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience, Steady},
     ids::{ChannelId, StreamKey},
 };
 use tracing::{info, warn};
@@ -43,7 +42,6 @@ use crate::{
     stream::ResetReason,
 };
 use body::{Answer, Sent, Streamed};
-use flight::{Answering, Flight, Steady};
 use tunnel::Tunnel;
 
 /// A head that dribbles is answered and ended after 10 s. A proxy keeps connections ready for longer than that.

@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 use towline_tunnel::{
     backoff::{self, Backoff},
     carrier::{
-        dial::{Dialler, RelayAddress},
+        dial::{Dialler, Errand, RelayAddress},
         websocket::WebSocketCarrier,
     },
     drain::DrainWatcher,
@@ -280,7 +280,7 @@ impl Uplink {
 
     async fn begin(&mut self) -> Result<Begun, Report> {
         let (dialler, pin) = self.dialler()?;
-        let (carrier, exporter) = dialler.dial().await?;
+        let (carrier, exporter) = dialler.dial_for(Errand::of_parked(self.keeper.parked())).await?;
         let certificate = self.instance.certificate().filter(|_| self.token.is_none());
         let join = Secret::new(JOIN);
         let unused = self.token.as_ref().filter(|_| self.token_refused.is_none());

@@ -1,7 +1,6 @@
 //! The local endpoint: loopback only, mutual TLS, HTTP/1.1 and HTTP/2, for the contexts that we wrote.
 
 mod connection;
-mod patient;
 mod rules;
 
 use std::{

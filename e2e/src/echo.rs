@@ -4,13 +4,16 @@ use std::{future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
-    io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
     task::JoinSet,
     time::timeout,
 };
-use towline_relay::{accept, health::Readiness, limits::Limits};
-use towline_tunnel::carrier::{CONNECT_PATH, tune};
+use towline_relay::{
+    accept::{self, Door},
+    health::Readiness,
+    limits::Limits,
+};
+use towline_tunnel::carrier::{CONNECT_PATH, tune, websocket::Messages};
 
 /// No case of a conformance test takes longer.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(60);
@@ -52,9 +55,12 @@ impl Echo {
 async fn serve(tcp: TcpStream, readiness: &Arc<Readiness>) -> anyhow::Result<()> {
     tune(&tcp)?;
     let limit = Limits::default().max_header_bytes;
-    let Some(mut carrier) = accept::upgrade(tcp, false, limit, readiness).await? else { return Ok(()) };
-    while let Some(message) = poll_fn(|cx| carrier.poll_message(cx)).await {
-        carrier.send_message(message?).await?;
+    let Some(carrier) = accept::upgrade(tcp, false, limit, Door::open(Arc::clone(readiness))).await? else {
+        return Ok(());
+    };
+    let mut messages = Messages::new(carrier);
+    while let Some(message) = poll_fn(|cx| messages.poll_message(cx)).await {
+        messages.send_message(message?).await?;
     }
-    Ok(carrier.shutdown().await?)
+    Ok(messages.close().await?)
 }

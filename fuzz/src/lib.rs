@@ -15,6 +15,7 @@ pub mod session;
 mod sim;
 pub mod streams;
 pub mod ticket;
+pub mod websocket;
 
 /// Called by a target before libFuzzer reads its corpus: writes the target's seeds to the folder that `TOWLINE_SEEDS`
 /// names, if it does.
@@ -59,4 +60,5 @@ pub const TARGETS: &[Target] = &[
     Target { name: "ticket", run: ticket::run, seeds: ticket::seeds },
     Target { name: "enrolment", run: enrolment::run, seeds: enrolment::seeds },
     Target { name: "head", run: head::run, seeds: head::seeds },
+    Target { name: "websocket", run: websocket::run, seeds: websocket::seeds },
 ];

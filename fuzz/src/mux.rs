@@ -15,8 +15,8 @@ use towline_tunnel::{
         frame::{Frame, MAX_PAYLOAD, StreamId, decode, encode},
         ledger::Ledger,
         leg::{Leg, LegConfig, LegEvent},
-        receive::MAX_WINDOW,
         send::FLOOR,
+        window::MAX_WINDOW,
     },
 };
 

@@ -92,13 +92,13 @@ pub async fn run(arguments: Arguments, _terms: &Terms, told: &mut Told) -> anyho
         let note = |told: &mut Told, what: &str, unit, value, n| {
             told.note(Figure::once(format!("{name}, {what}"), unit, value, n));
         };
-        note(told, "cuts", "cuts", f64::from(cuts), 1);
         let (whole, bytes) = match &carried {
             Ok(seen) => (true, seen.bytes),
             Err(broken) => (false, broken.after),
         };
         note(told, "hashes equal", "", f64::from(u8::from(whole)), 1);
         note(told, "bytes right", "bytes", bytes as f64, 1);
+        note(told, "cuts survived", "cuts", f64::from(cuts.saturating_sub(u32::from(!whole))), 1);
         let broken = carried.is_err();
         match carried {
             Ok(seen) => {
@@ -109,7 +109,7 @@ pub async fn run(arguments: Arguments, _terms: &Terms, told: &mut Told) -> anyho
                     What::Down | What::Up => ("pause", millis(&seen.pauses, 0.99)),
                 };
                 note(told, &format!("{what} p99"), "ms", p99, count);
-                note(told, &format!("longest {what}"), "ms", longest, count);
+                note(told, "longest stall", "ms", longest, count);
             }
             Err(broken) => failures.push(format!("{name}: after {} bytes: {:#}", broken.after, broken.why)),
         }

@@ -1,7 +1,8 @@
 //! All agents come back after a relay restart: how soon, and how many a second.
 //!
 //! The agents are sessions of this process. They wait as `towline-agent` does: full jitter from half a second to ten, and
-//! at least what the relay asks for, in GOAWAY or in a refusal.
+//! at least what the relay asks for, in GOAWAY or in a refusal. When a session began is read from the relay's own log: what this
+//! process sees comes in lumps when it is short of CPU.
 
 use std::{
     sync::Arc,
@@ -14,6 +15,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
+use towline_relay::limits::Limits;
 use towline_tunnel::{
     backoff::{self, Backoff},
     carrier::dial::Dialler,
@@ -49,9 +51,9 @@ pub struct Arguments {
     /// End the relay with SIGTERM and let it drain; otherwise as kill -9 does
     #[arg(long)]
     drain: bool,
-    /// Sessions a second that the relay is to accept at most, for the ratio
-    #[arg(long, value_name = "N")]
-    budget: Option<f64>,
+    /// Sessions a second that the relay is to accept at most: sets its --accept-rate; its own default if not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    budget: Option<u32>,
     #[command(flatten)]
     shape: Shape,
     /// More flags of the relay, after `--`
@@ -79,7 +81,11 @@ enum News {
 
 async fn one(agents: usize, arguments: &Arguments, told: &mut Told) -> anyhow::Result<()> {
     allow_open_files(agents)?;
-    let flags: Vec<&str> = arguments.relay.iter().map(String::as_str).collect();
+    let rate = arguments.budget.map(|budget| budget.to_string());
+    let mut flags: Vec<&str> = arguments.relay.iter().map(String::as_str).collect();
+    if let Some(rate) = &rate {
+        flags.extend(["--accept-rate", rate]);
+    }
     let mut rig = Rig::start(&flags).await?;
     let bar = told.begin(&format!("{agents} agents join"), agents);
     let (fleet, _) = Fleet::join(&rig, agents, arguments.shape, &bar).await?;
@@ -119,7 +125,8 @@ async fn one(agents: usize, arguments: &Arguments, told: &mut Told) -> anyhow::R
         }
     };
     let _late = timeout(BACK_WITHIN, hear).await;
-    tell(agents, &back, served, arguments, told);
+    let begun = begun(&rig.relay.log());
+    tell(agents, &back, &begun, served, arguments, told);
     told.note(Figure::once(
         format!("{agents} agents, attempts that failed"),
         "attempts",
@@ -144,7 +151,14 @@ async fn one(agents: usize, arguments: &Arguments, told: &mut Told) -> anyhow::R
     Ok(())
 }
 
-fn tell(agents: usize, back: &[Duration], served: Duration, arguments: &Arguments, told: &mut Told) {
+fn tell(
+    agents: usize,
+    back: &[Duration],
+    begun: &[Duration],
+    served: Duration,
+    arguments: &Arguments,
+    told: &mut Told,
+) {
     let how = if arguments.drain { "drained" } else { "killed" };
     let name = |what: &str| format!("{agents} agents, relay {how}, {what}");
     told.note(Figure::once(name("until it serves again"), "s", served.as_secs_f64(), 1));
@@ -154,14 +168,35 @@ fn tell(agents: usize, back: &[Duration], served: Duration, arguments: &Argument
             told.note(Figure::once(name(what), "s", time.as_secs_f64(), agents));
         }
     }
-    let peak = peak(back);
-    let figure = Figure::once(name("most sessions begun in a second"), "/s", peak as f64, agents);
-    told.note(match arguments.budget {
-        None => figure,
-        Some(budget) => {
-            Figure { ratio: Some(peak as f64 / budget), against: Some("the budget".into()), ..figure }
-        }
-    });
+    let budget = f64::from(arguments.budget.unwrap_or(Limits::default().accept_rate));
+    let most = peak(begun) as f64;
+    let figure = Figure::once(name("most sessions begun in a second"), "/s", most, agents);
+    told.note(Figure { ratio: Some(most / budget), against: Some("the budget".into()), ..figure });
+    let seen = peak(back) as f64;
+    told.note(Figure::once(name("the same, as the agents see it"), "/s", seen, agents));
+}
+
+/// When sessions of agents began, by a relay's log, from its first midnight on.
+fn begun(log: &str) -> Vec<Duration> {
+    let mut times: Vec<Duration> = Vec::new();
+    for line in log.lines().filter(|line| line.contains("an agent's session began")) {
+        let Some(time) = time_of_day(line) else { continue };
+        let day = Duration::from_secs(24 * 3600);
+        // Lines are written in order, give or take what threads do.
+        let is_next_day = times.last().is_some_and(|last| *last > time + day / 2);
+        times.push(if is_next_day { time + day } else { time });
+    }
+    times.sort_unstable();
+    times
+}
+
+/// From `…"timestamp":"2026-01-01T12:34:56.789012Z"…`.
+fn time_of_day(line: &str) -> Option<Duration> {
+    let read: serde_json::Value = serde_json::from_str(line).ok()?;
+    let (_, time) = read["timestamp"].as_str()?.trim_end_matches('Z').split_once('T')?;
+    let mut parts = time.split(':');
+    let mut next = || parts.next()?.parse::<f64>().ok().filter(|part| (0.0..61.0).contains(part));
+    Some(Duration::from_secs_f64(next()? * 3600.0 + next()? * 60.0 + next()?))
 }
 
 /// Most of these times (which rise) that lie within one second.
@@ -213,5 +248,21 @@ mod tests {
         assert_eq!(peak(&at(&[0, 900, 1000, 1500, 1899, 1900, 5000])), 4);
         assert_eq!(peak(&at(&[0, 1000, 2000])), 1);
         assert_eq!(peak(&[]), 0);
+    }
+
+    #[test]
+    fn a_log_says_when_sessions_began() {
+        let line = |time: &str, message: &str| {
+            format!(r#"{{"timestamp":"2026-01-01T{time}Z","fields":{{"message":"{message}"}}}}"#)
+        };
+        let log = [
+            line("23:59:59.500000", "an agent's session began"),
+            line("23:59:59.600000", "a session ended"),
+            line("00:00:00.250000", "an agent's session began"),
+        ]
+        .join("\n");
+        let day = Duration::from_secs(24 * 3600);
+        assert_eq!(begun(&log), [day - Duration::from_millis(500), Duration::from_millis(250) + day]);
+        assert!(begun("not JSON: an agent's session began").is_empty());
     }
 }

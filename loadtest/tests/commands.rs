@@ -82,6 +82,19 @@ fn a_transfer_and_typing_through_lines_that_nobody_cuts_come_whole() {
 }
 
 #[test]
+fn carriers_that_are_cut_lose_no_byte_of_a_transfer_nor_of_typing() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = loadtest(folder.path(), &["cut", "--every", "0.7", "--bytes", "4000000", "--rate", "20"]);
+    let figures = figures(&told);
+    for (what, bytes) in [("transfer down", 4e6), ("transfer up", 4e6), ("typing", 100.0)] {
+        let figure = |name: &str| value(&figures, &format!("{what}, cut every 0.7 s, {name}"));
+        assert_eq!((figure("hashes equal"), figure("bytes right")), (1.0, bytes), "{what}");
+        assert!(figure("cuts survived") >= 1.0, "{what} was over before a cut");
+        assert!(figure("longest stall") < 15_000.0, "{what}");
+    }
+}
+
+#[test]
 fn agents_join_and_come_back_after_a_restart_and_the_page_shows_it() {
     let folder = tempfile::tempdir().unwrap();
     let fleet = ["--agents", "20", "--clusters", "3"];
@@ -92,6 +105,7 @@ fn agents_join_and_come_back_after_a_restart_and_the_page_shows_it() {
     assert!(value(&figures, "20 agents, relay killed, all back") > 0.0);
     let peak = figures.iter().find(|figure| figure["against"] == "the budget").unwrap();
     assert_eq!(peak["ratio"].as_f64().unwrap() * 100.0, peak["value"].as_f64().unwrap());
+    assert!(peak["value"].as_f64().unwrap() >= 1.0 && peak["ratio"].as_f64().unwrap() <= 1.0, "{peak}");
 
     let document = folder.path().join("performance.md");
     fs::write(

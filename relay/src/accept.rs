@@ -24,7 +24,9 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use towline_tunnel::{
     carrier::{
-        CONNECT_PATH, SUBPROTOCOL, tune,
+        CONNECT_PATH, STREAMS_WAIT, SUBPROTOCOL,
+        dial::Errand,
+        tune,
         websocket::{WebSocketCarrier, accept_key},
     },
     drain::DrainWatcher,
@@ -38,9 +40,10 @@ use tracing::{debug, info, warn};
 use crate::{
     app::Relay,
     authenticate::Peer,
+    budget::AcceptBudget,
     forward::{RENEWALS, RelayConn, Renewal},
     health::Readiness,
-    metrics::Stage,
+    metrics::{Metrics, Stage},
     sessions::Place,
 };
 
@@ -138,7 +141,8 @@ pub async fn connection<IO>(
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let limit = relay.limits().max_header_bytes;
-    let carrier = match timeout_at(deadline, upgrade(io, http2, limit, &relay.readiness())).await {
+    let door = Door::of(&relay, from.ip());
+    let carrier = match timeout_at(deadline, upgrade(io, http2, limit, door)).await {
         Ok(Ok(Some(carrier))) => carrier,
         Ok(Ok(None)) => return,
         Ok(Err(error)) => {
@@ -153,6 +157,50 @@ pub async fn connection<IO>(
         }
     };
     session(carrier, exporter, from, deadline, handshake, relay).await;
+}
+
+/// What stands before an upgrade.
+#[derive(Debug)]
+pub struct Door {
+    readiness: Arc<Readiness>,
+    /// How many may pass, and who counts those that may not; none where everybody may.
+    budget: Option<(Arc<AcceptBudget>, Metrics)>,
+    /// How long the peer's address is to stay away.
+    barred: Option<Duration>,
+}
+
+impl Door {
+    /// One that everybody may pass.
+    pub fn open(readiness: Arc<Readiness>) -> Self {
+        Self { readiness, budget: None, barred: None }
+    }
+
+    fn of(relay: &Relay, from: IpAddr) -> Self {
+        let budget = Some((Arc::clone(relay.budget()), relay.metrics().clone()));
+        Self { readiness: relay.readiness(), budget, barred: relay.authenticator().barred(from) }
+    }
+
+    /// Waits until the peer may pass.
+    ///
+    /// # Errors
+    /// When to come back.
+    async fn pass(&self, errand: Errand) -> Result<(), Duration> {
+        let Some((budget, metrics)) = &self.budget else { return Ok(()) };
+        let begun = Instant::now();
+        // An address that failed too often gets no token: those are for peers that may be let in.
+        let passed = match self.barred {
+            Some(wait) => Err(wait),
+            None => {
+                let _waits = metrics.waits();
+                budget.enter(errand).await
+            }
+        };
+        match passed {
+            Ok(()) => metrics.accepted(errand, begun.elapsed()),
+            Err(_) => metrics.refused(Stage::Connection, CloseReason::LimitReached),
+        }
+        passed
+    }
 }
 
 /// Why a connection did not become a carrier.
@@ -175,13 +223,13 @@ pub async fn upgrade<IO>(
     io: IO,
     http2: bool,
     max_header_bytes: u64,
-    readiness: &Arc<Readiness>,
+    door: Door,
 ) -> Result<Option<WebSocketCarrier<IO>>, UpgradeError>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let upgrade: Arc<Mutex<Option<OnUpgrade>>> = Arc::default();
-    http(io, http2, max_header_bytes, Arc::clone(readiness), Arc::clone(&upgrade)).await?;
+    http(io, http2, max_header_bytes, Arc::new(door), Arc::clone(&upgrade)).await?;
     let taken = upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(upgrade) = taken else { return Ok(None) };
     let Ok(parts) = upgrade.await?.downcast::<TokioIo<IO>>() else {
@@ -191,14 +239,14 @@ where
     if !parts.read_buf.is_empty() {
         return Err(UpgradeError::Early);
     }
-    Ok(Some(WebSocketCarrier::server(parts.io.into_inner()).await))
+    Ok(Some(WebSocketCarrier::server(parts.io.into_inner())))
 }
 
 async fn http<IO>(
     io: IO,
     http2: bool,
     max_header_bytes: u64,
-    readiness: Arc<Readiness>,
+    door: Arc<Door>,
     upgrade: Arc<Mutex<Option<OnUpgrade>>>,
 ) -> hyper::Result<()>
 where
@@ -206,8 +254,8 @@ where
 {
     let max_header = usize::try_from(max_header_bytes).unwrap_or(usize::MAX);
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(request, &readiness, &upgrade);
-        async move { Ok::<_, Infallible>(answer) }
+        let (door, upgrade) = (Arc::clone(&door), Arc::clone(&upgrade));
+        async move { Ok::<_, Infallible>(answer(request, &door, &upgrade).await) }
     });
     if http2 {
         http2::Builder::new(TokioExecutor::new())
@@ -230,14 +278,15 @@ where
     }
 }
 
-fn answer(
+async fn answer(
     mut request: Request<Incoming>,
-    readiness: &Readiness,
+    door: &Door,
     upgrade: &Mutex<Option<OnUpgrade>>,
 ) -> Response<Full<Bytes>> {
     if request.uri().path() != CONNECT_PATH {
         return match *request.method() {
-            Method::GET | Method::HEAD => readiness
+            Method::GET | Method::HEAD => door
+                .readiness
                 .answer(request.uri().path())
                 .unwrap_or_else(|| text(StatusCode::NOT_FOUND, "a towline relay; there is nothing here\n")),
             _ => text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n"),
@@ -248,6 +297,10 @@ fn answer(
     }
     match accept_key(request.headers()) {
         Ok(key) => {
+            let waits = request.headers().contains_key(STREAMS_WAIT);
+            if let Err(delay) = door.pass(if waits { Errand::GoOn } else { Errand::Begin }).await {
+                return later(delay);
+            }
             *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(hyper::upgrade::on(&mut request));
             let mut response = text(StatusCode::SWITCHING_PROTOCOLS, "");
             let headers = response.headers_mut();
@@ -266,6 +319,16 @@ fn answer(
             response
         }
     }
+}
+
+/// RFC 9110, section 10.2.3. The connection ends: its peer comes back with another one.
+fn later(delay: Duration) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "too many at once: come back later\n");
+    let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+    let headers = response.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {

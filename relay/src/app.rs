@@ -24,6 +24,7 @@ use crate::{
     accept,
     access::AccessControl,
     authenticate::Authenticator,
+    budget::AcceptBudget,
     certificates::CertificateAuthority,
     clock::Clock,
     dial::Switchboard,
@@ -37,8 +38,8 @@ use crate::{
     tls::{OuterTls, TlsSource},
 };
 
-/// Peers of a relay that drains come back to its successor within this time, spread over it.
-const RETURN_WITHIN: Duration = Duration::from_secs(5);
+/// A drain asks nobody to stay away for longer.
+const RETURN_WITHIN: Duration = Duration::from_secs(60);
 /// After the drain's deadline connections are closed, and have this long to say so.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -78,6 +79,7 @@ pub struct Relay {
     authenticator: Authenticator,
     sessions: Sessions,
     places: Places,
+    budget: Arc<AcceptBudget>,
     switchboard: Arc<Switchboard>,
     metrics: Metrics,
     readiness: Arc<Readiness>,
@@ -104,6 +106,9 @@ impl Relay {
     pub(crate) fn places(&self) -> &Places {
         &self.places
     }
+    pub(crate) fn budget(&self) -> &Arc<AcceptBudget> {
+        &self.budget
+    }
     pub(crate) fn switchboard(&self) -> &Arc<Switchboard> {
         &self.switchboard
     }
@@ -128,15 +133,26 @@ impl Relay {
     pub(crate) fn draining(&self) -> Option<Refused> {
         self.drain.has_begun().then(|| {
             let mut refused = Refused::new(CloseReason::Draining, "");
-            refused.delay = return_delay();
+            refused.delay = self.return_delay();
             refused
         })
     }
-}
 
-fn return_delay() -> Duration {
-    let within = u64::try_from(RETURN_WITHIN.as_millis()).unwrap_or(u64::MAX);
-    Duration::from_millis(backoff::random() % within)
+    /// For one that is none of those the drain began with: any time while they come back.
+    fn return_delay(&self) -> Duration {
+        let within = self.budget.time_for(self.sessions.all().len()).min(RETURN_WITHIN);
+        within.mul_f64(backoff::random() as f64 / u64::MAX as f64)
+    }
+
+    /// Tells everybody to go: each when its turn at the successor would be, those with streams first.
+    fn send_away(&self) {
+        let mut conns = self.sessions.all();
+        conns.sort_by_cached_key(|conn| conn.stream_count() == 0);
+        for (before, conn) in conns.iter().enumerate() {
+            let delay = self.budget.time_for(before).min(RETURN_WITHIN);
+            conn.go_away(CloseReason::Draining, delay, "");
+        }
+    }
 }
 
 /// A relay that serves.
@@ -205,6 +221,7 @@ async fn start_on(
             clock.clone(),
         ),
         places: Places::new(&config.limits),
+        budget: Arc::new(AcceptBudget::new(&config.limits)),
         switchboard: Arc::new(Switchboard::new(
             access,
             sessions.clone(),
@@ -231,6 +248,8 @@ async fn start_on(
         tasks.spawn(keep_trust_loaded(Arc::clone(&relay), settings));
     }
     tasks.spawn(health::serve(metrics_listener, metrics, Arc::clone(&readiness), watcher.clone()));
+    let budget = Arc::clone(relay.budget());
+    tasks.spawn(async move { budget.run().await });
     tasks.spawn(accept::listen(listener, Arc::clone(&relay), watcher));
     readiness.set_accepting(true);
     info!(listen = %address, metrics = %metrics_address, public = %public.relay, key = %keys.identity_hash(), "the relay serves");
@@ -284,9 +303,7 @@ impl Running {
         info!("the relay drains");
         self.relay.readiness.set_accepting(false);
         self.trigger.begin();
-        for conn in self.relay.sessions.all() {
-            conn.go_away(CloseReason::Draining, return_delay(), "");
-        }
+        self.relay.send_away();
         let quiet = timeout(self.drain_timeout, self.relay.sessions.quiet()).await.is_ok();
         for conn in self.relay.sessions.all() {
             conn.stop().cancel();

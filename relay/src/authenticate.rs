@@ -135,7 +135,7 @@ impl Authenticator {
         credential: Credential,
         from: IpAddr,
     ) -> Result<(Welcome, Peer), Refused> {
-        if let Some(delay) = self.throttle.wait(from) {
+        if let Some(delay) = self.barred(from) {
             let mut refused =
                 Refused::new(CloseReason::LimitReached, "too many refused credentials from this address");
             refused.delay = delay;
@@ -160,6 +160,11 @@ impl Authenticator {
             self.throttle.failed(from);
         }
         judged
+    }
+
+    /// How long this address is not listened to, if it failed too often.
+    pub fn barred(&self, from: IpAddr) -> Option<Duration> {
+        self.throttle.wait(from)
     }
 
     /// Counts a failure that was found elsewhere: a proof that is wrong, a dialler that breaks the protocol.

@@ -304,9 +304,10 @@ impl RelayConn {
         bytes: &mut BytesMut,
         events: &mut Vec<LegEvent<Route>>,
         now: Instant,
+        waited: &mut Option<Duration>,
     ) -> Result<bool, Violation> {
         let mut state = self.lock();
-        state.leg.inbound(now);
+        state.leg.inbound(now, waited.take());
         let more = loop {
             let Some(frame) = frame::decode(bytes)? else { break false };
             if let Some(event) = state.leg.on_frame(frame, now)? {
@@ -468,10 +469,11 @@ impl RelayConn {
 }
 
 impl Machine for RelayConn {
-    fn on_bytes(&self, bytes: &mut BytesMut, now: Instant) -> Result<(), Violation> {
+    fn on_bytes(&self, bytes: &mut BytesMut, now: Instant, waited: Duration) -> Result<(), Violation> {
         let mut events = Vec::new();
+        let mut waited = Some(waited);
         loop {
-            let more = self.take(bytes, &mut events, now);
+            let more = self.take(bytes, &mut events, now, &mut waited);
             // What came before a violation was sound: it is carried.
             for event in events.drain(..) {
                 self.carry(event, now);

@@ -4,6 +4,7 @@ pub mod accept;
 pub mod access;
 pub mod app;
 pub mod authenticate;
+pub mod budget;
 pub mod certificates;
 pub mod cli;
 pub mod clock;

@@ -43,6 +43,14 @@ pub struct Limits {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub open_timeout: Duration,
 
+    /// Sessions that may begin in any second; further ones wait shortly, or are told when to come back
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
+    pub accept_rate: u32,
+
+    /// How many of them may begin at once, at most half
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..))]
+    pub accept_burst: u32,
+
     /// Head of one HTTP request to the relay itself
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = bytes)]
     pub max_header_bytes: u64,
@@ -52,7 +60,7 @@ pub struct Limits {
     pub max_buffered_bytes: u64,
 
     /// The same for one session
-    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = bytes)]
     pub max_buffered_bytes_per_session: u64,
 
     /// Agent instances of one cluster with a certificate that has not ended

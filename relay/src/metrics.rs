@@ -2,7 +2,7 @@
 //!
 //! Handles are plain atomics, made once: counting on the path of a stream costs no lock and no look-up.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{
     collector::Collector,
@@ -16,6 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use tokio::runtime::Handle;
+use towline_tunnel::carrier::dial::Errand;
 use towline_tunnel::proto::{CloseReason, ledger::Ledger};
 
 /// Where something was refused.
@@ -78,6 +79,12 @@ pub struct Metrics {
     pub handshake_seconds: Histogram,
     /// From a client's OPEN to the agent's OPENED, in seconds.
     pub open_seconds: Histogram,
+    /// Of sessions that wait for their turn to begin, now.
+    accepts_waiting: Gauge,
+    /// Sessions that took their turn: those whose streams wait, and others.
+    accepts: [Counter; 2],
+    /// What they waited for it, in seconds.
+    accept_wait_seconds: Histogram,
     /// 1 while the registry's file can be used.
     pub registry_available: Gauge,
     refusals: Family<Refusal, Counter>,
@@ -110,6 +117,20 @@ impl Metrics {
         );
         let open_seconds = latencies();
         registry.register("open_seconds", "From OPEN to OPENED, in seconds", open_seconds.clone());
+        let accepts_waiting = Gauge::default();
+        registry.register(
+            "accepts_waiting",
+            "Peers that wait for a turn of --accept-rate",
+            accepts_waiting.clone(),
+        );
+        let accepts = Family::<Kind, Counter>::default();
+        registry.register("accepts", "Turns of --accept-rate that were taken", accepts.clone());
+        let accept_wait_seconds = latencies();
+        registry.register(
+            "accept_wait_seconds",
+            "Wait for such a turn, in seconds",
+            accept_wait_seconds.clone(),
+        );
         let registry_available = Gauge::default();
         registry.register(
             "registry_available",
@@ -131,6 +152,9 @@ impl Metrics {
             bytes_to_clients: bytes.get_or_create_owned(&direction("to_client")),
             handshake_seconds,
             open_seconds,
+            accepts_waiting,
+            accepts: ["resuming", "new"].map(|name| accepts.get_or_create_owned(&kind(name))),
+            accept_wait_seconds,
             registry_available,
             refusals,
             registry: Arc::new(registry),
@@ -142,12 +166,38 @@ impl Metrics {
         self.refusals.get_or_create(&Refusal { stage: stage.name(), reason: reason.text() }).inc();
     }
 
+    /// A peer waits for its turn, until this is dropped.
+    pub fn waits(&self) -> Waits {
+        self.accepts_waiting.inc();
+        Waits(self.accepts_waiting.clone())
+    }
+
+    /// Its turn came.
+    pub fn accepted(&self, errand: Errand, after: Duration) {
+        let [resuming, new] = &self.accepts;
+        match errand {
+            Errand::GoOn => resuming.inc(),
+            Errand::Begin => new.inc(),
+        };
+        self.accept_wait_seconds.observe(after.as_secs_f64());
+    }
+
     /// The page that Prometheus reads (OpenMetrics text).
     pub fn page(&self) -> String {
         let mut page = String::new();
         // Writing to a String does not fail; what an encoder can't write is missing from the page.
         let _written = text::encode(&mut page, &self.registry);
         page
+    }
+}
+
+/// One that waits, whichever way that ends.
+#[derive(Debug)]
+pub struct Waits(Gauge);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -191,6 +241,9 @@ mod tests {
         metrics.bytes_to_agents.inc_by(5);
         metrics.handshake_seconds.observe(0.02);
         metrics.refused(Stage::Stream, CloseReason::Forbidden);
+        metrics.accepted(Errand::GoOn, Duration::from_millis(3));
+        let waits = [metrics.waits(), metrics.waits()];
+        drop(metrics.waits());
         assert!(ledger.reserve(300, true));
         let page = metrics.clone().page();
         for line in [
@@ -203,11 +256,16 @@ mod tests {
             r#"towline_relay_refusals_total{stage="stream",reason="forbidden"} 1"#,
             "towline_relay_handshake_seconds_count 1",
             "towline_relay_open_seconds_count 0",
+            r#"towline_relay_accepts_total{kind="resuming"} 1"#,
+            r#"towline_relay_accepts_total{kind="new"} 0"#,
+            "towline_relay_accepts_waiting 2",
+            "towline_relay_accept_wait_seconds_count 1",
             "towline_relay_buffered_bytes 300",
             "towline_relay_registry_available 0",
             "towline_relay_tasks 0",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");
         }
+        drop(waits);
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Agent, Bench, SOON, eventually, limits};
+use common::{Agent, Bench, Client, SOON, eventually, limits};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     task::JoinSet,
@@ -21,8 +21,8 @@ use towline_tunnel::{
     enrolment::JOIN,
     ids::InstanceId,
     keys::SigningKey,
-    mux::Connection,
-    proto::{endpoint::SEND_QUEUE, leg::MAX_ALLOWANCE, receive::MAX_WINDOW},
+    mux::{Connection, MuxStream},
+    proto::{endpoint::SEND_QUEUE, window::MAX_WINDOW},
     session::{Identify, message::Secret},
 };
 
@@ -39,6 +39,22 @@ async fn metric(bench: &Bench, name: &str) -> u64 {
     line.unwrap_or_else(|| panic!("no {name} in {page}")).trim().parse().unwrap()
 }
 
+/// An agent of a cluster, and a client that is let in.
+async fn journey() -> (Bench, Agent, Client) {
+    let bench = Bench::new(limits()).await;
+    let agent = bench.agent("edge").await;
+    bench.allow("alice", agent.cluster()).await;
+    let client = bench.client("alice").await;
+    (bench, agent, client)
+}
+
+/// A stream of the client's, and its other end at the agent.
+async fn stream(client: &Client, agent: &Agent) -> (MuxStream, MuxStream) {
+    let near = client.open(agent.cluster());
+    let (_, far) = timeout(SOON, agent.connection.accept()).await.unwrap().unwrap();
+    (near, far)
+}
+
 async fn no_streams(bench: &Bench, connections: &[&Connection]) {
     eventually("nothing is left of the streams", async || {
         metric(bench, "towline_relay_streams").await == 0
@@ -50,12 +66,8 @@ async fn no_streams(bench: &Bench, connections: &[&Connection]) {
 #[tokio::test]
 async fn keystrokes_in_two_pieces_do_not_wait_for_delayed_acknowledgements_on_any_leg() {
     const ROUNDS: usize = 60;
-    let bench = Bench::new(limits()).await;
-    let agent = bench.agent("edge").await;
-    bench.allow("alice", agent.cluster()).await;
-    let client = bench.client("alice").await;
-    let mut near = client.open(agent.cluster());
-    let (_, mut far) = timeout(SOON, agent.connection.accept()).await.unwrap().unwrap();
+    let (_bench, agent, client) = journey().await;
+    let (mut near, mut far) = stream(&client, &agent).await;
     let mut late = [0; 2];
     for _ in 0..ROUNDS {
         // Each way in turn: two pieces, the second once the first has come, and then an answer.
@@ -75,12 +87,8 @@ async fn keystrokes_in_two_pieces_do_not_wait_for_delayed_acknowledgements_on_an
 #[tokio::test]
 async fn a_log_of_lines_of_one_byte_is_followed_to_its_end() {
     const LINES: usize = 100_000;
-    let bench = Bench::new(limits()).await;
-    let agent = bench.agent("edge").await;
-    bench.allow("alice", agent.cluster()).await;
-    let client = bench.client("alice").await;
-    let mut near = client.open(agent.cluster());
-    let (_, mut far) = timeout(SOON, agent.connection.accept()).await.unwrap().unwrap();
+    let (bench, agent, client) = journey().await;
+    let (mut near, mut far) = stream(&client, &agent).await;
     let writing = tokio::spawn(async move {
         for _ in 0..LINES {
             far.write_all(b"\n").await.unwrap();
@@ -174,10 +182,7 @@ async fn streams_of_two_clusters_in_turn_are_spread_over_both_ones_agents() {
 
 #[tokio::test]
 async fn half_closed_streams_end_at_the_relay_however_they_end() {
-    let bench = Bench::new(limits()).await;
-    let agent = bench.agent("edge").await;
-    bench.allow("alice", agent.cluster()).await;
-    let client = bench.client("alice").await;
+    let (bench, agent, client) = journey().await;
     for ending in 0..4 {
         let mut near = client.open(agent.cluster());
         near.write_all(b"question").await.unwrap();
@@ -265,7 +270,7 @@ async fn t36_a_reader_that_stands_still_among_a_thousand_streams_is_held_for_wit
     .await;
     // Its two directions.
     let relay = metric(&bench, "towline_relay_buffered_bytes").await;
-    assert!(relay <= 2 * MAX_ALLOWANCE, "the relay promises {relay}");
+    assert!(relay <= 2 * MAX_WINDOW, "the relay promises {relay}");
     let ends = [client.connection.held(), agent.connection.held()];
     assert!(ends.iter().all(|held| *held <= MAX_WINDOW + SEND_QUEUE), "{ends:?}");
 }

@@ -20,7 +20,7 @@ use tokio::{
 };
 use towline_relay::{accept, registry::RoleAssignment};
 use towline_tunnel::{
-    carrier::websocket::WebSocketCarrier,
+    carrier::{dial::Errand, websocket::WebSocketCarrier},
     ids::InstanceId,
     keys::SigningKey,
     mux::{CloseReason, Connection, EndpointConfig, Ledger, Side, StreamError},
@@ -100,7 +100,7 @@ async fn an_instance_that_is_revoked_while_it_is_let_in_does_not_stay() {
     let served = tokio::spawn(accept::connection(relays, exporter, false, from, deadline, handshake, relay));
     let gate = Arc::<Mutex<Gate>>::default();
     let slow = Slow { io: ours, gate: Arc::clone(&gate) };
-    let carrier = WebSocketCarrier::client(slow, "relay").await.unwrap();
+    let carrier = WebSocketCarrier::client(slow, "relay", Errand::Begin).await.unwrap();
     *gate.lock().unwrap() = Gate::Armed { read: false };
     let pin = bench.relay.identity_hash();
     let connecting = tokio::spawn(async move {

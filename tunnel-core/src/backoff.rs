@@ -5,9 +5,14 @@ use std::time::Duration;
 /// A peer's hint counts up to this: whoever speaks once must not silence others for good.
 pub const MAX_HINT: Duration = Duration::from_secs(600);
 
+/// On top of a hint comes at most this share of it, or [`LITTLE`] where that is more: hints are in whole seconds, and a relay
+/// that gives each of many its turn must find them at about that time.
+const SPREAD: f64 = 0.25;
+const LITTLE: Duration = Duration::from_secs(1);
+
 /// Delays between attempts: random between nothing and a ceiling that doubles ("full jitter").
 ///
-/// A peer's hint comes on top: at least that long, plus as much again by chance.
+/// A peer's hint comes on top: at least that long, and a little more by chance ([`SPREAD`]). Whoever hints spreads already.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     base: Duration,
@@ -32,7 +37,11 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         let hint = hint.min(MAX_HINT);
         let share = |limit: Duration| limit.mul_f64(random as f64 / u64::MAX as f64);
-        if hint.is_zero() { share(ceiling) } else { hint + share(hint.max(ceiling)) }
+        if hint.is_zero() {
+            share(ceiling)
+        } else {
+            hint + share(hint.mul_f64(SPREAD).max(ceiling.min(LITTLE)))
+        }
     }
 
     /// It worked, for long enough to forget what was before.
@@ -71,7 +80,7 @@ mod tests {
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
         let hint = Duration::from_secs(10);
         assert_eq!(backoff.after_failure(hint, 0), hint);
-        assert_eq!(backoff.after_failure(hint, u64::MAX), 2 * hint);
+        assert_eq!(backoff.after_failure(hint, u64::MAX), hint + hint / 4);
         assert_eq!(backoff.after_failure(Duration::from_millis(u64::MAX), 0), MAX_HINT);
     }
 }

@@ -14,6 +14,8 @@ use tokio::net::TcpStream;
 pub const CONNECT_PATH: &str = "/v1/connect";
 /// The WebSocket subprotocol (RFC 6455, section 1.9).
 pub const SUBPROTOCOL: &str = "towline.v1";
+/// Header of an upgrade by whoever holds streams that wait to go on: it comes before others, within its share.
+pub const STREAMS_WAIT: &str = "towline-streams-wait";
 
 /// Little stays unsent in the kernel, so that the scheduler decides what goes next, and not the kernel's buffer.
 const NOTSENT_LOWAT: u32 = 32 * 1024;

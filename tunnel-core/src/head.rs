@@ -8,9 +8,11 @@
 mod guard;
 mod io;
 mod rules;
+mod steady;
 
 pub use guard::RequestGuard;
 pub use io::{GuardHandle, HeadGuard, Patience};
+pub use steady::{Answering, Flight, Reading, Steady};
 
 use crate::fault::{Fault, Report};
 

@@ -3,12 +3,14 @@
 //! `docs/protocol.md` is the specification; names here are its names.
 
 pub mod blocks;
+pub mod budget;
 pub mod endpoint;
 pub mod fields;
 pub mod frame;
 pub mod ledger;
 pub mod leg;
 pub mod link;
+mod numbers;
 pub mod open;
 pub mod reason;
 pub mod receive;
@@ -16,6 +18,7 @@ pub mod resume;
 pub mod schedule;
 pub mod send;
 mod tables;
+pub mod window;
 
 pub use frame::{Frame, StreamId};
 pub use open::{OpenRequest, Opened};

@@ -77,7 +77,7 @@ fn every_target_is_in_the_slice() {
     let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
     assert_eq!(
         names,
-        ["frame", "open", "mux", "streams", "session", "control", "ticket", "enrolment", "head"]
+        ["frame", "open", "mux", "streams", "session", "control", "ticket", "enrolment", "head", "websocket"]
     );
 }
 
@@ -101,6 +101,11 @@ fn honest_streams_keep_their_bytes_in_any_order_of_events() {
 fn messages_survive_any_bytes() {
     slice("session", 60_000);
     slice("control", 60_000);
+}
+
+#[test]
+fn t35_the_websocket_carrier_survives_any_bytes() {
+    slice("websocket", 60_000);
 }
 
 #[test]

@@ -26,8 +26,8 @@ use towline_tunnel::{
         frame::{decode, encode},
         link::MAX_CONTROL,
         open::MAX_TICKET,
-        receive::INITIAL_WINDOW,
         send::FLOOR,
+        window::INITIAL_WINDOW,
     },
 };
 

@@ -12,14 +12,14 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use towline_tunnel::{fault::Fault, mux::CloseReason};
+use towline_tunnel::{
+    fault::Fault,
+    head::{Answering, Reading},
+    mux::CloseReason,
+};
 use tracing::{debug, warn};
 
-use super::{
-    Caller,
-    flight::{Answering, Reading},
-    watch::Framing,
-};
+use super::{Caller, watch::Framing};
 use crate::{dial::ApiserverBody, impersonate::AuditId, stream::ResetReason};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -137,7 +137,7 @@ impl Serving {
     async fn connection(&self, tcp: TcpStream) -> Option<()> {
         let tls = upgrade(self.acceptor.accept(tcp).await.ok()?).await?;
         let outer = exporter(tls.get_ref().1);
-        let carrier = WebSocketCarrier::server(tls).await;
+        let carrier = WebSocketCarrier::server(tls);
         let judge = async |credential| self.judge(credential);
         let (channel, _, (by, instance, line)) =
             session::accept(carrier, outer, &self.identity, judge).await.ok()?;

@@ -31,11 +31,11 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use towline_tunnel::{
     drain::DrainWatcher,
     fault::{Fault, Report, is_read_raw},
-    head::{GuardHandle, HeadGuard, MAX_HEAD, Patience},
+    head::{GuardHandle, HeadGuard, MAX_HEAD, Patience, Steady},
     ids::ClusterId,
 };
 
-use super::{Hosts, patient::Patient, rules};
+use super::{Hosts, rules};
 use crate::{
     forward::{Arrival, Forwarder, ResponseBody, UpgradedCopy, refusal},
     local::{EndpointTls, caller},
@@ -121,13 +121,13 @@ async fn serve_h1(
     drain: DrainWatcher,
 ) -> bool {
     let (guarded, guard) = HeadGuard::new(tls, PATIENCE);
-    let (guarded, last) = Patient::new(guarded);
+    let (guarded, flight) = Steady::new(guarded);
     let caller = Arc::new(Caller::new(scope, cluster, Some(guard.clone())));
     let service = {
         let caller = Arc::clone(&caller);
         service_fn(move |request: Request<Incoming>| {
             if guard.refusal(request.headers()).is_some() {
-                last.begins();
+                flight.is_last();
             }
             answer(Arc::clone(&caller), request)
         })

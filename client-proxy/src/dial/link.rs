@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use towline_tunnel::{
     backoff::{self, Backoff},
-    carrier::dial::Dialler,
+    carrier::dial::{Dialler, Errand},
     fault::{Fault, Report},
     ids::{ChannelId, InstanceId, KeyHash},
     keys::SigningKey,
@@ -319,7 +319,7 @@ async fn establish(shared: &Shared, line: bool) -> Result<(Session, AbortOnDropH
     let config = &shared.config;
     // Before dialling: without a token there is nothing to say to the relay.
     let token = config.tokens.for_relay(SystemTime::now())?;
-    let (carrier, exporter) = config.dialler.dial().await?;
+    let (carrier, exporter) = config.dialler.dial_for(Errand::of_parked(shared.keeper.parked())).await?;
     let identify = Identify::Client { token: &token, run_key: &config.run_key, line };
     let begun = session::connect(carrier, exporter, config.pin, identify).await?;
     let endpoint = EndpointConfig {

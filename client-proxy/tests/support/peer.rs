@@ -181,7 +181,7 @@ async fn serve_session(tcp: TcpStream, script: Arc<Script>) -> Option<()> {
     );
     tls.write_all(answer.as_bytes()).await.ok()?;
     tls.flush().await.ok()?;
-    let carrier = WebSocketCarrier::server(tls).await;
+    let carrier = WebSocketCarrier::server(tls);
     let judge = async |credential| {
         let Credential::Client { token, line, .. } = credential else { panic!("not a client") };
         if line {

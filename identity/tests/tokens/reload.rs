@@ -1,7 +1,7 @@
 //! The configuration changes while the program runs.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -11,6 +11,7 @@ use crate::support::{
     sign::{Signer, seconds},
 };
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use towline_identity::{Algorithm, TrustSettings, Verifier, VerifyError};
 
 fn claims(issuer: &str) -> Value {
@@ -27,8 +28,17 @@ fn write(path: &Path, server: &Scripted, prefix: &str) {
     std::fs::write(path, text).unwrap();
 }
 
-#[tokio::test]
-async fn a_changed_file_is_taken_up_and_a_bad_one_keeps_the_good_one() {
+/// An issuer that a file trusts, and a token of its.
+struct Trusted {
+    server: Scripted,
+    path: PathBuf,
+    settings: TrustSettings,
+    verifier: Arc<Verifier>,
+    token: String,
+    _folder: TempDir,
+}
+
+async fn trusted() -> Trusted {
     let server = Scripted::start().await;
     let signer = Signer::new("k", Algorithm::ES256);
     server.publish("", &server.origin(), &[signer.jwk()]);
@@ -38,6 +48,12 @@ async fn a_changed_file_is_taken_up_and_a_bad_one_keeps_the_good_one() {
     let settings = TrustSettings { authentication_config: Some(path.clone()), ..TrustSettings::default() };
     let verifier = Arc::new(Verifier::new(settings.load().unwrap()).unwrap());
     let token = signer.token(&claims(&server.origin()));
+    Trusted { server, path, settings, verifier, token, _folder: folder }
+}
+
+#[tokio::test]
+async fn a_changed_file_is_taken_up_and_a_bad_one_keeps_the_good_one() {
+    let Trusted { server, path, settings, verifier, token, _folder } = trusted().await;
     let username = || async { verifier.verify(&token, SystemTime::now()).await.map(|user| user.username) };
     assert_eq!(username().await.as_deref(), Ok("one:alice"));
     // From here on the issuer is away: a change of the rules must not cost its keys.
@@ -83,20 +99,12 @@ async fn a_changed_file_is_taken_up_and_a_bad_one_keeps_the_good_one() {
 
 #[tokio::test]
 async fn an_issuer_that_is_no_longer_trusted_is_refused_at_once() {
-    let server = Scripted::start().await;
-    let signer = Signer::new("k", Algorithm::ES256);
-    server.publish("", &server.origin(), &[signer.jwk()]);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("authentication.yaml");
-    write(&path, &server, "one:");
-    let settings = TrustSettings { authentication_config: Some(path.clone()), ..TrustSettings::default() };
-    let verifier = Verifier::new(settings.load().unwrap()).unwrap();
-    let token = signer.token(&claims(&server.origin()));
-    assert!(verifier.verify(&token, SystemTime::now()).await.is_ok());
+    let Trusted { path, settings, verifier, token, .. } = &trusted().await;
+    assert!(verifier.verify(token, SystemTime::now()).await.is_ok());
     let other = Scripted::start().await;
-    write(&path, &other, "one:");
+    write(path, &other, "one:");
     verifier.replace(settings.load().unwrap()).unwrap();
-    assert_eq!(verifier.verify(&token, SystemTime::now()).await, Err(VerifyError::Issuer));
+    assert_eq!(verifier.verify(token, SystemTime::now()).await, Err(VerifyError::Issuer));
 }
 
 #[test]

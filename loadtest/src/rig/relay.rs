@@ -98,6 +98,11 @@ impl Relay {
         self.process.id()
     }
 
+    /// What it has logged since it was last started.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
     /// Ends it as `kill -9` does.
     pub fn kill(&mut self) {
         block_in_place(|| self.process.kill());

@@ -11,9 +11,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tokio_tungstenite::tungstenite;
 
-use super::{tune, websocket::WebSocketCarrier};
+use super::{
+    tune,
+    websocket::{HandshakeError, WebSocketCarrier},
+};
 use crate::{
     fault::{Fault, Report},
     session::{Exporter, exporter, tls::provider},
@@ -23,6 +25,22 @@ use crate::{
 const DIAL_WITHIN: Duration = Duration::from_secs(10);
 /// Each address of a name gets this long before the next is tried.
 const ADDRESS_WITHIN: Duration = Duration::from_secs(4);
+
+/// What a session is for, as its dialler says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Streams wait to go on.
+    GoOn,
+    /// Nothing waits.
+    Begin,
+}
+
+impl Errand {
+    /// Of somebody who holds so many streams that wait.
+    pub fn of_parked(streams: usize) -> Self {
+        if streams > 0 { Self::GoOn } else { Self::Begin }
+    }
+}
 
 /// Where a relay is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +136,17 @@ impl Dialler {
     /// # Errors
     /// Which step failed, and why.
     pub async fn dial(&self) -> Result<(WebSocketCarrier<TlsStream<TcpStream>>, Option<Exporter>), Report> {
+        self.dial_for(Errand::Begin).await
+    }
+
+    /// The same, and says what for: a relay that is asked by many at once lets those with streams in first.
+    ///
+    /// # Errors
+    /// As [`dial`](Self::dial).
+    pub async fn dial_for(
+        &self,
+        errand: Errand,
+    ) -> Result<(WebSocketCarrier<TlsStream<TcpStream>>, Option<Exporter>), Report> {
         let deadline = Instant::now() + DIAL_WITHIN;
         let tcp = self.connect(deadline).await?;
         let tls = timeout_at(
@@ -128,7 +157,7 @@ impl Dialler {
         .map_err(|_| self.report(Fault::ConnectTimeout, "the TLS handshake is not answered"))?
         .map_err(|error| self.tls_failed(error))?;
         let exporter = exporter(tls.get_ref().1);
-        let carrier = timeout_at(deadline, WebSocketCarrier::client(tls, &self.address.authority()))
+        let carrier = timeout_at(deadline, WebSocketCarrier::client(tls, &self.address.authority(), errand))
             .await
             .map_err(|_| self.report(Fault::ConnectTimeout, "the websocket upgrade is not answered"))?
             .map_err(|error| self.upgrade_failed(error))?;
@@ -180,9 +209,12 @@ impl Dialler {
         Report::caused_by(fault, self.address.to_string(), error)
     }
 
-    fn upgrade_failed(&self, error: tungstenite::Error) -> Report {
+    fn upgrade_failed(&self, error: HandshakeError) -> Report {
+        if let HandshakeError::Busy(delay) = &error {
+            return self.report(Fault::RelayLimit, "too many at once").retry_after(*delay);
+        }
         let detail = match &error {
-            tungstenite::Error::Http(response) => format!("{}: answered {}", self.address, response.status()),
+            HandshakeError::Status(status) => format!("{}: answered {status}", self.address),
             _ => self.address.to_string(),
         };
         Report::caused_by(Fault::UpgradeRefused, detail, error)

@@ -285,10 +285,11 @@ impl Connection {
 }
 
 impl Machine for Shared {
-    fn on_bytes(&self, bytes: &mut BytesMut, now: Instant) -> Result<(), Violation> {
+    fn on_bytes(&self, bytes: &mut BytesMut, now: Instant, waited: Duration) -> Result<(), Violation> {
+        let mut waited = Some(waited);
         let result = loop {
             let taken = self.with(|endpoint| {
-                endpoint.inbound(now);
+                endpoint.inbound(now, waited.take());
                 while let Some(frame) = frame::decode(bytes)? {
                     let event = endpoint.on_frame(frame, now)?;
                     if event.is_some() {

@@ -1,7 +1,9 @@
 //! Moves bytes between a carrier and a state machine.
 
 use std::{
+    future::{Future as _, poll_fn},
     io,
+    pin::pin,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -24,11 +26,11 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A connection's state behind a lock: an endpoint's, or a relay leg's.
 pub trait Machine: Send + Sync {
-    /// Takes all whole frames off the front of `bytes`.
+    /// Takes all whole frames off the front of `bytes`. The newest were `waited` for.
     ///
     /// # Errors
     /// If the peer breaks the connection's rules.
-    fn on_bytes(&self, bytes: &mut BytesMut, now: Instant) -> Result<(), Violation>;
+    fn on_bytes(&self, bytes: &mut BytesMut, now: Instant, waited: Duration) -> Result<(), Violation>;
 
     /// Appends what can be sent now; returns the bytes of stream payload among it.
     fn fill(&self, out: &mut BytesMut) -> usize;
@@ -144,9 +146,10 @@ where
     M: Machine,
 {
     let mut size = READ_MIN;
+    let mut waited = Duration::ZERO;
     loop {
         if !bytes.is_empty()
-            && let Err(violation) = machine.on_bytes(&mut bytes, now())
+            && let Err(violation) = machine.on_bytes(&mut bytes, now(), waited)
         {
             return Closed::Violation(violation);
         }
@@ -156,7 +159,20 @@ where
         if bytes.capacity() - bytes.len() < size / 2 {
             bytes.reserve(size);
         }
-        match reader.read_buf(&mut bytes).await {
+        let mut since = None;
+        let read = {
+            let mut reading = pin!(reader.read_buf(&mut bytes));
+            poll_fn(|cx| {
+                let read = reading.as_mut().poll(cx);
+                if read.is_pending() {
+                    since.get_or_insert_with(now);
+                }
+                read
+            })
+            .await
+        };
+        waited = since.map_or(Duration::ZERO, |since| now().saturating_duration_since(since));
+        match read {
             Ok(0) => return Closed::ByPeer,
             Ok(n) if n >= size / 2 => size = (size * 2).min(READ_MAX),
             Ok(n) if n < size / 8 => {

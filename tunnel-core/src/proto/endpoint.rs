@@ -22,9 +22,11 @@ use bytes::Bytes;
 use self::stream::{Phase, Stream};
 use super::{
     CloseReason, OpenRequest, Opened,
+    budget::Budgets,
     frame::StreamId,
     ledger::Ledger,
     link::{GoAway, Link},
+    numbers::Numbers,
     receive::ReceiveHalf,
     schedule::Scheduler,
     tables::give_back,
@@ -113,10 +115,10 @@ pub enum Read {
 pub struct Endpoint<S> {
     config: EndpointConfig,
     streams: HashMap<StreamId, Stream<S>>,
-    next_own: StreamId,
-    highest_peer: StreamId,
+    numbers: Numbers,
     incoming: VecDeque<(StreamId, OpenRequest)>,
     scheduler: Scheduler,
+    budgets: Budgets,
     link: Link,
     owing: Vec<StreamId>,
     received_due: Option<Instant>,
@@ -135,11 +137,11 @@ impl<S: Signal> Endpoint<S> {
     /// A connection that was established at `now`.
     pub fn new(config: EndpointConfig, now: Instant) -> Self {
         Self {
-            next_own: config.side.first(),
+            numbers: Numbers::new(config.side, config.max_streams),
             link: Link::new(now, config.jitter),
+            budgets: Budgets::new(config.ledger.clone()),
             config,
             streams: HashMap::new(),
-            highest_peer: 0,
             incoming: VecDeque::new(),
             scheduler: Scheduler::default(),
             owing: Vec::new(),
@@ -165,17 +167,16 @@ impl<S: Signal> Endpoint<S> {
         if let Some(goaway) = &self.goaway {
             return refuse(goaway.reason, "the peer takes no new streams");
         }
-        if self.link.is_going() || self.next_own > u32::MAX - 2 {
+        if self.link.is_going() || !self.numbers.has_own() {
             return refuse(CloseReason::Draining, "this connection takes no new streams");
         }
-        if self.streams.len() >= self.config.max_streams {
+        if self.numbers.is_full(self.streams.len()) {
             return refuse(CloseReason::LimitReached, "too many streams on this connection");
         }
-        let id = self.next_own;
-        self.next_own += 2;
-        let receive = ReceiveHalf::new(self.config.ledger.clone());
-        request.limit = receive.limit();
+        let id = self.numbers.take_own();
         let share = request.share;
+        let receive = ReceiveHalf::new(self.budgets.of(share));
+        request.limit = receive.limit();
         let mut stream = Stream::new(receive, share);
         stream.phase = Phase::Open(request);
         self.streams.insert(id, stream);
@@ -361,7 +362,7 @@ impl<S: Signal> Endpoint<S> {
 
     /// Says that no new streams are taken; those that are open go on.
     pub fn go_away(&mut self, reason: CloseReason, delay: Duration, detail: &str) {
-        self.link.goaway(self.highest_peer, reason, delay, detail);
+        self.link.goaway(self.numbers.highest_peer(), reason, delay, detail);
     }
 
     /// What the peer said in GOAWAY.

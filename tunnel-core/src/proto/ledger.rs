@@ -59,6 +59,11 @@ impl Ledger {
         }
     }
 
+    /// Whether anybody else holds it.
+    pub(super) fn is_used(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Bytes promised now.
     pub fn promised(&self) -> u64 {
         self.0.promised.load(Ordering::Relaxed)

@@ -18,19 +18,20 @@ use bytes::Bytes;
 
 use super::{
     CloseReason, OpenRequest, Opened, ResumeRequest, Resumed,
+    budget::Budgets,
     endpoint::Side,
     frame::StreamId,
     ledger::Ledger,
     link::{GoAway, Link},
+    numbers::Numbers,
     schedule::Scheduler,
     send::{FLOOR, SendHalf},
     tables::give_back,
+    window::Window,
 };
 
-/// How far the relay lets a sender run ahead of what it has written on, while the ledger allows.
-pub const INITIAL_ALLOWANCE: u64 = 256 * 1024;
-/// The largest such allowance.
-pub const MAX_ALLOWANCE: u64 = 8 * 1024 * 1024;
+/// A peer that opens streams is one user, whatever it writes into OPEN.
+const PEERS_OWN: u64 = 0;
 
 /// Limits of one leg.
 #[derive(Clone, Debug)]
@@ -155,7 +156,8 @@ struct Stream<R> {
     far_limit: u64,
     /// Bytes that the other leg has written on.
     passed: u64,
-    allowance: u64,
+    /// How far the sender may run ahead of what was written on.
+    allowance: Window,
     /// `received` of the far endpoint, and as last told.
     far_received: u64,
     told_received: u64,
@@ -171,12 +173,12 @@ struct Stream<R> {
     reset: Option<(CloseReason, String)>,
     ended: bool,
     dirty: bool,
-    ledger: Ledger,
 }
 
-impl<R> Drop for Stream<R> {
-    fn drop(&mut self) {
-        self.ledger.release(self.allowance - FLOOR);
+impl<R> Stream<R> {
+    /// Offset up to which this leg's peer may send now.
+    fn reach(&self) -> u64 {
+        self.far_limit.min(self.passed + self.allowance.size())
     }
 }
 
@@ -185,9 +187,9 @@ impl<R> Drop for Stream<R> {
 pub struct Leg<R> {
     config: LegConfig,
     streams: HashMap<StreamId, Stream<R>>,
-    next_own: StreamId,
-    highest_peer: StreamId,
+    numbers: Numbers,
     scheduler: Scheduler,
+    budgets: Budgets,
     link: Link,
 }
 
@@ -195,18 +197,16 @@ impl<R: Clone> Leg<R> {
     /// A connection that was established at `now`.
     pub fn new(config: LegConfig, now: Instant) -> Self {
         Self {
-            next_own: config.side.first(),
+            numbers: Numbers::new(config.side, config.max_streams),
             link: Link::new(now, config.jitter),
+            budgets: Budgets::new(config.ledger.clone()),
             config,
             streams: HashMap::new(),
-            highest_peer: 0,
             scheduler: Scheduler::default(),
         }
     }
 
-    fn stream(&self, share: u64, ledger: Ledger) -> Stream<R> {
-        let allowance =
-            if ledger.reserve(INITIAL_ALLOWANCE - FLOOR, true) { INITIAL_ALLOWANCE } else { FLOOR };
+    fn stream(share: u64, ledger: Ledger) -> Stream<R> {
         Stream {
             to: None,
             share,
@@ -216,7 +216,7 @@ impl<R: Clone> Leg<R> {
             advertised: FLOOR,
             far_limit: FLOOR,
             passed: 0,
-            allowance,
+            allowance: Window::new(ledger),
             far_received: 0,
             told_received: 0,
             peer_received: 0,
@@ -228,7 +228,6 @@ impl<R: Clone> Leg<R> {
             reset: None,
             ended: false,
             dirty: false,
-            ledger,
         }
     }
 
@@ -241,15 +240,13 @@ impl<R: Clone> Leg<R> {
     }
 
     fn new_id(&mut self) -> Result<StreamId, CloseReason> {
-        if self.link.is_going() || self.next_own > u32::MAX - 2 {
+        if self.link.is_going() || !self.numbers.has_own() {
             return Err(CloseReason::Draining);
         }
-        if self.streams.len() >= self.config.max_streams {
+        if self.numbers.is_full(self.streams.len()) {
             return Err(CloseReason::LimitReached);
         }
-        let id = self.next_own;
-        self.next_own += 2;
-        Ok(id)
+        Ok(self.numbers.take_own())
     }
 
     /// Opens a stream on this leg whose other half is `to`.
@@ -258,9 +255,10 @@ impl<R: Clone> Leg<R> {
     /// If this leg takes no new streams.
     pub fn open(&mut self, mut request: OpenRequest, to: R) -> Result<StreamId, CloseReason> {
         let id = self.new_id()?;
-        let mut stream = self.stream(request.share, self.config.ledger.clone());
+        let ledger = self.budgets.of(request.share);
+        let mut stream = Self::stream(request.share, ledger);
         stream.far_limit = stream.far_limit.max(request.limit);
-        stream.advertised = stream.far_limit.min(stream.allowance).max(FLOOR);
+        stream.advertised = stream.far_limit.min(stream.allowance.size()).max(FLOOR);
         request.limit = stream.advertised;
         stream.to = Some(to);
         stream.begin = Some(Begin::Open(request));
@@ -273,7 +271,7 @@ impl<R: Clone> Leg<R> {
     pub fn opened(&mut self, id: StreamId, mut opened: Opened) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.far_limit = stream.far_limit.max(opened.limit);
-        stream.advertised = stream.advertised.max(stream.far_limit.min(stream.passed + stream.allowance));
+        stream.advertised = stream.advertised.max(stream.reach());
         opened.limit = stream.advertised;
         stream.answer = Some(Answer::Opened(opened));
         self.mark(id);
@@ -319,9 +317,8 @@ impl<R: Clone> Leg<R> {
         if stream.ended {
             return;
         }
-        let limit = stream.far_limit.min(stream.passed + stream.allowance);
-        let gain = limit.saturating_sub(stream.advertised);
-        let step = gain >= stream.allowance / 8 || stream.passed >= stream.advertised;
+        let gain = stream.reach().saturating_sub(stream.advertised);
+        let step = gain >= stream.allowance.size() / 8 || stream.passed >= stream.advertised;
         if (gain > 0 && (at_once || step)) || stream.far_received > stream.told_received {
             stream.owes_credit = true;
             self.mark(id);
@@ -374,7 +371,7 @@ impl<R: Clone> Leg<R> {
 
     /// Says that no new streams are taken; those that are open go on.
     pub fn go_away(&mut self, reason: CloseReason, delay: Duration, detail: &str) {
-        self.link.goaway(self.highest_peer, reason, delay, detail);
+        self.link.goaway(self.numbers.highest_peer(), reason, delay, detail);
     }
 
     /// The connection is gone: where its streams went on, for [`Leg::detach`] there.

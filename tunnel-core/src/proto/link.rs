@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     CloseReason,
     frame::{self, Frame, StreamId},
+    window::Tally,
 };
 
 /// A PING goes out after this long without inbound bytes (jittered by up to a quarter, so that a fleet's don't align).
@@ -66,6 +67,8 @@ pub struct Link {
     dirty: VecDeque<StreamId>,
     ping_after: Duration,
     last_inbound: Instant,
+    /// How long bytes were waited for, in all.
+    waited: Duration,
     last_progress: Instant,
     pinged: Option<Instant>,
     ping_waits: bool,
@@ -83,6 +86,7 @@ impl Link {
             dirty: VecDeque::new(),
             ping_after: PING_AFTER - PING_AFTER / 4 * u32::from(jitter) / 255,
             last_inbound: now,
+            waited: Duration::ZERO,
             last_progress: now,
             pinged: None,
             ping_waits: false,
@@ -90,10 +94,16 @@ impl Link {
         }
     }
 
-    /// Bytes came.
-    pub fn inbound(&mut self, now: Instant) {
+    /// Bytes came that were `waited` for since the last ones came, or all the time since.
+    pub fn inbound(&mut self, now: Instant, waited: Option<Duration>) {
+        self.waited += waited.unwrap_or_else(|| now.saturating_duration_since(self.last_inbound));
         self.last_inbound = now;
         self.pinged = None;
+    }
+
+    /// How the reader has spent its time, as of the last bytes.
+    pub fn tally(&self) -> Tally {
+        Tally { at: self.last_inbound, waited: self.waited }
     }
 
     /// A batch with stream bytes was taken by the kernel, which keeps little unsent: the peer's TCP is alive.
@@ -216,7 +226,7 @@ mod tests {
         link.tick(start + PING_AFTER).unwrap();
         link.progress(start + PING_AFTER + DEAD_AFTER / 2);
         link.tick(start + PING_AFTER + DEAD_AFTER).unwrap();
-        link.inbound(start + PING_AFTER + DEAD_AFTER);
+        link.inbound(start + PING_AFTER + DEAD_AFTER, None);
         assert_eq!(link.deadline(), start + PING_AFTER + DEAD_AFTER + PING_AFTER);
     }
 

@@ -5,9 +5,9 @@ use bytes::Bytes;
 use super::fields::{CRITICAL, FieldError, FieldWriter, Fields};
 use crate::ids::{ChannelId, ClusterId, InstanceId, StreamKey};
 
-const KEY: u16 = 1 | CRITICAL;
-const CLUSTER: u16 = 2 | CRITICAL;
-const LIMIT: u16 = 3;
+pub(super) const KEY: u16 = 1 | CRITICAL;
+pub(super) const CLUSTER: u16 = 2 | CRITICAL;
+pub(super) const LIMIT: u16 = 3;
 const SHARE: u16 = 4;
 const CHANNEL: u16 = 5;
 const TICKET: u16 = 6;
@@ -42,6 +42,12 @@ impl OpenRequest {
     /// The payload of OPEN.
     pub fn encode(&self) -> Bytes {
         let mut fields = FieldWriter::new();
+        self.put(&mut fields);
+        fields.finish().into()
+    }
+
+    /// Appends its fields, to which RESUME adds its own.
+    pub(super) fn put(&self, fields: &mut FieldWriter) {
         fields.put(KEY, self.key.as_bytes());
         fields.put(CLUSTER, self.cluster.as_bytes());
         fields.put_u64(LIMIT, self.limit);
@@ -50,7 +56,6 @@ impl OpenRequest {
             fields.put_u64(CHANNEL, channel.0);
         }
         fields.put_some(TICKET, self.ticket.as_deref());
-        fields.finish().into()
     }
 
     /// Reads the payload of OPEN.
@@ -58,7 +63,11 @@ impl OpenRequest {
     /// # Errors
     /// If a field is missing, of the wrong size, or critical and unknown.
     pub fn decode(payload: &Bytes) -> Result<Self, FieldError> {
-        let fields = Fields::parse(payload, &[1, 2, 3, 4, 5, 6])?;
+        Self::read(&Fields::parse(payload, &[1, 2, 3, 4, 5, 6])?, payload)
+    }
+
+    /// Reads its fields, which are `payload`'s.
+    pub(super) fn read(fields: &Fields<'_>, payload: &Bytes) -> Result<Self, FieldError> {
         let ticket = fields.maybe(TICKET);
         if ticket.is_some_and(|ticket| ticket.len() > MAX_TICKET) {
             return Err(FieldError::Value(TICKET));

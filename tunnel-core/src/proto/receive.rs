@@ -2,17 +2,18 @@
 
 use bytes::{Buf, Bytes};
 
-use super::{CloseReason, blocks::Blocks, ledger::Ledger, resume::Arrived, send::FLOOR};
-
-/// A stream's window once it is opened, while the ledger allows.
-pub const INITIAL_WINDOW: u64 = 256 * 1024;
-/// The largest window.
-pub const MAX_WINDOW: u64 = 8 * 1024 * 1024;
+use super::{
+    CloseReason,
+    blocks::Blocks,
+    ledger::Ledger,
+    resume::Arrived,
+    window::{Tally, Window},
+};
 
 /// Offsets and bytes of one direction, as its receiver sees them.
 #[derive(Debug)]
 pub struct ReceiveHalf {
-    ledger: Ledger,
+    window: Window,
     unread: Blocks,
     /// Contiguous bytes that came.
     received: u64,
@@ -20,7 +21,6 @@ pub struct ReceiveHalf {
     consumed: u64,
     /// Offset up to which the peer may send.
     limit: u64,
-    window: u64,
     fin: bool,
     /// `received` as last said.
     said: u64,
@@ -29,15 +29,14 @@ pub struct ReceiveHalf {
 }
 
 impl ReceiveHalf {
-    /// A new direction with a window of [`INITIAL_WINDOW`], or the floor where the ledger is full.
+    /// A new direction whose window is promised in `ledger`.
     pub fn new(ledger: Ledger) -> Self {
-        let window = if ledger.reserve(INITIAL_WINDOW - FLOOR, true) { INITIAL_WINDOW } else { FLOOR };
+        let window = Window::new(ledger);
         Self {
-            ledger,
             unread: Blocks::default(),
             received: 0,
             consumed: 0,
-            limit: window,
+            limit: window.size(),
             window,
             fin: false,
             said: 0,
@@ -49,7 +48,13 @@ impl ReceiveHalf {
     ///
     /// # Errors
     /// If it exceeds the credit or follows the end.
-    pub fn data(&mut self, payload: Bytes, fin: bool, blocked: bool) -> Result<(), CloseReason> {
+    pub fn data(
+        &mut self,
+        payload: Bytes,
+        fin: bool,
+        blocked: bool,
+        tally: Tally,
+    ) -> Result<(), CloseReason> {
         if self.fin {
             return Err(CloseReason::DataAfterFin);
         }
@@ -65,17 +70,9 @@ impl ReceiveHalf {
             self.unread.push(payload);
         }
         if blocked && !self.discarding {
-            self.grow();
+            self.window.blocked(after, self.limit, self.unread(), tally);
         }
         Ok(())
-    }
-
-    /// Doubles the window if the reader keeps up and the ledger allows.
-    fn grow(&mut self) {
-        let unread = self.received - self.consumed;
-        if self.window < MAX_WINDOW && unread <= self.window / 2 && self.ledger.reserve(self.window, false) {
-            self.window *= 2;
-        }
     }
 
     /// Moves bytes to the reader; 0 where none are there.
@@ -135,13 +132,15 @@ impl ReceiveHalf {
         if self.fin {
             return self.owes_received();
         }
-        self.consumed + self.window - self.limit >= self.window / 8
+        let size = self.window.size();
+        (self.consumed + size).saturating_sub(self.limit) >= size / 8
     }
 
     /// The numbers of a CREDIT that is sent now.
     pub fn credit(&mut self) -> (u64, u64) {
         if !self.fin {
-            self.limit = self.limit.max(self.consumed + self.window);
+            self.limit = self.limit.max(self.consumed + self.window.size());
+            self.window.settle(self.limit - self.consumed);
         }
         self.said = self.received_now();
         (self.said, self.limit)
@@ -159,22 +158,26 @@ impl ReceiveHalf {
     }
 }
 
-impl Drop for ReceiveHalf {
-    fn drop(&mut self) {
-        self.ledger.release(self.window - FLOOR);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::proto::{
+        send::FLOOR,
+        window::{INITIAL_WINDOW, MAX_WINDOW},
+    };
+
+    fn tally() -> Tally {
+        Tally { at: Instant::now(), waited: Duration::ZERO }
+    }
 
     fn half() -> ReceiveHalf {
         ReceiveHalf::new(Ledger::new(64 << 20))
     }
 
     fn fill(half: &mut ReceiveHalf, bytes: u64, blocked: bool) {
-        half.data(vec![1; bytes as usize].into(), false, blocked).unwrap();
+        half.data(vec![1; bytes as usize].into(), false, blocked, tally()).unwrap();
     }
 
     fn drain(half: &mut ReceiveHalf) -> usize {
@@ -185,9 +188,12 @@ mod tests {
     fn data_past_the_credit_or_after_the_end_is_refused() {
         let mut half = half();
         fill(&mut half, INITIAL_WINDOW, false);
-        assert_eq!(half.data(Bytes::from_static(b"x"), false, false), Err(CloseReason::CreditExceeded));
-        half.data(Bytes::new(), true, false).unwrap();
-        assert_eq!(half.data(Bytes::new(), true, false), Err(CloseReason::DataAfterFin));
+        assert_eq!(
+            half.data(Bytes::from_static(b"x"), false, false, tally()),
+            Err(CloseReason::CreditExceeded)
+        );
+        half.data(Bytes::new(), true, false, tally()).unwrap();
+        assert_eq!(half.data(Bytes::new(), true, false, tally()), Err(CloseReason::DataAfterFin));
     }
 
     #[test]
@@ -202,20 +208,26 @@ mod tests {
     }
 
     #[test]
-    fn a_window_doubles_when_blocked_only_if_the_reader_keeps_up() {
+    fn a_window_grows_when_blocked_only_if_the_reader_keeps_up() {
         let mut half = half();
         fill(&mut half, INITIAL_WINDOW, true);
-        assert_eq!(half.window, INITIAL_WINDOW, "nothing was read");
+        assert_eq!(half.window.size(), INITIAL_WINDOW, "nothing was read");
         drain(&mut half);
         half.credit();
-        fill(&mut half, INITIAL_WINDOW / 4, true);
-        assert_eq!(half.window, 2 * INITIAL_WINDOW);
+        let mut tally = tally();
         for _ in 0..10 {
+            let all = half.limit() - half.received;
+            half.data(vec![1; all as usize - 1].into(), false, false, tally).unwrap();
+            drain(&mut half);
+            tally = Tally {
+                at: tally.at + Duration::from_millis(9),
+                waited: tally.waited + Duration::from_millis(8),
+            };
+            half.data(Bytes::from_static(b"x"), false, true, tally).unwrap();
             drain(&mut half);
             half.credit();
-            fill(&mut half, 1, true);
         }
-        assert_eq!(half.window, MAX_WINDOW);
+        assert_eq!(half.window.size(), MAX_WINDOW);
     }
 
     #[test]

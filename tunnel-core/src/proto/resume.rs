@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{
     CloseReason,
     fields::{CRITICAL, FieldError, FieldWriter, Fields},
-    open::MAX_TICKET,
+    open::{CLUSTER, KEY, LIMIT, OpenRequest},
 };
 use crate::ids::{ChannelId, ClusterId, InstanceId, StreamKey};
 
@@ -20,12 +20,7 @@ pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-towline-resume";
 /// Length of the key and of a proof, in bytes.
 pub const PROOF: usize = 32;
 
-const KEY: u16 = 1 | CRITICAL;
-const CLUSTER: u16 = 2 | CRITICAL;
-const LIMIT: u16 = 3;
-const SHARE: u16 = 4;
-const CHANNEL: u16 = 5;
-const TICKET: u16 = 6;
+// After OPEN's own.
 const INSTANCE: u16 = 7 | CRITICAL;
 const EPOCH: u16 = 8 | CRITICAL;
 const RECEIVED: u16 = 9 | CRITICAL;
@@ -134,14 +129,8 @@ impl ResumeRequest {
     /// The payload of RESUME.
     pub fn encode(&self) -> Bytes {
         let mut fields = FieldWriter::new();
-        fields.put(KEY, self.key.as_bytes());
-        fields.put(CLUSTER, self.cluster.as_bytes());
-        fields.put_u64(LIMIT, self.limit);
-        fields.put_u64(SHARE, self.share);
-        if let Some(channel) = self.channel {
-            fields.put_u64(CHANNEL, channel.0);
-        }
-        fields.put_some(TICKET, self.ticket.as_deref());
+        let Self { key, cluster, limit, share, channel, .. } = *self;
+        OpenRequest { key, cluster, limit, share, channel, ticket: self.ticket.clone() }.put(&mut fields);
         fields.put(INSTANCE, self.instance.as_bytes());
         fields.put_u64(EPOCH, self.epoch);
         self.arrived.put(&mut fields);
@@ -156,18 +145,15 @@ impl ResumeRequest {
     /// If a field is missing, of the wrong size, or critical and unknown.
     pub fn decode(payload: &Bytes) -> Result<Self, FieldError> {
         let fields = Fields::parse(payload, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12])?;
-        let ticket = fields.maybe(TICKET);
-        if ticket.is_some_and(|ticket| ticket.len() > MAX_TICKET) {
-            return Err(FieldError::Value(TICKET));
-        }
-        let optional = |tag| fields.maybe(tag).map(|_| fields.need_u64(tag)).transpose();
+        let OpenRequest { key, cluster, limit, share, channel, ticket } =
+            OpenRequest::read(&fields, payload)?;
         Ok(Self {
-            key: StreamKey::from_bytes(fields.need_array(KEY & !CRITICAL)?),
-            cluster: ClusterId::from_bytes(fields.need_array(CLUSTER & !CRITICAL)?),
-            limit: optional(LIMIT)?.unwrap_or(0),
-            share: optional(SHARE)?.unwrap_or(0),
-            channel: optional(CHANNEL)?.map(ChannelId),
-            ticket: ticket.map(|ticket| payload.slice_ref(ticket)),
+            key,
+            cluster,
+            limit,
+            share,
+            channel,
+            ticket,
             instance: InstanceId::from_bytes(fields.need_array(INSTANCE & !CRITICAL)?),
             epoch: fields.need_u64(EPOCH & !CRITICAL)?,
             arrived: Arrived::read(&fields)?,

@@ -5,8 +5,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::{
     blocks::Blocks,
     frame::{MAX_PAYLOAD, StreamId, put_data_header},
-    receive::MAX_WINDOW,
     resume::Arrived,
+    window::MAX_WINDOW,
 };
 
 /// Bytes that either side may send before any credit came. Never withheld.

@@ -115,8 +115,8 @@ struct RelayConnection {
 }
 
 impl Machine for RelayConnection {
-    fn on_bytes(&self, bytes: &mut BytesMut, now: Instant) -> Result<(), Violation> {
-        self.relay.leg(self.number).inbound(now);
+    fn on_bytes(&self, bytes: &mut BytesMut, now: Instant, waited: Duration) -> Result<(), Violation> {
+        self.relay.leg(self.number).inbound(now, Some(waited));
         while let Some(frame) = frame::decode(bytes)? {
             let event = self.relay.leg(self.number).on_frame(frame, now)?;
             if let Some(event) = event {

@@ -7,7 +7,7 @@ use tokio::{
     time::Instant,
 };
 
-use towline_tunnel::proto::leg::MAX_ALLOWANCE;
+use towline_tunnel::proto::window::MAX_WINDOW;
 
 use super::{ends, line::Like, path::Path};
 
@@ -44,7 +44,7 @@ async fn a_long_and_fast_line_is_filled_within_a_second_and_not_capped_by_a_fixe
         let whole = like(round_trip / 2, rate);
         let near = like(0, rate);
         // A relay lets a sender so far run ahead of what it has written on, and tells what it wrote on in steps of an eighth.
-        let allowance = (MAX_ALLOWANCE - MAX_ALLOWANCE / 8) as f64 / (round_trip as f64 / 1e3);
+        let allowance = (MAX_WINDOW - MAX_WINDOW / 8) as f64 / (round_trip as f64 / 1e3);
         for (what, path, most) in [
             ("directly", Path::direct(whole), rate),
             ("with the receiver far from the relay", Path::relayed(whole, near), rate),

@@ -9,8 +9,8 @@ use towline_tunnel::{
     proto::{
         Frame,
         endpoint::{Endpoint, Read},
-        receive::MAX_WINDOW,
         schedule::Scheduler,
+        window::MAX_WINDOW,
     },
 };
 

@@ -1,6 +1,6 @@
 //! Streams beside others, bulk alone, and lines that stand still: how much is carried first, promised and held.
 
-use towline_tunnel::proto::{ledger::Ledger, leg::MAX_ALLOWANCE, receive::MAX_WINDOW};
+use towline_tunnel::proto::{ledger::Ledger, window::MAX_WINDOW};
 
 use super::{
     Op,
@@ -70,7 +70,7 @@ impl World {
         let held = world.legs.iter().flatten().map(|leg| leg.held()).sum();
         let place = |role: usize| world.ends[world.roles[role]].held();
         let beside = Beside { rounds, relay: held, ends: [place(0), place(world.roles.len() - 1)] };
-        assert!(beside.relay <= MAX_ALLOWANCE && beside.ends[1] <= MAX_WINDOW);
+        assert!(beside.relay <= MAX_WINDOW && beside.ends[1] <= MAX_WINDOW);
         beside
     }
 

@@ -63,8 +63,8 @@ impl World {
         if moved > 0 {
             let now = self.now;
             match self.lines[l].ports[1 - side] {
-                Port::End(end) => self.ends[end].inbound(now),
-                Port::Leg(leg) => self.leg(leg, |leg| leg.inbound(now)),
+                Port::End(end) => self.ends[end].inbound(now, None),
+                Port::Leg(leg) => self.leg(leg, |leg| leg.inbound(now, None)),
             }
         }
         while let Some(frame) = self.lines[l].frame(side) {

@@ -24,6 +24,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("ticket", 512),
     ("enrolment", 512),
     ("head", 1024),
+    ("websocket", 1024),
     ("identity_token", 1024),
     ("identity_claims", 1024),
 ];

@@ -67,6 +67,11 @@ impl Authority {
 
 /// What dialling a server with this certificate gives; the server ends after one connection.
 async fn dial(acceptor: TlsAcceptor, ca: Option<&Path>) -> Report {
+    dial_answered(acceptor, ca, "404 Not Found\r\n").await
+}
+
+/// The same, with what the server answers.
+async fn dial_answered(acceptor: TlsAcceptor, ca: Option<&Path>, answer: &str) -> Report {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let dialler = Dialler::new(RelayAddress::parse(&format!("localhost:{port}")).unwrap(), ca).unwrap();
@@ -76,7 +81,8 @@ async fn dial(acceptor: TlsAcceptor, ca: Option<&Path>) -> Report {
             use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
             let mut request = [0; 4096];
             assert!(tls.read(&mut request).await.unwrap() > 0);
-            tls.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            let answer = format!("HTTP/1.1 {answer}Content-Length: 0\r\n\r\n");
+            tls.write_all(answer.as_bytes()).await.unwrap();
         }
     };
     let (dialled, ()) = tokio::join!(dialler.dial(), serve);
@@ -105,6 +111,23 @@ async fn a_web_server_that_is_no_relay_is_named_as_such() {
     let report = dial(authority.server("localhost", 4000), Some(&ca)).await;
     assert_eq!(report.fault, Fault::UpgradeRefused);
     assert!(report.to_string().contains("404"), "{report}");
+}
+
+#[tokio::test]
+async fn a_relay_that_is_busy_says_when_to_come_back() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let ca = files.write("ca.pem", &authority.pem());
+    let server = || authority.server("localhost", 4000);
+    for (answer, fault, seconds) in [
+        ("503 Service Unavailable\r\nRetry-After: 7\r\n", Fault::RelayLimit, 7),
+        ("429 Too Many Requests\r\nRetry-After: 999999999\r\n", Fault::RelayLimit, 600),
+        ("503 Service Unavailable\r\nRetry-After: soon\r\n", Fault::UpgradeRefused, 0),
+        ("503 Service Unavailable\r\n", Fault::UpgradeRefused, 0),
+        ("404 Not Found\r\nRetry-After: 7\r\n", Fault::UpgradeRefused, 0),
+    ] {
+        let report = dial_answered(server(), Some(&ca), answer).await;
+        assert_eq!((report.fault, report.delay()), (fault, Duration::from_secs(seconds)), "{answer}");
+    }
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use crate::{
     backoff::MAX_HINT,
     proto::{
         CloseReason, OpenRequest, Opened,
+        fields::FieldError,
         frame::{Frame, StreamId},
         link::{GoAway, MAX_CONTROL, Violation},
         receive::ReceiveHalf,
@@ -19,9 +20,10 @@ use crate::{
 };
 
 impl<S: Signal> Endpoint<S> {
-    /// Bytes came, perhaps less than a frame: on a slow line one frame takes longer than silence may last.
-    pub fn inbound(&mut self, now: Instant) {
-        self.link.inbound(now);
+    /// Bytes came that were `waited` for since the last ones, or all the time since; perhaps less than a frame: on a slow line one frame
+    /// takes longer than silence may last.
+    pub fn inbound(&mut self, now: Instant, waited: Option<Duration>) {
+        self.link.inbound(now, waited);
     }
 
     /// Takes one frame from the peer. An event that comes of it must be answered before the next frame is taken.
@@ -29,7 +31,7 @@ impl<S: Signal> Endpoint<S> {
     /// # Errors
     /// If the frame breaks the connection's rules: the connection must be closed with that reason.
     pub fn on_frame(&mut self, frame: Frame, now: Instant) -> Result<Option<Event>, Violation> {
-        self.link.inbound(now);
+        self.link.inbound(now, None);
         match frame {
             Frame::Open { stream, payload } => self.on_open(stream, &payload)?,
             Frame::Data { stream, payload, fin, blocked } => {
@@ -57,29 +59,13 @@ impl<S: Signal> Endpoint<S> {
         Ok(None)
     }
 
-    /// A stream that the peer opens must have its parity and rise.
     pub(super) fn check_new(&mut self, id: StreamId) -> Result<(), Violation> {
-        if self.config.side.owns(id) || id <= self.highest_peer {
-            return Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} can't be opened")));
-        }
-        if self.streams.len() >= self.config.max_streams.saturating_mul(2) {
-            return Err(Violation::new(CloseReason::LimitReached, "streams are opened faster than refused"));
-        }
-        self.highest_peer = id;
-        Ok(())
+        self.numbers.take_peers(id, self.streams.len())
     }
 
-    /// Frames of streams that are over still arrive for a while; of streams that never were, they are a violation.
+    /// Whether there is such a stream; one that is over is no violation.
     pub(super) fn known(&self, id: StreamId) -> Result<bool, Violation> {
-        if self.streams.contains_key(&id) {
-            return Ok(true);
-        }
-        let was = if self.config.side.owns(id) { id < self.next_own } else { id <= self.highest_peer };
-        if was {
-            Ok(false)
-        } else {
-            Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} was never opened")))
-        }
+        if self.streams.contains_key(&id) { Ok(true) } else { self.numbers.was(id).map(|()| false) }
     }
 
     pub(super) fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) {
@@ -89,26 +75,25 @@ impl<S: Signal> Endpoint<S> {
 
     fn on_open(&mut self, id: StreamId, payload: &Bytes) -> Result<(), Violation> {
         self.check_new(id)?;
-        let request = match OpenRequest::decode(payload) {
-            Ok(request) => request,
-            Err(error) => {
-                self.refuse(id, CloseReason::FrameMalformed, &error.to_string());
-                return Ok(());
-            }
-        };
-        if self.link.is_going() {
-            self.refuse(id, CloseReason::Draining, "");
-        } else if self.streams.len() >= self.config.max_streams {
-            self.refuse(id, CloseReason::LimitReached, "too many streams");
-        } else {
-            let mut stream = Stream::new(ReceiveHalf::new(self.config.ledger.clone()), request.share);
-            stream.send.raise_limit(request.limit);
-            stream.owes_opened = true;
-            self.streams.insert(id, stream);
-            self.mark(id);
-            self.incoming.push_back((id, request));
-        }
+        let Some(request) = self.admitted(id, OpenRequest::decode(payload)) else { return Ok(()) };
+        let mut stream = Stream::new(ReceiveHalf::new(self.budgets.of(request.share)), request.share);
+        stream.send.raise_limit(request.limit);
+        stream.owes_opened = true;
+        self.streams.insert(id, stream);
+        self.mark(id);
+        self.incoming.push_back((id, request));
         Ok(())
+    }
+
+    /// What the peer wants with a new stream, unless it is refused.
+    pub(super) fn admitted<T>(&mut self, id: StreamId, wanted: Result<T, FieldError>) -> Option<T> {
+        let admitted = self.numbers.admits(self.streams.len(), &self.link);
+        match (wanted, admitted) {
+            (Ok(wanted), Ok(())) => return Some(wanted),
+            (Err(error), _) => self.refuse(id, CloseReason::FrameMalformed, &error.to_string()),
+            (_, Err((reason, detail))) => self.refuse(id, reason, detail),
+        }
+        None
     }
 
     fn on_opened(&mut self, id: StreamId, payload: &[u8]) -> Result<(), Violation> {
@@ -155,7 +140,7 @@ impl<S: Signal> Endpoint<S> {
             }
         }
         stream.came += payload.len() as u64;
-        if let Err(reason) = stream.receive.data(payload, fin, blocked) {
+        if let Err(reason) = stream.receive.data(payload, fin, blocked, self.link.tally()) {
             self.reset(id, reason, "");
             return Ok(());
         }

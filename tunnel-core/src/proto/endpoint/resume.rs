@@ -133,10 +133,9 @@ impl<S: Signal> Endpoint<S> {
         let taken = self.closed.is_none()
             && self.goaway.is_none()
             && !self.link.is_going()
-            && self.next_own <= u32::MAX - 2
-            && self.streams.len() < self.config.max_streams;
-        let id = self.next_own;
-        self.next_own = self.next_own.saturating_add(2);
+            && self.numbers.has_own()
+            && !self.numbers.is_full(self.streams.len());
+        let id = self.numbers.take_own();
         if taken {
             let arrived = stream.receive.arrived();
             stream.phase = Phase::Resume(claim.ask(arrived, stream.receive.limit()));
@@ -148,15 +147,8 @@ impl<S: Signal> Endpoint<S> {
 
     pub(super) fn on_resume(&mut self, id: StreamId, payload: &Bytes) -> Result<Option<Event>, Violation> {
         self.check_new(id)?;
-        match ResumeRequest::decode(payload) {
-            Err(error) => self.refuse(id, CloseReason::FrameMalformed, &error.to_string()),
-            Ok(_) if self.link.is_going() => self.refuse(id, CloseReason::Draining, ""),
-            Ok(_) if self.streams.len() >= self.config.max_streams => {
-                self.refuse(id, CloseReason::LimitReached, "too many streams");
-            }
-            Ok(request) => return Ok(Some(Event::Resume { stream: id, request })),
-        }
-        Ok(None)
+        let request = self.admitted(id, ResumeRequest::decode(payload));
+        Ok(request.map(|request| Event::Resume { stream: id, request }))
     }
 
     /// The stream that RESUME names goes on here. False, and the stream ends, where the peer lacks what was forgotten.

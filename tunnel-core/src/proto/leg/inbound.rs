@@ -1,22 +1,28 @@
 //! What a leg does with the frames that come.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
-use super::{Leg, LegEvent, MAX_ALLOWANCE};
+use super::{Leg, LegEvent, PEERS_OWN, Stream};
 use crate::proto::{
     CloseReason, OpenRequest, Opened,
+    fields::FieldError,
     frame::{Frame, StreamId},
     ledger::Ledger,
     link::{GoAway, Violation},
+    numbers::Numbers,
     send::SendHalf,
 };
 
 impl<R: Clone> Leg<R> {
-    /// Bytes came, perhaps less than a frame: on a slow line one frame takes longer than silence may last.
-    pub fn inbound(&mut self, now: Instant) {
-        self.link.inbound(now);
+    /// Bytes came that were `waited` for since the last ones, or all the time since; perhaps less than a frame: on a slow line one frame
+    /// takes longer than silence may last.
+    pub fn inbound(&mut self, now: Instant, waited: Option<Duration>) {
+        self.link.inbound(now, waited);
     }
 
     /// Takes one frame from the peer; what it means for another leg comes back.
@@ -24,7 +30,7 @@ impl<R: Clone> Leg<R> {
     /// # Errors
     /// If the frame breaks the connection's rules: the connection must be closed with that reason.
     pub fn on_frame(&mut self, frame: Frame, now: Instant) -> Result<Option<LegEvent<R>>, Violation> {
-        self.link.inbound(now);
+        self.link.inbound(now, None);
         match frame {
             Frame::Open { stream, payload } => self.on_open(stream, &payload),
             Frame::Data { stream, payload, fin, blocked } => self.on_data(stream, payload, fin, blocked),
@@ -50,34 +56,22 @@ impl<R: Clone> Leg<R> {
     }
 
     pub(super) fn check_new(&mut self, id: StreamId) -> Result<(), Violation> {
-        if self.config.side.owns(id) || id <= self.highest_peer {
-            return Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} can't be opened")));
-        }
-        if self.streams.len() >= self.config.max_streams.saturating_mul(2) {
-            return Err(Violation::new(CloseReason::LimitReached, "streams are opened faster than refused"));
-        }
-        self.highest_peer = id;
-        Ok(())
+        self.numbers.take_peers(id, self.streams.len())
     }
 
-    /// Frames of streams that are over still arrive for a while; of streams that never were, they are a violation.
-    pub(super) fn known(&self, id: StreamId) -> Result<bool, Violation> {
-        if self.streams.contains_key(&id) {
-            return Ok(true);
-        }
-        let was = if self.config.side.owns(id) { id < self.next_own } else { id <= self.highest_peer };
-        if was {
-            Ok(false)
-        } else {
-            Err(Violation::new(CloseReason::StreamIdInvalid, format!("stream {id} was never opened")))
-        }
+    /// The stream, unless it is over.
+    pub(super) fn live<'a>(
+        streams: &'a mut HashMap<StreamId, Stream<R>>,
+        numbers: &Numbers,
+        id: StreamId,
+    ) -> Result<Option<&'a mut Stream<R>>, Violation> {
+        let Some(stream) = streams.get_mut(&id) else { return numbers.was(id).map(|()| None) };
+        Ok(Some(stream).filter(|stream| !stream.ended))
     }
 
-    pub(super) fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> Option<LegEvent<R>> {
-        let stream = self.stream(0, Ledger::new(0));
-        self.streams.insert(id, stream);
+    fn refuse(&mut self, id: StreamId, reason: CloseReason, detail: &str) {
+        self.streams.insert(id, Self::stream(0, Ledger::new(0)));
         self.reset(id, reason, detail);
-        None
     }
 
     /// This leg's peer broke a stream's rules: it is reset here, and on the other leg.
@@ -89,24 +83,26 @@ impl<R: Clone> Leg<R> {
 
     fn on_open(&mut self, id: StreamId, payload: &Bytes) -> Result<Option<LegEvent<R>>, Violation> {
         self.check_new(id)?;
-        let request = match OpenRequest::decode(payload) {
-            Ok(request) => request,
-            Err(error) => return Ok(self.refuse(id, CloseReason::FrameMalformed, &error.to_string())),
-        };
-        if self.link.is_going() {
-            return Ok(self.refuse(id, CloseReason::Draining, ""));
-        }
-        if self.streams.len() >= self.config.max_streams {
-            return Ok(self.refuse(id, CloseReason::LimitReached, "too many streams on this connection"));
-        }
-        let mut stream = self.stream(request.share, self.config.ledger.clone());
+        let Some(request) = self.admitted(id, OpenRequest::decode(payload)) else { return Ok(None) };
+        let mut stream = Self::stream(request.share, self.budgets.of(PEERS_OWN));
         stream.send.raise_limit(request.limit);
         self.streams.insert(id, stream);
         Ok(Some(LegEvent::Open { stream: id, request }))
     }
 
+    /// What this leg's peer wants with a new stream, unless it is refused.
+    pub(super) fn admitted<T>(&mut self, id: StreamId, wanted: Result<T, FieldError>) -> Option<T> {
+        let admitted = self.numbers.admits(self.streams.len(), &self.link);
+        match (wanted, admitted) {
+            (Ok(wanted), Ok(())) => return Some(wanted),
+            (Err(error), _) => self.refuse(id, CloseReason::FrameMalformed, &error.to_string()),
+            (_, Err((reason, detail))) => self.refuse(id, reason, detail),
+        }
+        None
+    }
+
     fn on_opened(&mut self, id: StreamId, payload: &[u8]) -> Result<Option<LegEvent<R>>, Violation> {
-        if !self.known(id)? {
+        if Self::live(&mut self.streams, &self.numbers, id)?.is_none() {
             return Ok(None);
         }
         let opened = match Opened::decode(payload) {
@@ -116,7 +112,7 @@ impl<R: Clone> Leg<R> {
         };
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
         stream.send.raise_limit(opened.limit);
-        if stream.send.is_ready() && stream.begin.is_none() && !stream.ended {
+        if stream.send.is_ready() && stream.begin.is_none() {
             self.scheduler.activate(id, stream.share);
         }
         Ok(stream.to.clone().map(|to| LegEvent::Opened { to, opened }))
@@ -129,13 +125,7 @@ impl<R: Clone> Leg<R> {
         fin: bool,
         mut blocked: bool,
     ) -> Result<Option<LegEvent<R>>, Violation> {
-        if !self.known(id)? {
-            return Ok(None);
-        }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
-        if stream.ended {
-            return Ok(None);
-        }
+        let Some(stream) = Self::live(&mut self.streams, &self.numbers, id)? else { return Ok(None) };
         let after = stream.arrived + payload.len() as u64;
         if stream.resuming {
             return Ok(self.fail(id, CloseReason::FrameMalformed, "DATA before RESUMED"));
@@ -148,11 +138,15 @@ impl<R: Clone> Leg<R> {
         }
         stream.arrived = after;
         stream.fin_arrived = fin;
-        if blocked && stream.passed + stream.allowance < stream.far_limit {
-            // Our own clamp is what holds the sender back: more allowance, and nothing to ask of the far end.
-            blocked = false;
-            if stream.allowance < MAX_ALLOWANCE && stream.ledger.reserve(stream.allowance, false) {
-                stream.allowance *= 2;
+        if blocked {
+            let ours = stream.passed + stream.allowance.size();
+            // Where our own clamp is what holds the sender back, there is nothing to ask of the far end.
+            blocked = ours >= stream.far_limit;
+            // Where it would be the next to do so, it grows along: not one after the other, a round trip each.
+            let far_window = stream.far_limit.saturating_sub(stream.far_received);
+            if (!blocked || stream.allowance.size() <= far_window)
+                && stream.allowance.blocked(after, stream.advertised, 0, self.link.tally())
+            {
                 self.renew(id, false);
             }
         }
@@ -166,13 +160,7 @@ impl<R: Clone> Leg<R> {
         received: u64,
         limit: u64,
     ) -> Result<Option<LegEvent<R>>, Violation> {
-        if !self.known(id)? {
-            return Ok(None);
-        }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
-        if stream.ended {
-            return Ok(None);
-        }
+        let Some(stream) = Self::live(&mut self.streams, &self.numbers, id)? else { return Ok(None) };
         if !stream.send.credit(received, limit) {
             return Ok(self.fail(id, CloseReason::FrameMalformed, "received more than was sent"));
         }
@@ -196,11 +184,8 @@ impl<R: Clone> Leg<R> {
 
     /// The peer has done with a stream. Returns where it went on.
     fn on_end(&mut self, id: StreamId) -> Result<Option<R>, Violation> {
-        if !self.known(id)? {
-            return Ok(None);
-        }
+        let Some(stream) = self.streams.get_mut(&id) else { return self.numbers.was(id).map(|()| None) };
         self.scheduler.remove(id);
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
         // Kept while it stands in the link's list: otherwise that list would grow with each stream that comes and goes
         // while the writer stands still.
         stream.ended = true;

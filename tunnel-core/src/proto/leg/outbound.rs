@@ -70,8 +70,8 @@ impl<R: Clone> Leg<R> {
                 None => {}
             }
             if std::mem::take(&mut stream.owes_credit) {
-                stream.advertised =
-                    stream.advertised.max(stream.far_limit.min(stream.passed + stream.allowance));
+                stream.advertised = stream.advertised.max(stream.reach());
+                stream.allowance.settle(stream.advertised - stream.passed.min(stream.advertised));
                 stream.told_received = stream.far_received;
                 let (received, limit) = (stream.told_received, stream.advertised);
                 frame::encode(out, &Frame::Credit { stream: id, received, limit });

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use super::{Answer, Begin, Leg, LegEvent, Stream};
+use super::{Answer, Begin, Leg, LegEvent, PEERS_OWN, Stream};
 use crate::proto::{
     CloseReason, ResumeRequest, Resumed, frame::StreamId, link::Violation, resume::Arrived, send::SendHalf,
 };
@@ -19,7 +19,7 @@ impl<R> Stream<R> {
         self.far_received = arrived.with_fin();
         self.told_received = self.far_received;
         self.far_limit = far_limit;
-        self.advertised = far_limit.min(self.passed + self.allowance);
+        self.advertised = self.reach();
         self.advertised
     }
 }
@@ -31,17 +31,8 @@ impl<R: Clone> Leg<R> {
         payload: &Bytes,
     ) -> Result<Option<LegEvent<R>>, Violation> {
         self.check_new(id)?;
-        let request = match ResumeRequest::decode(payload) {
-            Ok(request) => request,
-            Err(error) => return Ok(self.refuse(id, CloseReason::FrameMalformed, &error.to_string())),
-        };
-        if self.link.is_going() {
-            return Ok(self.refuse(id, CloseReason::Draining, ""));
-        }
-        if self.streams.len() >= self.config.max_streams {
-            return Ok(self.refuse(id, CloseReason::LimitReached, "too many streams on this connection"));
-        }
-        let mut stream = self.stream(request.share, self.config.ledger.clone());
+        let Some(request) = self.admitted(id, ResumeRequest::decode(payload)) else { return Ok(None) };
+        let mut stream = Self::stream(request.share, self.budgets.of(PEERS_OWN));
         stream.send = SendHalf::passing_from(request.arrived, request.limit);
         // Nothing may come before RESUMED was passed on.
         stream.resuming = true;
@@ -54,13 +45,7 @@ impl<R: Clone> Leg<R> {
         id: StreamId,
         payload: &[u8],
     ) -> Result<Option<LegEvent<R>>, Violation> {
-        if !self.known(id)? {
-            return Ok(None);
-        }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(None) };
-        if stream.ended {
-            return Ok(None);
-        }
+        let Some(stream) = Self::live(&mut self.streams, &self.numbers, id)? else { return Ok(None) };
         match Resumed::decode(payload) {
             Ok(resumed) if self.config.side.owns(id) && std::mem::take(&mut stream.resuming) => {
                 stream.send = SendHalf::passing_from(resumed.arrived, resumed.limit);
@@ -80,7 +65,8 @@ impl<R: Clone> Leg<R> {
     /// If this leg takes no new streams.
     pub fn resume(&mut self, mut request: ResumeRequest, to: R) -> Result<StreamId, CloseReason> {
         let id = self.new_id()?;
-        let mut stream = self.stream(request.share, self.config.ledger.clone());
+        let ledger = self.budgets.of(request.share);
+        let mut stream = Self::stream(request.share, ledger);
         request.limit = stream.go_on_from(request.arrived, request.limit);
         stream.to = Some(to);
         stream.resuming = true;

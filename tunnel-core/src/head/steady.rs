@@ -3,7 +3,7 @@
 //! hyper takes an end that it reads while an answer is on its way for a caller that left, and drops the answer; asked to
 //! allow half-closed connections it does not read at all meanwhile, and never learns that a caller left. In between is
 //! what is wanted: a *clean* end, which is the caller's or the head guard's behind a refused request, waits until the
-//! answer is whole; a stream that *broke* is told at once.
+//! answer is whole; a stream that *broke* is told at once. Needed by whoever puts [`super::HeadGuard`] before hyper.
 
 use std::{
     io,
@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Where the connection's current request is.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Flight(Arc<Mutex<State>>);
+pub struct Flight(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -30,22 +30,30 @@ struct State {
 
 /// Lives as long as the answer is not whole.
 #[derive(Debug)]
-pub(super) struct Answering(Flight);
+pub struct Answering(Flight);
 
 /// Lives as long as the request's body is not whole, and somebody wants it.
 #[derive(Debug)]
-pub(super) struct Reading(Flight);
+pub struct Reading(Flight);
 
 impl Flight {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request's head was read.
-    pub(super) fn begin(&self) -> (Reading, Answering) {
+    /// A request's head was read. The answer is whole once the second of what is returned is dropped, its body read or unwanted once the
+    /// first is.
+    pub fn begin(&self) -> (Reading, Answering) {
         let mut state = self.lock();
         (state.answering, state.reading) = (true, true);
         (Reading(self.clone()), Answering(self.clone()))
+    }
+
+    /// The answer that is being made is the connection's last: an end of its input means nothing any more. To be said before the library
+    /// reads on, which it does before it first polls the answer.
+    pub fn is_last(&self) {
+        let mut state = self.lock();
+        (state.answering, state.reading) = (true, false);
     }
 }
 
@@ -67,13 +75,14 @@ impl Drop for Answering {
 
 /// The connection, as hyper sees it.
 #[derive(Debug)]
-pub(super) struct Steady<IO> {
+pub struct Steady<IO> {
     io: IO,
     flight: Flight,
 }
 
 impl<IO> Steady<IO> {
-    pub(super) fn new(io: IO) -> (Self, Flight) {
+    /// A connection without a request yet.
+    pub fn new(io: IO) -> (Self, Flight) {
         let flight = Flight::default();
         (Self { io, flight: flight.clone() }, flight)
     }
@@ -142,5 +151,15 @@ mod tests {
         assert!(!end.is_finished());
         drop(answering);
         assert_eq!(end.await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn behind_the_last_answer_no_end_comes() {
+        let (client, server) = duplex(64);
+        let (mut steady, flight) = Steady::new(server);
+        flight.is_last();
+        drop(client);
+        let read = tokio::time::timeout(std::time::Duration::ZERO, steady.read(&mut [0; 8])).await;
+        assert!(read.is_err(), "{read:?}");
     }
 }

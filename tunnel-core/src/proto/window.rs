@@ -1,0 +1,203 @@
+//! How far ahead a sender may be of its reader, and when that distance changes.
+//!
+//! A window that is too small starves the line; one that is too large fills the queues on the way, and whoever types waits behind them. No
+//! round trip is measured. The sender says BLOCKED when it stands still for want of credit. Where the connection's reader then had nothing
+//! to do for much of the time, the line could have brought more: the window doubles. Where the reader was busy throughout, more would only
+//! wait in the kernel's buffers: the window is halved.
+
+use std::time::{Duration, Instant};
+
+use super::{ledger::Ledger, send::FLOOR};
+
+/// A stream's window, and the relay's allowance for one, once it is opened and while the ledger allows.
+pub const INITIAL_WINDOW: u64 = 256 * 1024;
+/// The largest.
+pub const MAX_WINDOW: u64 = 8 * 1024 * 1024;
+/// What was measured over a longer time says little about now: the sender had nothing to send.
+const STALE: Duration = Duration::from_secs(2);
+
+/// How a connection's reader has spent its time.
+#[derive(Clone, Copy, Debug)]
+pub struct Tally {
+    /// Now.
+    pub at: Instant,
+    /// How long it has waited for bytes, in all.
+    pub waited: Duration,
+}
+
+/// What a sender was promised beyond the floor.
+#[derive(Debug)]
+pub(super) struct Window {
+    ledger: Ledger,
+    size: u64,
+    /// Taken from the ledger: what the size promises, and what an earlier, larger one did.
+    reserved: u64,
+    since: Option<Tally>,
+    /// BLOCKED before this offset was said of a window that has changed since.
+    judged: u64,
+}
+
+impl Window {
+    /// [`INITIAL_WINDOW`], or the floor where the ledger is full.
+    pub(super) fn new(ledger: Ledger) -> Self {
+        let size = if ledger.reserve(INITIAL_WINDOW - FLOOR, true) { INITIAL_WINDOW } else { FLOOR };
+        Self { ledger, size, reserved: size - FLOOR, since: None, judged: 0 }
+    }
+
+    /// Bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The sender used up its credit at the offset `arrived`; it was last told `limit`, and the reader has `unread` bytes before it. True
+    /// where the window grew.
+    pub(super) fn blocked(&mut self, arrived: u64, limit: u64, unread: u64, tally: Tally) -> bool {
+        if arrived <= self.judged || unread > self.size / 2 {
+            return false;
+        }
+        self.judged = limit;
+        let since = self.since.replace(tally);
+        let Some(since) = since else { return self.grow() };
+        let passed = tally.at.saturating_duration_since(since.at);
+        let waited = tally.waited.saturating_sub(since.waited);
+        if passed > STALE {
+            return false;
+        }
+        if 2 * waited >= passed {
+            return self.grow();
+        }
+        if 8 * waited < passed {
+            self.size = (self.size / 2).max(INITIAL_WINDOW.min(self.size));
+        }
+        false
+    }
+
+    fn grow(&mut self) -> bool {
+        let wanted = (2 * self.size - FLOOR).saturating_sub(self.reserved);
+        if self.size >= MAX_WINDOW || !self.ledger.reserve(wanted, false) {
+            return false;
+        }
+        self.size *= 2;
+        self.reserved += wanted;
+        true
+    }
+
+    /// The sender may still send `promised` bytes: what was reserved for more is given back.
+    pub(super) fn settle(&mut self, promised: u64) {
+        let needed = promised.max(self.size) - FLOOR;
+        if self.reserved > needed {
+            self.ledger.release(self.reserved - needed);
+            self.reserved = needed;
+        }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.ledger.release(self.reserved);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(100);
+
+    /// A sender that says BLOCKED once each [`STEP`], at the limit that it was told.
+    struct Sender {
+        window: Window,
+        tally: Tally,
+        at: u64,
+    }
+
+    impl Sender {
+        fn new(ledger: &Ledger) -> Self {
+            let tally = Tally { at: Instant::now(), waited: Duration::ZERO };
+            Self { window: Window::new(ledger.clone()), tally, at: 0 }
+        }
+
+        /// The reader waited for so many hundredths of the time since the last.
+        fn blocked(&mut self, idle: u32) -> u64 {
+            self.tally.at += STEP;
+            self.tally.waited += STEP * idle / 100;
+            self.at += self.window.size();
+            self.window.blocked(self.at, self.at, 0, self.tally);
+            self.window.settle(0);
+            self.window.size()
+        }
+    }
+
+    #[test]
+    fn it_grows_while_the_reader_has_nothing_to_do_and_no_further_than_the_largest() {
+        let ledger = Ledger::new(64 << 20);
+        let mut sender = Sender::new(&ledger);
+        let sizes: Vec<u64> = (0..7).map(|_| sender.blocked(90) / INITIAL_WINDOW).collect();
+        assert_eq!(sizes, [2, 4, 8, 16, 32, 32, 32]);
+        assert_eq!(ledger.promised(), MAX_WINDOW - FLOOR);
+        drop(sender);
+        assert_eq!(ledger.promised(), 0);
+    }
+
+    #[test]
+    fn it_shrinks_while_the_reader_is_busy_and_stays_where_it_is_neither() {
+        let ledger = Ledger::new(64 << 20);
+        let mut sender = Sender::new(&ledger);
+        assert_eq!((0..3).map(|_| sender.blocked(90)).last(), Some(8 * INITIAL_WINDOW));
+        assert_eq!(sender.blocked(30), 8 * INITIAL_WINDOW);
+        let sizes: Vec<u64> = (0..5).map(|_| sender.blocked(5) / INITIAL_WINDOW).collect();
+        assert_eq!(sizes, [4, 2, 1, 1, 1]);
+        assert_eq!(ledger.promised(), INITIAL_WINDOW - FLOOR);
+    }
+
+    #[test]
+    fn what_was_promised_before_it_shrank_stays_reserved_until_it_is_used() {
+        let ledger = Ledger::new(64 << 20);
+        let mut sender = Sender::new(&ledger);
+        sender.blocked(90);
+        sender.blocked(90);
+        sender.tally.at += STEP;
+        assert!(!sender.window.blocked(sender.at + 1, sender.at + 1, 0, sender.tally));
+        sender.window.settle(4 * INITIAL_WINDOW);
+        assert_eq!(ledger.promised(), 4 * INITIAL_WINDOW - FLOOR);
+        sender.window.settle(3 * INITIAL_WINDOW);
+        assert_eq!(ledger.promised(), 3 * INITIAL_WINDOW - FLOOR);
+        sender.window.settle(0);
+        assert_eq!(
+            (ledger.promised(), sender.window.size()),
+            (2 * INITIAL_WINDOW - FLOOR, 2 * INITIAL_WINDOW)
+        );
+    }
+
+    #[test]
+    fn one_window_is_judged_once_and_a_reader_that_lags_gets_no_more() {
+        let ledger = Ledger::new(64 << 20);
+        let mut sender = Sender::new(&ledger);
+        assert_eq!(sender.blocked(90), 2 * INITIAL_WINDOW);
+        // Said before the sender knew of the larger window.
+        assert!(!sender.window.blocked(sender.at, sender.at, 0, sender.tally));
+        sender.tally.at += STEP;
+        sender.tally.waited += STEP;
+        assert!(!sender.window.blocked(sender.at + 1, sender.at + 1, INITIAL_WINDOW + 1, sender.tally));
+        assert_eq!(sender.window.size(), 2 * INITIAL_WINDOW);
+    }
+
+    #[test]
+    fn after_a_pause_nothing_is_concluded() {
+        let ledger = Ledger::new(64 << 20);
+        let mut sender = Sender::new(&ledger);
+        sender.blocked(90);
+        sender.tally.at += Duration::from_secs(10);
+        sender.tally.waited += Duration::from_secs(10);
+        assert_eq!(sender.blocked(0), 2 * INITIAL_WINDOW);
+        assert_eq!(sender.blocked(90), 4 * INITIAL_WINDOW);
+    }
+
+    #[test]
+    fn a_full_ledger_leaves_the_floor_and_stops_growth() {
+        let ledger = Ledger::new(INITIAL_WINDOW);
+        let (mut first, second) = (Sender::new(&ledger), Sender::new(&ledger));
+        assert_eq!((first.window.size(), second.window.size()), (INITIAL_WINDOW, FLOOR));
+        assert_eq!(first.blocked(90), INITIAL_WINDOW);
+    }
+}
