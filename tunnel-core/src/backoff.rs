@@ -12,7 +12,7 @@ const LITTLE: Duration = Duration::from_secs(1);
 
 /// Delays between attempts: random between nothing and a ceiling that doubles ("full jitter").
 ///
-/// A peer's hint comes on top: at least that long, and a little more by chance ([`SPREAD`]). Whoever hints spreads already.
+/// A peer's hint comes on top: at least that long, and a little more by chance (a quarter of it, or a second). Whoever hints spreads already.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     base: Duration,
