@@ -5,7 +5,7 @@
 mod bulk;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map},
     convert::Infallible,
     fmt,
     future::Future,
@@ -73,8 +73,20 @@ impl Place {
         let mut inside = self.lock();
         let Some(keeper) = inside.shared.keeper().cloned() else { return };
         let key = claim.key();
-        // Known before the stream can be parked, so that being parked is heard.
-        keeper.list().insert(key, Entry { place: Arc::clone(self), parked: None });
+        let taken = match keeper.list().entry(key) {
+            // Known before the stream can be parked, so that being parked is heard.
+            hash_map::Entry::Vacant(free) => {
+                free.insert(Entry { place: Arc::clone(self), parked: None });
+                false
+            }
+            hash_map::Entry::Occupied(_) => true,
+        };
+        if taken {
+            // The client chooses the names. With two of one name, one would be parked and never found again.
+            let id = inside.id;
+            let detail = "a stream of this name is there already";
+            return inside.shared.with(|endpoint| endpoint.reset(id, CloseReason::FrameMalformed, detail));
+        }
         inside.kept = Some(Kept { claim, admit, moved: false });
         let id = inside.id;
         let kept = inside.shared.with(|endpoint| {

@@ -178,7 +178,7 @@ struct Stream<R> {
 impl<R> Stream<R> {
     /// Offset up to which this leg's peer may send now.
     fn reach(&self) -> u64 {
-        self.far_limit.min(self.passed + self.allowance.size())
+        self.far_limit.min(self.passed.saturating_add(self.allowance.size()))
     }
 }
 

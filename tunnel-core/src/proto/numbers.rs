@@ -3,6 +3,7 @@
 use super::{
     CloseReason,
     endpoint::Side,
+    fields::FieldError,
     frame::StreamId,
     link::{Link, Violation},
 };
@@ -57,15 +58,21 @@ impl Numbers {
         Ok(())
     }
 
-    /// Whether a stream that the peer opens beside `open` others is taken.
-    pub(super) fn admits(&self, open: usize, link: &Link) -> Result<(), (CloseReason, &'static str)> {
+    /// What the peer wants with a new stream beside `open` others; or why that is refused, and a few words.
+    pub(super) fn admit<T>(
+        &self,
+        wanted: Result<T, FieldError>,
+        open: usize,
+        link: &Link,
+    ) -> Result<T, (CloseReason, String)> {
+        let wanted = wanted.map_err(|error| (CloseReason::FrameMalformed, error.to_string()))?;
         if link.is_going() {
-            return Err((CloseReason::Draining, ""));
+            return Err((CloseReason::Draining, String::new()));
         }
         if self.is_full(open) {
-            return Err((CloseReason::LimitReached, "too many streams on this connection"));
+            return Err((CloseReason::LimitReached, "too many streams on this connection".into()));
         }
-        Ok(())
+        Ok(wanted)
     }
 
     /// Frames of streams that are over still arrive for a while; of streams that never were, they are a violation.

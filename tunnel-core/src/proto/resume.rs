@@ -27,6 +27,9 @@ const RECEIVED: u16 = 9 | CRITICAL;
 const PROVEN: u16 = 11 | CRITICAL;
 const ENDED: u16 = 12 | CRITICAL;
 
+/// No stream is so long. A relay that can't check the proof counts on from what it is told.
+pub const MAX_OFFSET: u64 = 1 << 62;
+
 const DIRECTION_RESUME: u8 = 0;
 const DIRECTION_RESUMED: u8 = 1;
 
@@ -53,7 +56,11 @@ impl Arrived {
         let [fin @ (0 | 1)] = fields.need_array(ENDED & !CRITICAL)? else {
             return Err(FieldError::Value(ENDED & !CRITICAL));
         };
-        Ok(Self { bytes: fields.need_u64(RECEIVED & !CRITICAL)?, fin: fin == 1 })
+        let bytes = fields.need_u64(RECEIVED & !CRITICAL)?;
+        if bytes > MAX_OFFSET {
+            return Err(FieldError::Value(RECEIVED & !CRITICAL));
+        }
+        Ok(Self { bytes, fin: fin == 1 })
     }
 }
 
@@ -308,6 +315,17 @@ mod tests {
         assert_eq!(ResumeRequest::decode(&request.encode()), Ok(request.clone()));
         let resumed = agent.answer(&request, Arrived { bytes: 9, fin: true }, 200);
         assert_eq!(Resumed::decode(&resumed.encode()), Ok(resumed));
+    }
+
+    #[test]
+    fn an_offset_that_would_overflow_is_refused_in_both() {
+        for bytes in [MAX_OFFSET + 1, u64::MAX - 262_144, u64::MAX] {
+            let (mut client, agent) = claims();
+            let request = client.ask(Arrived { bytes, fin: false }, u64::MAX);
+            assert_eq!(ResumeRequest::decode(&request.encode()), Err(FieldError::Value(9)));
+            let answer = agent.answer(&request, Arrived { bytes, fin: true }, u64::MAX);
+            assert_eq!(Resumed::decode(&answer.encode()), Err(FieldError::Value(9)));
+        }
     }
 
     #[test]

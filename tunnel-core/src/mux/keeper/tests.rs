@@ -236,6 +236,28 @@ async fn streams_that_ended_are_not_kept() {
     assert_eq!(pair.ledger.promised(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_second_stream_of_one_name_is_reset_and_the_first_is_not_forgotten() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let first = pair.open(1).await;
+    let mut far = streams.recv().await.unwrap();
+    keep(&far, 7, all());
+    let key = StreamKey::from_bytes([1; 16]);
+    let second = pair.connection().unwrap().open(OpenRequest::new(key, ClusterId::of_spki(b"k"))).unwrap();
+    let mut second_far = streams.recv().await.unwrap();
+    keep(&second_far, 8, all());
+    let error = second_far.read(&mut [0; 8]).await.unwrap_err();
+    assert!(error.to_string().contains("name"), "{error}");
+    pair.cut();
+    drop((first, second));
+    // Nobody comes back for it.
+    let error = far.read(&mut [0; 8]).await.unwrap_err();
+    assert!(error.to_string().contains("not back within"), "{error}");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(pair.agent.list().len(), 0);
+}
+
 /// Writes and reads back so much of a pattern.
 async fn echoes(near: &mut MuxStream, far: &mut MuxStream, bytes: usize) {
     let sent: Vec<u8> = (0..bytes).map(|at| (at / 7) as u8).collect();

@@ -92,13 +92,8 @@ impl<R: Clone> Leg<R> {
 
     /// What this leg's peer wants with a new stream, unless it is refused.
     pub(super) fn admitted<T>(&mut self, id: StreamId, wanted: Result<T, FieldError>) -> Option<T> {
-        let admitted = self.numbers.admits(self.streams.len(), &self.link);
-        match (wanted, admitted) {
-            (Ok(wanted), Ok(())) => return Some(wanted),
-            (Err(error), _) => self.refuse(id, CloseReason::FrameMalformed, &error.to_string()),
-            (_, Err((reason, detail))) => self.refuse(id, reason, detail),
-        }
-        None
+        let admitted = self.numbers.admit(wanted, self.streams.len(), &self.link);
+        admitted.map_err(|(reason, detail)| self.refuse(id, reason, &detail)).ok()
     }
 
     fn on_opened(&mut self, id: StreamId, payload: &[u8]) -> Result<Option<LegEvent<R>>, Violation> {
