@@ -279,15 +279,17 @@ impl Cluster {
         self.import_image(&archive)
     }
 
-    /// Stops one of the cluster's processes with -9, as a fault would. [`Cluster::restart_apiserver`] brings it back.
+    /// Stops one of the cluster's processes with -9, as a fault would, and waits until it is gone. [`Cluster::restart_apiserver`]
+    /// brings it back.
     ///
     /// # Errors
-    /// If no such process is recorded.
+    /// If no such process is recorded, or it does not end.
     pub fn kill(&self, name: &str) -> anyhow::Result<()> {
         let processes = process::recorded(&self.folder)?;
         let process = processes.iter().rfind(|process| process.name == name && process.is_alive());
-        process.with_context(|| format!("{name} does not run"))?.kill();
-        Ok(())
+        let process = process.with_context(|| format!("{name} does not run"))?;
+        process.kill();
+        wait_until(name, Duration::from_secs(10), &self.log(name), || process.is_gone())
     }
 
     /// Starts kube-apiserver again as it was, and waits until it is ready.

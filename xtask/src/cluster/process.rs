@@ -1,11 +1,17 @@
 //! Processes that outlive the command that started them, recorded so that they can be stopped by whoever comes next.
 
 use std::{
+    collections::hash_map::RandomState,
     fs::{self, File, OpenOptions},
+    hash::BuildHasher as _,
     io::Write as _,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -133,6 +139,12 @@ impl Recorded {
     pub(super) fn kill(&self) {
         self.signal(Signal::KILL);
     }
+
+    /// Whether nothing of it is left, its sockets included: those are closed by the last of its threads, which may be after the first is a zombie.
+    pub(super) fn is_gone(&self) -> bool {
+        let threads = || fs::read_dir(format!("/proc/{}/task", self.pid)).map_or(0, Iterator::count);
+        !self.is_alive() && (stat(self.pid).is_none_or(|stat| stat.started != self.started) || threads() <= 1)
+    }
 }
 
 /// Stops everything that was recorded, containers included: shims are children of nobody once containerd is gone,
@@ -193,9 +205,22 @@ fn stop_shims(folder: &Path) {
     }
 }
 
-/// A TCP port on loopback that is free now.
+/// Ports are looked for from here up to where those begin that the kernel gives to whoever asks for any.
+const FIRST_PORT: u16 = 12_000;
+
+/// A TCP port on loopback that is free now. Nobody is given it by chance while the program that listens there is being restarted.
 pub(super) fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let given: u16 = range.split_whitespace().next().and_then(|low| low.parse().ok()).unwrap_or(32_768);
+    let places = given.saturating_sub(FIRST_PORT).max(1);
+    // Clusters side by side begin in different places, and one asks for several before it listens at the first.
+    static BEGIN: LazyLock<u32> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()) as u32);
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    (0..places)
+        .map(|_| BEGIN.wrapping_add(ASKED.fetch_add(1, Ordering::Relaxed)))
+        .map(|step| FIRST_PORT + (step % u32::from(places)) as u16)
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .with_context(|| format!("no port from {FIRST_PORT} to {given} is free on loopback"))
 }
 
 /// Writes a file whole.
