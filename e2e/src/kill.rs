@@ -5,6 +5,7 @@
 mod flight;
 
 use std::{
+    collections::BTreeMap,
     fmt, fs,
     io::{Read as _, Write as _},
     net::TcpStream,
@@ -13,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use towline_relay::registry;
 
 use self::flight::Flight;
 use crate::{
@@ -31,6 +33,9 @@ const QUIET_WITHIN: Duration = Duration::from_secs(100);
 const IDLE_FOR: Duration = Duration::from_secs(65);
 /// The namespace of the load.
 const NAMESPACE: &str = "kill";
+
+/// Of one connection to SQLite: the database, its write-ahead log and their shared memory.
+const FILES_OF_CONNECTION: usize = 3;
 
 /// A program that may be killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,12 +94,21 @@ impl Dice {
 }
 
 /// What a program of ours holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Holds {
-    descriptors: usize,
+    descriptors: Descriptors,
     tasks: u64,
     streams: u64,
     buffered: u64,
+}
+
+/// Open file descriptors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Descriptors {
+    /// How many of each kind: sockets, pipes, and each file by its name.
+    kinds: BTreeMap<String, usize>,
+    /// Those of the relay's registry: its pool opens connections as they are needed, so that a relay that was just started has fewer.
+    registry: usize,
 }
 
 /// The stage with its proxy, and what is needed to start that again.
@@ -422,16 +436,43 @@ impl Play<'_> {
 
 impl Holds {
     fn is_within(&self, before: &Self) -> bool {
-        self.descriptors <= before.descriptors
+        self.descriptors.is_within(&before.descriptors)
             && self.tasks <= before.tasks
             && self.streams <= before.streams
             && self.buffered <= before.buffered
     }
 }
 
+impl Descriptors {
+    fn of(pid: u32) -> anyhow::Result<Self> {
+        let mut all = Self::default();
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+            // What was closed since the folder was read is not held.
+            let Ok(target) = fs::read_link(entry?.path()) else { continue };
+            let target = target.to_string_lossy();
+            if target.contains(registry::FILE) {
+                all.registry += 1;
+                continue;
+            }
+            let kind = if target.starts_with('/') {
+                &target
+            } else {
+                target.split_once(":[").map_or(&*target, |(kind, _inode)| kind)
+            };
+            *all.kinds.entry(kind.to_owned()).or_default() += 1;
+        }
+        Ok(all)
+    }
+
+    fn is_within(&self, before: &Self) -> bool {
+        self.registry <= FILES_OF_CONNECTION * registry::CONNECTIONS as usize
+            && self.kinds.iter().all(|(kind, count)| count <= before.kinds.get(kind).unwrap_or(&0))
+    }
+}
+
 /// What a process holds, by /proc and by its metrics.
 fn holds(pid: u32, metrics: Option<&str>) -> anyhow::Result<Holds> {
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    let descriptors = Descriptors::of(pid)?;
     let page = metrics.map(page).transpose()?.unwrap_or_default();
     let value = |name: &str| {
         page.lines()

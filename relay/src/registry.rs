@@ -41,8 +41,8 @@ pub const FILE: &str = "registry.sqlite";
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a caller waits for one of the connections.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// SQLite lets one connection write at a time; the others serve readers meanwhile.
-const CONNECTIONS: u32 = 4;
+/// Connections to the file at most. SQLite lets one of them write at a time; the others serve readers meanwhile.
+pub const CONNECTIONS: u32 = 4;
 
 /// The registry. Clones share connections and the snapshot.
 #[derive(Clone, Debug)]
