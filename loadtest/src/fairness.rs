@@ -19,7 +19,7 @@ use crate::{
         paths::Simulated,
         programs::{Lines, Programs},
     },
-    stats::{in_turns, jain},
+    stats::jain,
     terms::Terms,
     told::Told,
     transfer::{self, Direction, Load, Running},
@@ -113,7 +113,6 @@ async fn beside_a_stalled_reader(
     terms: &Terms,
     told: &mut Told,
 ) -> anyhow::Result<()> {
-    let bar = told.begin(&format!("{others} streams beside a stalled one"), terms.runs());
     let running = Running::start(&*path, Direction::Down, others).await?;
     let running = tokio::sync::Mutex::new(running);
     let speed = async || {
@@ -123,19 +122,15 @@ async fn beside_a_stalled_reader(
         running.go_on(terms.window()).await?;
         anyhow::Ok((running.all() - before) as f64 * 8e-9 / begun.elapsed().as_secs_f64())
     };
-    let pairs = in_turns(
-        terms.runs(),
-        async || {
-            let stalled = near::raw(&*path, Verb::Source(Some(WAITING))).await?;
-            sleep(terms.warm_up()).await;
-            let speed = speed().await;
-            drop(stalled);
-            bar.inc(1);
-            speed
-        },
-        async || speed().await,
-    )
-    .await?;
+    let beside_a_stalled_one = async || {
+        let stalled = near::raw(&*path, Verb::Source(Some(WAITING))).await?;
+        sleep(terms.warm_up()).await;
+        let speed = speed().await;
+        drop(stalled);
+        speed
+    };
+    let what = format!("{others} streams beside a stalled one");
+    let pairs = told.in_turns(&what, terms.runs(), beside_a_stalled_one, async || speed().await).await?;
     let name = format!("{others} bulk streams beside a stalled reader");
     told.note(Figure::of_pairs(name, "Gb/s", "without it", &pairs));
     Ok(())

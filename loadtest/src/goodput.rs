@@ -13,7 +13,6 @@ use crate::{
         paths::Simulated,
         programs::{Lines, Programs},
     },
-    stats::in_turns,
     terms::Terms,
     told::Told,
     transfer::{self, Direction, Load, Moved},
@@ -100,17 +99,15 @@ pub async fn pairs(
     told: &mut Told,
 ) -> anyhow::Result<Vec<(Moved, Moved)>> {
     let far = rig.far.far();
-    let bar = told.begin(&format!("{} and {}, {}", path.name(), other.name(), load_name(load)), terms.runs());
-    let moved = in_turns(
-        terms.runs(),
-        async || transfer::run(path, far, load).await,
-        async || {
-            let moved = transfer::run(other, far, load).await;
-            bar.inc(1);
-            moved
-        },
-    )
-    .await?;
+    let what = format!("{} and {}, {}", path.name(), other.name(), load_name(load));
+    let moved = told
+        .in_turns(
+            &what,
+            terms.runs(),
+            async || transfer::run(path, far, load).await,
+            async || transfer::run(other, far, load).await,
+        )
+        .await?;
     let speeds: Vec<(f64, f64)> =
         moved.iter().map(|(ours, theirs)| (ours.gigabits(), theirs.gigabits())).collect();
     told.note(Figure::of_pairs(name_of(path, load), "Gb/s", other.name(), &speeds));

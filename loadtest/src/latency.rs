@@ -12,7 +12,7 @@ use crate::{
         Rig,
         programs::{Lines, Programs},
     },
-    stats::{histogram, in_turns, median, millis},
+    stats::{histogram, median, millis},
     terms::Terms,
     told::Told,
 };
@@ -55,17 +55,15 @@ pub async fn pairs(
 ) -> anyhow::Result<()> {
     let pace = Pace { rate: arguments.rate.into(), warm_up: terms.warm_up(), window: terms.window() };
     let connections = arguments.connections.into();
-    let bar = told.begin(&format!("small GETs, {} and {}", path.name(), direct.name()), terms.runs());
-    let seen = in_turns(
-        terms.runs(),
-        async || openloop::gets(path, connections, pace).await,
-        async || {
-            let seen = openloop::gets(direct, connections, pace).await;
-            bar.inc(1);
-            seen
-        },
-    )
-    .await?;
+    let what = format!("small GETs, {} and {}", path.name(), direct.name());
+    let seen = told
+        .in_turns(
+            &what,
+            terms.runs(),
+            async || openloop::gets(path, connections, pace).await,
+            async || openloop::gets(direct, connections, pace).await,
+        )
+        .await?;
     percentiles(told, &format!("small GET, {}", path.name()), seen.iter().map(|pair| &pair.0))?;
     percentiles(told, &format!("small GET, {}", direct.name()), seen.iter().map(|pair| &pair.1))?;
     let added = |quantile: f64| -> Vec<f64> {

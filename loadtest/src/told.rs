@@ -12,7 +12,10 @@ use std::{
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::figure::{Figure, HEAD};
+use crate::{
+    figure::{Figure, HEAD},
+    stats::in_turns,
+};
 
 /// Where figures go.
 #[derive(Debug)]
@@ -86,6 +89,26 @@ impl Told {
         bar.enable_steady_tick(Duration::from_millis(200));
         self.bar = Some(bar.clone());
         bar
+    }
+
+    /// Both in turns ([`stats::in_turns`](in_turns)), so many times, with a step of progress for each pair.
+    ///
+    /// # Errors
+    /// The first that one of them meets.
+    pub async fn in_turns<T>(
+        &mut self,
+        what: &str,
+        runs: usize,
+        first: impl AsyncFnMut() -> anyhow::Result<T>,
+        mut second: impl AsyncFnMut() -> anyhow::Result<T>,
+    ) -> anyhow::Result<Vec<(T, T)>> {
+        let bar = self.begin(what, runs);
+        let second = async || {
+            let seen = second().await;
+            bar.inc(1);
+            seen
+        };
+        in_turns(runs, first, second).await
     }
 
     /// All that was told.

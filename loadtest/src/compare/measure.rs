@@ -14,7 +14,7 @@ use crate::{
     openloop::{self, Pace},
     path::Path,
     rig::Rig,
-    stats::{histogram, in_turns, millis},
+    stats::{histogram, millis},
     terms::Terms,
     told::Told,
     transfer::Load,
@@ -99,17 +99,14 @@ impl Compared<'_> {
         let terms = self.size.terms;
         let (ours, theirs) = (self.ours.name(), self.theirs.name());
         for (at_once, what) in [(1, "one by one"), (AT_ONCE, "16 at a time")] {
-            let bar = told.begin(&format!("new connections {what}, {ours} and {theirs}"), terms.runs());
-            let seen = in_turns(
-                terms.runs(),
-                async || opens(self.ours, at_once, terms).await,
-                async || {
-                    let seen = opens(self.theirs, at_once, terms).await;
-                    bar.inc(1);
-                    seen
-                },
-            )
-            .await?;
+            let seen = told
+                .in_turns(
+                    &format!("new connections {what}, {ours} and {theirs}"),
+                    terms.runs(),
+                    async || opens(self.ours, at_once, terms).await,
+                    async || opens(self.theirs, at_once, terms).await,
+                )
+                .await?;
             let name = format!("new connection and a GET, {ours}, {what}");
             let pairs: Vec<(f64, f64)> = seen
                 .iter()

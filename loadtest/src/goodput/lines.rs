@@ -8,7 +8,6 @@ use crate::{
     line::{Line, Nature},
     path::Path,
     rig::{Rig, paths::Simulated},
-    stats::in_turns,
     terms::Terms,
     told::Told,
     transfer::{Direction, Running},
@@ -42,18 +41,15 @@ pub(super) async fn run(rig: &Rig, terms: &Terms, told: &mut Told) -> anyhow::Re
         let towline = Simulated::over_a_line(rig, ours.address()).await?;
         let direct = Direct::to("direct TCP", theirs.address(), None);
         let line = format!("{round_trip} ms × {:.0} Mb/s", rate / 1e6);
-        let bar = told.begin(&format!("one stream at {line}"), terms.runs());
         let window = terms.window().max(AT_LEAST);
-        let seen = in_turns(
-            terms.runs(),
-            async || one(&towline, rate, window).await,
-            async || {
-                let seen = one(&direct, rate, window).await;
-                bar.inc(1);
-                seen
-            },
-        )
-        .await?;
+        let seen = told
+            .in_turns(
+                &format!("one stream at {line}"),
+                terms.runs(),
+                async || one(&towline, rate, window).await,
+                async || one(&direct, rate, window).await,
+            )
+            .await?;
         let rates: Vec<(f64, f64)> =
             seen.iter().map(|(ours, theirs)| (ours.rate / 1e6, theirs.rate / 1e6)).collect();
         told.note(Figure::of_pairs(format!("one stream at {line}"), "Mb/s", direct.name(), &rates));

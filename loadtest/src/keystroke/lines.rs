@@ -18,7 +18,7 @@ use crate::{
         Rig,
         programs::{Lines, Programs},
     },
-    stats::{in_turns, millis},
+    stats::millis,
     terms::Terms,
     told::Told,
     transfer::{self, Direction, Load, Running},
@@ -55,17 +55,14 @@ async fn both(
     let with: Arc<dyn Path> =
         Arc::new(Programs::with_bulk_lines(rig, &name(bulk_lines), lines, Some(bulk_lines))?);
     let without: Arc<dyn Path> = Arc::new(Programs::with_bulk_lines(rig, &name(0), lines, Some(0))?);
-    let bar = told.begin(&format!("typing beside bulk, {place}"), terms.runs());
-    let seen = in_turns(
-        terms.runs(),
-        async || beside(&with, arguments, terms).await,
-        async || {
-            let seen = beside(&without, arguments, terms).await;
-            bar.inc(1);
-            seen
-        },
-    )
-    .await?;
+    let seen = told
+        .in_turns(
+            &format!("typing beside bulk, {place}"),
+            terms.runs(),
+            async || beside(&with, arguments, terms).await,
+            async || beside(&without, arguments, terms).await,
+        )
+        .await?;
     let what = format!("keystroke echo beside {} bulk streams, {place}", arguments.bulk);
     for (path, pick) in [(&with, 0), (&without, 1)] {
         let runs = seen.iter().map(|(ours, theirs)| if pick == 0 { &ours.0 } else { &theirs.0 });
@@ -81,12 +78,14 @@ async fn both(
     let bulk: Vec<(f64, f64)> = seen.iter().map(|(ours, theirs)| (ours.1, theirs.1)).collect();
     told.note(Figure::of_pairs(format!("{what}, bulk meanwhile"), "Gb/s", without.name(), &bulk));
     let far = rig.far.far();
-    let moved = in_turns(
-        terms.runs(),
-        async || transfer::run(&*with, far, Load::down(1, terms)).await,
-        async || transfer::run(&*without, far, Load::down(1, terms)).await,
-    )
-    .await?;
+    let moved = told
+        .in_turns(
+            &format!("one stream, {place}"),
+            terms.runs(),
+            async || transfer::run(&*with, far, Load::down(1, terms)).await,
+            async || transfer::run(&*without, far, Load::down(1, terms)).await,
+        )
+        .await?;
     let speeds: Vec<(f64, f64)> =
         moved.iter().map(|(ours, theirs)| (ours.gigabits(), theirs.gigabits())).collect();
     let name = format!("goodput of 1 stream, {place}, {}", with.name());
