@@ -44,7 +44,7 @@ use crate::{
     forward::{RENEWALS, RelayConn, Renewal},
     health::Readiness,
     metrics::{Metrics, Stage},
-    sessions::Place,
+    places::Place,
 };
 
 /// Streams at once on one h2 connection: health checks, and later the API.

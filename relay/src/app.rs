@@ -33,8 +33,9 @@ use crate::{
     keys::RelayKeys,
     limits::Limits,
     metrics::Metrics,
+    places::Places,
     registry::{self, Registry},
-    sessions::{Places, Sessions},
+    sessions::Sessions,
     tls::{OuterTls, TlsSource},
 };
 

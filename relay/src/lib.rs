@@ -15,6 +15,7 @@ pub mod health;
 pub mod keys;
 pub mod limits;
 pub mod metrics;
+pub mod places;
 pub mod registry;
 pub mod sessions;
 pub mod throttle;
