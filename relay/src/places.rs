@@ -8,12 +8,20 @@ use std::{
     time::Duration,
 };
 
-use towline_tunnel::{ids::KeyHash, mux::MAX_LINES, proto::CloseReason, session::Refused};
+use towline_tunnel::{
+    ids::{InstanceId, KeyHash},
+    mux::MAX_LINES,
+    proto::CloseReason,
+    session::Refused,
+};
 
 use crate::{authenticate::Peer, limits::Limits, throttle::network};
 
 /// Whoever is refused for want of room should not come back at once.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Sessions that one agent instance may have beside its lines. An agent needs one, or two at once where it wants to survive
+/// the loss of either, and the successor of each while it is replaced; as many again may be dead without that the relay knows it yet.
+const MAX_SESSIONS_PER_INSTANCE: u32 = 8;
 
 /// Counts sessions against their limits.
 #[derive(Clone, Debug)]
@@ -32,8 +40,16 @@ struct Taken {
     all: u32,
     addresses: HashMap<IpAddr, u32>,
     users: HashMap<String, u32>,
-    /// By the key that each process proved.
-    processes: HashMap<KeyHash, OfProcess>,
+    processes: HashMap<Process, OfProcess>,
+}
+
+/// One run of a program.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Process {
+    /// The key that it proved, and the principal of its token: two people with one key are two processes.
+    Client(KeyHash, String),
+    /// The instance that its certificate is for.
+    Agent(InstanceId),
 }
 
 /// How many sessions one process has.
@@ -48,8 +64,80 @@ struct OfProcess {
 pub struct Place {
     of: Arc<PlacesInner>,
     address: IpAddr,
-    user: Option<String>,
-    process: Option<(KeyHash, bool)>,
+    /// Whose it is, once that is known, and whether it is a line.
+    process: Option<(Process, bool)>,
+}
+
+impl Process {
+    fn of(peer: &Peer) -> Self {
+        match peer {
+            Peer::Client(client) => Self::Client(client.run_key.hash(), client.caller.principal.clone()),
+            Peer::Agent(agent) => Self::Agent(agent.holder.instance),
+        }
+    }
+}
+
+impl Taken {
+    fn enter(&mut self, process: &Process, max_per_user: u32) -> Result<(), Refused> {
+        let known = self.processes.get(process);
+        match process {
+            Process::Client(_, user) => {
+                // Lines that outlived its last session kept that one's place for the next.
+                let kept = known.is_some_and(OfProcess::has_only_lines);
+                if !kept && !take(&mut self.users, user.clone(), max_per_user) {
+                    return Err(full("--max-sessions-per-user"));
+                }
+            }
+            Process::Agent(_) => {
+                if known.is_some_and(|known| known.own >= MAX_SESSIONS_PER_INSTANCE) {
+                    return Err(full("of one agent instance"));
+                }
+            }
+        }
+        self.processes.entry(process.clone()).or_default().own += 1;
+        Ok(())
+    }
+
+    fn enter_line(&mut self, process: &Process) -> Result<(), Refused> {
+        let Some(of) = self.processes.get_mut(process).filter(|of| of.own > 0) else {
+            return Err(Refused::new(
+                CloseReason::Forbidden,
+                "a line is beside a session of the same process",
+            ));
+        };
+        if of.lines >= MAX_LINES {
+            return Err(full("lines of one process"));
+        }
+        of.lines += 1;
+        Ok(())
+    }
+
+    fn leave(&mut self, process: &Process, line: bool) {
+        let Some(of) = self.processes.get_mut(process) else { return };
+        let before = of.places();
+        *(if line { &mut of.lines } else { &mut of.own }) -= 1;
+        let after = of.places();
+        if let Process::Client(_, user) = process
+            && after < before
+        {
+            give_back(&mut self.users, user);
+        }
+        if after == 0 {
+            self.processes.remove(process);
+        }
+    }
+}
+
+impl OfProcess {
+    fn has_only_lines(&self) -> bool {
+        self.own == 0 && self.lines > 0
+    }
+
+    /// What it counts as among its user's sessions. Lines need none beside a session, but never are without: otherwise a
+    /// user would have any number of them by beginning one session after another and keeping each one's lines.
+    fn places(&self) -> u32 {
+        self.own + u32::from(self.has_only_lines())
+    }
 }
 
 fn take<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: K, max: u32) -> bool {
@@ -99,42 +187,23 @@ impl Places {
             return Err(full("--max-sessions-per-address"));
         }
         taken.all += 1;
-        Ok(Place { of: Arc::clone(&self.0), address, user: None, process: None })
+        Ok(Place { of: Arc::clone(&self.0), address, process: None })
     }
 }
 
 impl Place {
     /// The session is this peer's: a client's counts as its user's, too. A line counts as its process's alone, which has a session
-    /// of its own that was counted, and at most [`MAX_LINES`] lines.
+    /// of its own that was counted, and at most [`MAX_LINES`] lines; if that session ends first, its place stays theirs.
     ///
     /// # Errors
     /// If there are too many, or a line's process has no session.
     pub fn of_peer(&mut self, peer: &Peer) -> Result<(), Refused> {
-        let (process, user) = match peer {
-            Peer::Client(client) => (client.run_key.hash(), Some(&client.caller.principal)),
-            Peer::Agent(agent) => (agent.holder.key.hash(), None),
-        };
-        let line = peer.is_line();
+        let (process, line) = (Process::of(peer), peer.is_line());
         let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if line {
-            let Some(of) = taken.processes.get_mut(&process).filter(|of| of.own > 0) else {
-                return Err(Refused::new(
-                    CloseReason::Forbidden,
-                    "a line is beside a session of the same process",
-                ));
-            };
-            if of.lines >= MAX_LINES {
-                return Err(full("lines of one process"));
-            }
-            of.lines += 1;
+            taken.enter_line(&process)?;
         } else {
-            if let Some(user) = user {
-                if !take(&mut taken.users, user.clone(), self.of.max_per_user) {
-                    return Err(full("--max-sessions-per-user"));
-                }
-                self.user = Some(user.clone());
-            }
-            taken.processes.entry(process).or_default().own += 1;
+            taken.enter(&process, self.of.max_per_user)?;
         }
         self.process = Some((process, line));
         Ok(())
@@ -146,16 +215,8 @@ impl Drop for Place {
         let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.all -= 1;
         give_back(&mut taken.addresses, &self.address);
-        if let Some(user) = &self.user {
-            give_back(&mut taken.users, user);
-        }
-        if let Some((process, line)) = self.process
-            && let Some(of) = taken.processes.get_mut(&process)
-        {
-            *(if line { &mut of.lines } else { &mut of.own }) -= 1;
-            if of.lines + of.own == 0 {
-                taken.processes.remove(&process);
-            }
+        if let Some((process, line)) = &self.process {
+            taken.leave(process, *line);
         }
     }
 }
@@ -165,7 +226,12 @@ mod tests {
     use towline_tunnel::keys::SigningKey;
 
     use super::*;
-    use crate::{access::Caller, authenticate::ClientPeer};
+    use crate::{
+        access::Caller,
+        authenticate::{AgentPeer, ClientPeer},
+        certificates::Holder,
+        registry::Cluster,
+    };
 
     fn peer(user: &str, key: &SigningKey, line: bool) -> Peer {
         let caller = Caller { username: user.into(), principal: user.into(), groups: Vec::new() };
@@ -173,24 +239,115 @@ mod tests {
         Peer::Client(ClientPeer { caller, run_key, expires_at, program: String::new(), line })
     }
 
+    fn agent(key: &SigningKey, instance: InstanceId, line: bool) -> Peer {
+        let (now, public) = (std::time::SystemTime::now(), key.public());
+        let cluster = Cluster {
+            id: public.cluster_id(),
+            name: "edge".into(),
+            key: public,
+            enrolled_at: now,
+            enabled: true,
+        };
+        let (holder, certificate_ends) = (Holder { cluster: cluster.id, instance, key: public }, now);
+        Peer::Agent(AgentPeer {
+            cluster: Arc::new(cluster),
+            holder,
+            certificate_ends,
+            program: String::new(),
+            line,
+        })
+    }
+
+    fn enter(places: &Places, peer: &Peer) -> Result<Place, Refused> {
+        let mut place = places.enter(IpAddr::from([192, 0, 2, 1]))?;
+        place.of_peer(peer).map(|()| place)
+    }
+
+    fn refused(places: &Places, peer: &Peer) -> CloseReason {
+        enter(places, peer).unwrap_err().reason
+    }
+
     #[test]
     fn lines_count_as_their_processs_and_need_its_session() {
-        let places = Places::new(&Limits { max_sessions_per_user: 1, ..Limits::default() });
+        let places = Places::new(&Limits { max_sessions_per_user: 2, ..Limits::default() });
         let keys = [SigningKey::generate(), SigningKey::generate()];
-        let enter = |process: usize, line| {
-            let mut place = places.enter(IpAddr::from([192, 0, 2, 1]))?;
-            place.of_peer(&peer("alice", &keys[process], line)).map(|()| place)
-        };
-        assert_eq!(enter(0, true).unwrap_err().reason, CloseReason::Forbidden, "no session yet");
-        let own = enter(0, false).unwrap();
-        let mut lines: Vec<Place> = (0..MAX_LINES).map(|_| enter(0, true).unwrap()).collect();
-        assert_eq!(enter(0, true).unwrap_err().reason, CloseReason::LimitReached);
-        assert_eq!(enter(1, true).unwrap_err().reason, CloseReason::Forbidden, "another process's");
+        let (session, line) = (peer("alice", &keys[0], false), peer("alice", &keys[0], true));
+        assert_eq!(refused(&places, &line), CloseReason::Forbidden, "no session yet");
+        let own = enter(&places, &session).unwrap();
+        let mut lines: Vec<Place> = (0..MAX_LINES).map(|_| enter(&places, &line).unwrap()).collect();
+        assert_eq!(refused(&places, &line), CloseReason::LimitReached);
+        assert_eq!(
+            refused(&places, &peer("alice", &keys[1], true)),
+            CloseReason::Forbidden,
+            "another process's"
+        );
         lines.pop();
-        lines.push(enter(0, true).unwrap());
-        drop(own);
-        let _another = enter(1, false).expect("lines are no sessions of a person's");
-        drop((lines, _another));
+        lines.push(enter(&places, &line).unwrap());
+        let another =
+            enter(&places, &peer("alice", &keys[1], false)).expect("lines are no sessions of a person's");
+        drop((own, lines, another));
+        let taken = places.0.taken.lock().unwrap();
+        assert!(taken.processes.is_empty() && taken.users.is_empty());
+    }
+
+    #[test]
+    fn lines_that_outlive_their_session_keep_its_place() {
+        const MOST: u32 = 3;
+        let places = Places::new(&Limits { max_sessions_per_user: MOST, ..Limits::default() });
+        let mut lines = Vec::new();
+        let keys: Vec<SigningKey> = (0..=MOST).map(|_| SigningKey::generate()).collect();
+        for key in &keys[..MOST as usize] {
+            let own = enter(&places, &peer("alice", key, false)).unwrap();
+            lines.push(enter(&places, &peer("alice", key, true)).unwrap());
+            drop(own);
+        }
+        let last = keys.last().unwrap();
+        assert_eq!(refused(&places, &peer("alice", last, false)), CloseReason::LimitReached);
+        enter(&places, &peer("bob", last, false)).expect("another user's places");
+        assert_eq!(
+            refused(&places, &peer("alice", &keys[0], true)),
+            CloseReason::Forbidden,
+            "nothing but lines"
+        );
+        // Whose session was cut comes back at its own place, and once only.
+        let back = enter(&places, &peer("alice", &keys[0], false)).unwrap();
+        assert_eq!(refused(&places, &peer("alice", &keys[0], false)), CloseReason::LimitReached);
+        drop(back);
+        assert_eq!(refused(&places, &peer("alice", last, false)), CloseReason::LimitReached);
+        lines.pop();
+        enter(&places, &peer("alice", last, false)).expect("the last line of a process gives its place back");
+        drop(lines);
+        assert!(places.0.taken.lock().unwrap().users.is_empty());
+    }
+
+    #[test]
+    fn a_run_key_is_no_process_without_its_principal() {
+        let places = Places::new(&Limits::default());
+        let key = SigningKey::generate();
+        let _alice = enter(&places, &peer("alice", &key, false)).unwrap();
+        assert_eq!(refused(&places, &peer("mallory", &key, true)), CloseReason::Forbidden);
+    }
+
+    #[test]
+    fn an_agent_instance_has_few_sessions_and_each_instance_its_own() {
+        let places = Places::new(&Limits::default());
+        let key = SigningKey::generate();
+        let (one, two) = (InstanceId::random(), InstanceId::random());
+        let mut held: Vec<Place> = (0..MAX_SESSIONS_PER_INSTANCE)
+            .map(|_| enter(&places, &agent(&key, one, false)).unwrap())
+            .collect();
+        let full = enter(&places, &agent(&key, one, false)).unwrap_err();
+        assert!(
+            full.reason == CloseReason::LimitReached && full.detail.contains("agent instance"),
+            "{full:?}"
+        );
+        assert!(!full.delay.is_zero(), "not to come back at once");
+        held.push(enter(&places, &agent(&key, one, true)).expect("lines are counted apart"));
+        assert_eq!(refused(&places, &agent(&key, two, true)), CloseReason::Forbidden, "another instance");
+        held.push(enter(&places, &agent(&key, two, false)).unwrap());
+        held.remove(0);
+        held.push(enter(&places, &agent(&key, one, false)).unwrap());
+        drop(held);
         assert!(places.0.taken.lock().unwrap().processes.is_empty());
     }
 
