@@ -11,6 +11,7 @@ pub mod clock;
 pub mod dial;
 pub mod enrol;
 pub mod forward;
+pub mod handshakes;
 pub mod health;
 pub mod keys;
 pub mod limits;
