@@ -438,15 +438,25 @@ async fn run<IO>(
     };
     sessions.inc();
     opened.inc();
+    let user = match &peer {
+        Peer::Client(client) => Some(relay.users().of(&client.caller.principal)),
+        Peer::Agent(_) => None,
+    };
+    let most = relay.limits().max_buffered_bytes_per_session;
     let config = LegConfig {
         side: Side::Acceptor,
         max_streams: max_streams as usize,
-        ledger: relay.ledger().child(relay.limits().max_buffered_bytes_per_session),
+        ledger: match &user {
+            Some(user) => relay.ledger().child_with(user.ledger(), most),
+            // What an agent is promised is promised for users' streams, one by one.
+            None => relay.ledger().child(most),
+        },
         jitter: id.0.to_le_bytes()[0],
     };
     let (renewals, questions) = mpsc::channel(RENEWALS);
     let conn = RelayConn::new(
         peer,
+        user,
         id,
         config,
         Arc::clone(relay.switchboard()),

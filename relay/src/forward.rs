@@ -34,6 +34,7 @@ use crate::{
     authenticate::{AgentPeer, ClientPeer, Peer},
     dial::Switchboard,
     metrics::{Metrics, Stage},
+    users::User,
 };
 
 /// Where a stream goes on.
@@ -88,6 +89,8 @@ pub struct Renewal {
 pub struct RelayConn {
     me: Weak<RelayConn>,
     peer: Peer,
+    /// Whose its streams are, if it is a client's.
+    user: Option<Arc<User>>,
     channel: ChannelId,
     state: Mutex<State>,
     output: Notify,
@@ -114,9 +117,11 @@ impl fmt::Debug for RelayConn {
 }
 
 impl RelayConn {
-    /// A connection whose peer was authenticated; questions for the registry come out of `renewals`.
+    /// A connection whose peer was authenticated, and whose user is known if it is a client; questions for the registry come
+    /// out of `renewals`.
     pub fn new(
         peer: Peer,
+        user: Option<Arc<User>>,
         channel: ChannelId,
         config: LegConfig,
         switchboard: Arc<Switchboard>,
@@ -127,6 +132,7 @@ impl RelayConn {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             peer,
+            user,
             channel,
             state: Mutex::new(State { leg, closed: false, opening: BTreeMap::new(), counted: 0 }),
             output: Notify::new(),
@@ -157,6 +163,11 @@ impl RelayConn {
             Peer::Client(client) => Some(client),
             Peer::Agent(_) => None,
         }
+    }
+
+    /// Whose streams those of a client are.
+    pub fn user(&self) -> Option<&User> {
+        self.user.as_deref()
     }
 
     /// Whether it is a line beside its process's session: it takes up streams, and none begins on it.
@@ -202,7 +213,8 @@ impl RelayConn {
         if state.closed {
             return Err(CloseReason::AgentOffline);
         }
-        let stream = state.leg.open(request, to);
+        let user = to.conn.user.clone();
+        let stream = state.leg.open_for(user.as_deref().map(User::ledger), request, to);
         drop(state);
         self.output.notify_one();
         stream
@@ -217,7 +229,8 @@ impl RelayConn {
         if state.closed {
             return Err(CloseReason::AgentOffline);
         }
-        let stream = state.leg.resume(request, to);
+        let user = to.conn.user.clone();
+        let stream = state.leg.resume_for(user.as_deref().map(User::ledger), request, to);
         drop(state);
         self.output.notify_one();
         stream
@@ -289,8 +302,9 @@ impl RelayConn {
 
     /// A stream is counted once: on its client's connection.
     fn count_streams(&self, state: &mut State) {
-        if self.client().is_some() {
+        if let Some(user) = &self.user {
             let now = state.leg.stream_count();
+            user.count(state.counted, now);
             let change = i64::try_from(now).unwrap_or(0) - i64::try_from(state.counted).unwrap_or(0);
             self.metrics().streams.inc_by(change);
             state.counted = now;

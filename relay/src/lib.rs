@@ -21,4 +21,5 @@ pub mod registry;
 pub mod sessions;
 pub mod throttle;
 pub mod tls;
+pub mod users;
 pub mod values;
