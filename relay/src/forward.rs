@@ -428,7 +428,7 @@ impl RelayConn {
                 self.metrics().refused(Stage::Stream, reason);
                 info!(
                     channel = %self.channel, stream, %cluster, principal = client.caller.principal, reason = reason.text(),
-                    "a stream was refused"
+                    detail = &*detail, "a stream was refused"
                 );
                 self.reset(stream, reason, &detail);
             }
