@@ -302,8 +302,10 @@ impl RelayConn {
 
     /// A stream is counted once: on its client's connection.
     fn count_streams(&self, state: &mut State) {
-        if let Some(user) = &self.user {
-            let now = state.leg.stream_count();
+        let now = state.leg.stream_count();
+        if let Some(user) = &self.user
+            && now != state.counted
+        {
             user.count(state.counted, now);
             let change = i64::try_from(now).unwrap_or(0) - i64::try_from(state.counted).unwrap_or(0);
             self.metrics().streams.inc_by(change);
@@ -557,3 +559,6 @@ impl Machine for RelayConn {
         self.lock().leg.go_away(reason, Duration::ZERO, detail);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,27 +156,6 @@ async fn an_agent_that_does_not_answer_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_stream_that_its_client_gave_up_waits_for_no_answer() {
-    let bench = Bench::new(Limits { open_timeout: Duration::from_secs(2), ..limits() }).await;
-    let (identity, key, instance) = (SigningKey::generate(), SigningKey::generate(), InstanceId::random());
-    let secret = bench.enrolment_secret("edge").await;
-    let identify = Identify::Enrol { secret: &secret, cluster: &identity, instance, key: &key };
-    let _still = bench.still(identify).await;
-    let cluster = identity.public().cluster_id();
-    bench.allow("alice", cluster).await;
-    let client = bench.client("alice").await;
-    let given_up: Vec<_> = (0..50).map(|_| client.open(cluster)).collect();
-    let opens = "towline_relay_opens_total";
-    eventually("the relay waits for the agent", async || bench.metric(opens).await == 50).await;
-    drop(given_up);
-    eventually("they are gone", async || bench.metric("towline_relay_streams").await == 0).await;
-    // Its deadline is later than theirs would be.
-    assert_eq!(ending(&mut client.open(cluster)).await, CloseReason::Timeout);
-    let refusals = "towline_relay_refusals_total{stage=\"stream\",reason=\"timeout\"}";
-    assert_eq!(bench.metric(refusals).await, 1, "nobody waited for the others");
-}
-
-#[tokio::test]
 async fn a_role_that_is_removed_ends_its_streams_and_no_others() {
     let bench = Bench::new(limits()).await;
     let (a, b) = (bench.echo("a").await, bench.echo("b").await);
