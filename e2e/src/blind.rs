@@ -20,7 +20,6 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpListener,
-    sync::Semaphore,
     task::JoinSet,
     time::Instant,
 };
@@ -40,6 +39,7 @@ use towline_relay::{
     app::{self, Config, Relay},
     clock::Clock,
     enrol::{PublicAddress, TokenRequest as EnrolRequest, make_token},
+    handshakes::Handshakes,
     limits::Limits,
     registry::{Role, RoleAssignment, SubjectKind},
     tls::TlsSource,
@@ -259,12 +259,13 @@ impl Rig {
 
 async fn listen(listener: TcpListener, relay: Arc<Relay>, tape: Tape) {
     let acceptor = TlsAcceptor::from(relay.tls());
-    let places = Arc::new(Semaphore::new(100));
+    let places = Handshakes::new(100);
     let mut connections = JoinSet::new();
     while let Ok((stream, from)) = listener.accept().await {
         let (relay, acceptor, tape) = (Arc::clone(&relay), acceptor.clone(), tape.clone());
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Some(turn) = places.enter(from.ip()) else { continue };
         connections.spawn(async move {
+            let Some(place) = turn.come().await else { return };
             let Ok(stream) = acceptor.accept(stream).await else { return };
             let exporter = session::exporter(stream.get_ref().1);
             let deadline = Instant::now() + Duration::from_secs(10);

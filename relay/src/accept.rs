@@ -3,7 +3,10 @@
 use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::mpsc,
     task::JoinSet,
     time::{Instant, sleep, timeout_at},
 };
@@ -32,7 +35,7 @@ use towline_tunnel::{
     drain::DrainWatcher,
     mux::{Side, drive},
     proto::{CloseReason, leg::LegConfig},
-    session::{self, AcceptError, Channel, Exporter, control::Control},
+    session::{self, AcceptError, Channel, Exporter, Refused, control::Control},
     ticket::SKEW,
 };
 use tracing::{debug, info, warn};
@@ -42,9 +45,11 @@ use crate::{
     authenticate::Peer,
     budget::AcceptBudget,
     forward::{RENEWALS, RelayConn, Renewal},
+    handshakes::{Handshake, Handshakes, Turn},
     health::Readiness,
     metrics::{Metrics, Stage},
-    sessions::Place,
+    places::Place,
+    throttle::Conduct,
 };
 
 /// Streams at once on one h2 connection: health checks, and later the API.
@@ -57,31 +62,34 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Takes connections until the drain begins; then waits for those that are open.
 pub async fn listen(listener: TcpListener, relay: Arc<Relay>, drain: DrainWatcher) {
     let acceptor = TlsAcceptor::from(relay.tls());
-    let handshakes = Arc::new(Semaphore::new(relay.limits().max_handshakes as usize));
+    let handshakes = Handshakes::new(relay.limits().max_handshakes);
     let mut connections = JoinSet::new();
     loop {
-        // Beyond the limit, connections wait in the kernel's backlog: each handshake before them ends within its
-        // deadline.
-        let place = Arc::clone(&handshakes).acquire_owned();
+        // Where all places are taken and nobody has too many, connections wait in the kernel's backlog: each handshake
+        // before them ends within its deadline.
         let accepted = tokio::select! {
             () = drain.begun() => break,
-            accepted = async { (place.await, listener.accept().await) } => accepted,
+            accepted = async { handshakes.room().await; listener.accept().await } => accepted,
             Some(ended) = connections.join_next(), if !connections.is_empty() => {
                 log_panic(ended);
                 continue;
             }
         };
-        let (handshake, (stream, from)) = match accepted {
-            (Ok(place), Ok(accepted)) => (place, accepted),
-            (_, Err(error)) => {
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
                 warn!(%error, "no connection could be accepted");
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
-            (Err(_), _) => break,
+        };
+        let Some(turn) = handshakes.enter(from.ip()) else {
+            relay.metrics().refused(Stage::Connection, CloseReason::LimitReached);
+            debug!(%from, "a connection was closed: too many of its address wait for a place (--max-handshakes)");
+            continue;
         };
         let (relay, acceptor) = (Arc::clone(&relay), acceptor.clone());
-        connections.spawn(async move { tcp(stream, from, &acceptor, handshake, relay).await });
+        connections.spawn(async move { tcp(stream, from, &acceptor, turn, relay).await });
     }
     drop(listener);
     while let Some(ended) = connections.join_next().await {
@@ -97,19 +105,18 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn tcp(
-    stream: TcpStream,
-    from: SocketAddr,
-    acceptor: &TlsAcceptor,
-    handshake: OwnedSemaphorePermit,
-    relay: Arc<Relay>,
-) {
+async fn tcp(stream: TcpStream, from: SocketAddr, acceptor: &TlsAcceptor, turn: Turn, relay: Arc<Relay>) {
     let deadline = Instant::now() + relay.limits().handshake_timeout;
+    let Ok(Some(handshake)) = timeout_at(deadline, turn.come()).await else {
+        relay.metrics().refused(Stage::Connection, CloseReason::LimitReached);
+        debug!(%from, "a connection was closed: there was no place for it in time (--max-handshakes)");
+        return;
+    };
     if let Err(error) = tune(&stream) {
         debug!(%from, %error, "a connection was dead at once");
         return;
     }
-    match timeout_at(deadline, acceptor.accept(stream)).await {
+    match handshake.step(deadline, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let exporter = session::exporter(stream.get_ref().1);
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -119,9 +126,9 @@ async fn tcp(
             relay.metrics().refused(Stage::Connection, CloseReason::FrameMalformed);
             debug!(%from, %error, "a TLS handshake failed");
         }
-        Err(_) => {
-            relay.metrics().refused(Stage::Connection, CloseReason::Timeout);
-            debug!(%from, "a TLS handshake took too long");
+        Err(late) => {
+            relay.metrics().refused(Stage::Connection, late);
+            debug!(%from, reason = late.text(), "a TLS handshake was not finished");
         }
     }
 }
@@ -135,28 +142,30 @@ pub async fn connection<IO>(
     http2: bool,
     from: SocketAddr,
     deadline: Instant,
-    handshake: OwnedSemaphorePermit,
+    handshake: Handshake,
     relay: Arc<Relay>,
 ) where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let limit = relay.limits().max_header_bytes;
     let door = Door::of(&relay, from.ip());
-    let carrier = match timeout_at(deadline, upgrade(io, http2, limit, door)).await {
-        Ok(Ok(Some(carrier))) => carrier,
+    let has_passed = Arc::clone(&door.has_passed);
+    let failed = match handshake.step(deadline, upgrade(io, http2, limit, door)).await {
+        Ok(Ok(Some(carrier))) => return session(carrier, exporter, from, deadline, handshake, relay).await,
         Ok(Ok(None)) => return,
         Ok(Err(error)) => {
-            relay.metrics().refused(Stage::Connection, CloseReason::FrameMalformed);
             debug!(%from, %error, "an HTTP connection ended");
-            return;
+            CloseReason::FrameMalformed
         }
-        Err(_) => {
-            relay.metrics().refused(Stage::Connection, CloseReason::Timeout);
-            debug!(%from, "a connection did not become a session in time");
-            return;
+        Err(late) => {
+            debug!(%from, reason = late.text(), "a connection did not become a session");
+            late
         }
     };
-    session(carrier, exporter, from, deadline, handshake, relay).await;
+    relay.metrics().refused(Stage::Connection, failed);
+    if has_passed.load(Ordering::Relaxed) {
+        relay.authenticator().note_waste(from.ip());
+    }
 }
 
 /// What stands before an upgrade.
@@ -165,19 +174,21 @@ pub struct Door {
     readiness: Arc<Readiness>,
     /// How many may pass, and who counts those that may not; none where everybody may.
     budget: Option<(Arc<AcceptBudget>, Metrics)>,
-    /// How long the peer's address is to stay away.
-    barred: Option<Duration>,
+    conduct: Conduct,
+    /// Whether a turn was taken.
+    has_passed: Arc<AtomicBool>,
 }
 
 impl Door {
     /// One that everybody may pass.
     pub fn open(readiness: Arc<Readiness>) -> Self {
-        Self { readiness, budget: None, barred: None }
+        Self { readiness, budget: None, conduct: Conduct::Good, has_passed: Arc::default() }
     }
 
     fn of(relay: &Relay, from: IpAddr) -> Self {
         let budget = Some((Arc::clone(relay.budget()), relay.metrics().clone()));
-        Self { readiness: relay.readiness(), budget, barred: relay.authenticator().barred(from) }
+        let conduct = relay.authenticator().conduct(from);
+        Self { readiness: relay.readiness(), budget, conduct, has_passed: Arc::default() }
     }
 
     /// Waits until the peer may pass.
@@ -187,16 +198,20 @@ impl Door {
     async fn pass(&self, errand: Errand) -> Result<(), Duration> {
         let Some((budget, metrics)) = &self.budget else { return Ok(()) };
         let begun = Instant::now();
-        // An address that failed too often gets no token: those are for peers that may be let in.
-        let passed = match self.barred {
-            Some(wait) => Err(wait),
-            None => {
+        let passed = match self.conduct {
+            // Tokens are for peers that may be let in.
+            Conduct::Barred(wait) => Err(wait),
+            Conduct::Wasteful => budget.spare(),
+            Conduct::Good => {
                 let _waits = metrics.waits();
                 budget.enter(errand).await
             }
         };
         match passed {
-            Ok(()) => metrics.accepted(errand, begun.elapsed()),
+            Ok(()) => {
+                self.has_passed.store(true, Ordering::Relaxed);
+                metrics.accepted(errand, begun.elapsed());
+            }
             Err(_) => metrics.refused(Stage::Connection, CloseReason::LimitReached),
         }
         passed
@@ -344,7 +359,7 @@ async fn session<IO>(
     exporter: Option<Exporter>,
     from: SocketAddr,
     deadline: Instant,
-    handshake: OwnedSemaphorePermit,
+    handshake: Handshake,
     relay: Arc<Relay>,
 ) where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -352,12 +367,25 @@ async fn session<IO>(
     let begun = Instant::now();
     let address = from.ip();
     let admit = |credential| admit(credential, address, &relay);
-    let accepted = timeout_at(deadline, session::accept(carrier, exporter, relay.identity(), admit)).await;
-    let (channel, welcome, (peer, place)) = match accepted.unwrap_or(Err(AcceptError::Timeout)) {
+    let accepting = session::accept(carrier, exporter, relay.identity(), admit);
+    let accepted = handshake.step(deadline, accepting).await.unwrap_or_else(|late| {
+        Err(match late {
+            CloseReason::Timeout => AcceptError::Timeout,
+            reason => AcceptError::Refused(Refused::new(reason, "its place was needed (--max-handshakes)")),
+        })
+    });
+    let (channel, welcome, (peer, place)) = match accepted {
         Ok(accepted) => accepted,
         Err(error) => {
-            if matches!(error, AcceptError::Proof | AcceptError::Message(_)) {
-                relay.authenticator().note_failure(address);
+            match &error {
+                AcceptError::Proof | AcceptError::Message(_) => relay.authenticator().note_failure(address),
+                // A bad network may do the same, and a relay that is busy.
+                AcceptError::Io(_) | AcceptError::Timeout => relay.authenticator().note_waste(address),
+                // Who has as many sessions as it may have can ask for more for ever.
+                AcceptError::Refused(refused) if refused.reason == CloseReason::LimitReached => {
+                    relay.authenticator().note_waste(address);
+                }
+                AcceptError::Refused(_) | AcceptError::Version => {}
             }
             relay.metrics().refused(Stage::Session, error.reason());
             info!(%from, %error, "a session was refused");
@@ -410,15 +438,25 @@ async fn run<IO>(
     };
     sessions.inc();
     opened.inc();
+    let user = match &peer {
+        Peer::Client(client) => Some(relay.users().of(&client.caller.principal)),
+        Peer::Agent(_) => None,
+    };
+    let most = relay.limits().max_buffered_bytes_per_session;
     let config = LegConfig {
         side: Side::Acceptor,
         max_streams: max_streams as usize,
-        ledger: relay.ledger().child(relay.limits().max_buffered_bytes_per_session),
+        ledger: match &user {
+            Some(user) => relay.ledger().child_with(user.ledger(), most),
+            // What an agent is promised is promised for users' streams, one by one.
+            None => relay.ledger().child(most),
+        },
         jitter: id.0.to_le_bytes()[0],
     };
     let (renewals, questions) = mpsc::channel(RENEWALS);
     let conn = RelayConn::new(
         peer,
+        user,
         id,
         config,
         Arc::clone(relay.switchboard()),

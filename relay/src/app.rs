@@ -33,9 +33,11 @@ use crate::{
     keys::RelayKeys,
     limits::Limits,
     metrics::Metrics,
+    places::Places,
     registry::{self, Registry},
-    sessions::{Places, Sessions},
+    sessions::Sessions,
     tls::{OuterTls, TlsSource},
+    users::Users,
 };
 
 /// A drain asks nobody to stay away for longer.
@@ -84,6 +86,7 @@ pub struct Relay {
     metrics: Metrics,
     readiness: Arc<Readiness>,
     ledger: Ledger,
+    users: Users,
     limits: Limits,
     clock: Clock,
     drain: DrainWatcher,
@@ -120,6 +123,9 @@ impl Relay {
     }
     pub(crate) fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+    pub(crate) fn users(&self) -> &Users {
+        &self.users
     }
     /// The limits that it was started with.
     pub fn limits(&self) -> &Limits {
@@ -233,6 +239,7 @@ async fn start_on(
         metrics: metrics.clone(),
         readiness: Arc::clone(&readiness),
         ledger,
+        users: Users::new(&config.limits),
         limits: config.limits,
         clock: clock.clone(),
         drain: watcher.clone(),

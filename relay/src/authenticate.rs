@@ -28,7 +28,7 @@ use crate::{
     enrol::Enrolment,
     limits::Limits,
     registry::{Cluster, Registry},
-    throttle::FailureThrottle,
+    throttle::{Conduct, FailureThrottle},
 };
 
 /// The issuer is asked for no longer than this: less than what is left of a session's handshake.
@@ -81,6 +81,7 @@ pub struct Authenticator {
     enrolment: Enrolment,
     ticket_key: VerifyingKey,
     throttle: FailureThrottle,
+    wasted: FailureThrottle,
     clock: Clock,
 }
 
@@ -122,6 +123,7 @@ impl Authenticator {
             authority,
             ticket_key,
             throttle: FailureThrottle::new(limits.max_failures_per_minute),
+            wasted: FailureThrottle::new(limits.max_failures_per_minute),
             clock,
         }
     }
@@ -165,6 +167,20 @@ impl Authenticator {
     /// How long this address is not listened to, if it failed too often.
     pub fn barred(&self, from: IpAddr) -> Option<Duration> {
         self.throttle.wait(from)
+    }
+
+    /// What this address may expect, after what came from it in the last minute.
+    pub fn conduct(&self, from: IpAddr) -> Conduct {
+        match self.barred(from) {
+            Some(wait) => Conduct::Barred(wait),
+            None if self.wasted.wait(from).is_some() => Conduct::Wasteful,
+            None => Conduct::Good,
+        }
+    }
+
+    /// Counts a handshake that was begun and not finished: nobody's fault, maybe, but it took a turn of the accept budget.
+    pub fn note_waste(&self, from: IpAddr) {
+        self.wasted.failed(from);
     }
 
     /// Counts a failure that was found elsewhere: a proof that is wrong, a dialler that breaks the protocol.

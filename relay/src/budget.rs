@@ -24,6 +24,8 @@ const QUEUE_FOR: Duration = Duration::from_secs(1);
 const FARTHEST: Duration = Duration::from_secs(20);
 /// What the timer can tell apart; a wait that is rounded to nothing would never see a token come.
 const TICK: Duration = Duration::from_millis(1);
+/// The row of appointments for those that get what nobody else needs.
+const SPARE: usize = 2;
 /// What is said where the relay ends before a turn came.
 const ENDING: Duration = Duration::from_secs(1);
 
@@ -46,8 +48,8 @@ struct State {
     queues: [VecDeque<oneshot::Sender<()>>; 2],
     /// Whose turn it is while both wait.
     turn: usize,
-    /// Up to when turns were promised to peers that were sent away.
-    booked: [Instant; 2],
+    /// Up to when turns were promised to peers that were sent away: of each queue, and spare ones.
+    booked: [Instant; 3],
 }
 
 fn queue(errand: Errand) -> usize {
@@ -92,7 +94,7 @@ impl AcceptBudget {
             counted: now,
             queues: [VecDeque::new(), VecDeque::new()],
             turn: 0,
-            booked: [now; 2],
+            booked: [now; 3],
         };
         Self { rate, burst, room, state: Mutex::new(state), waits: Notify::new() }
     }
@@ -116,8 +118,11 @@ impl AcceptBudget {
                 return Ok(());
             }
             let which = queue(errand);
-            if state.queues[which].len() >= self.room[which] {
-                return Err(self.appoint(&mut state, which, now));
+            let waiting = state.queues[which].len();
+            if waiting >= self.room[which] {
+                let alone = state.queues[1 - which].is_empty();
+                let each = self.time_for(if alone { 1 } else { 2 });
+                return Err(appoint(&mut state.booked[which], now, waiting, each));
             }
             let (sender, turn) = oneshot::channel();
             state.queues[which].push_back(sender);
@@ -127,14 +132,20 @@ impl AcceptBudget {
         turn.await.map_err(|_ended| ENDING)
     }
 
-    /// The next turn that nobody was promised: refused peers come back one after the other, and not all at once again.
-    fn appoint(&self, state: &mut State, which: usize, now: Instant) -> Duration {
-        let alone = state.queues[1 - which].is_empty();
-        let each = Duration::from_secs_f64(if alone { 1.0 } else { 2.0 } / self.rate);
-        let served = now + each * u32::try_from(state.queues[which].len()).unwrap_or(u32::MAX);
-        let booked = state.booked[which].max(served) + each;
-        state.booked[which] = booked.min(now + FARTHEST);
-        state.booked[which] - now
+    /// A token that nobody else needs: nobody waits, and half of the burst is left for whoever comes next. At once or not at all.
+    ///
+    /// # Errors
+    /// When to come back.
+    pub fn spare(&self) -> Result<(), Duration> {
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.count(now, self.rate, self.burst);
+        if state.is_idle() && state.tokens >= (self.burst / 2.0).max(1.0) {
+            state.tokens -= 1.0;
+            return Ok(());
+        }
+        let waiting = state.queues.iter().map(VecDeque::len).sum();
+        Err(appoint(&mut state.booked[SPARE], now, waiting, self.time_for(1)))
     }
 
     /// Hands out tokens as they come; never returns.
@@ -165,6 +176,14 @@ impl AcceptBudget {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The next turn that nobody was promised, behind those that are `waiting`: refused peers come back one after the other,
+/// and not all at once again.
+fn appoint(booked: &mut Instant, now: Instant, waiting: usize, each: Duration) -> Duration {
+    let served = now + each * u32::try_from(waiting).unwrap_or(u32::MAX);
+    *booked = ((*booked).max(served) + each).min(now + FARTHEST);
+    *booked - now
 }
 
 #[cfg(test)]

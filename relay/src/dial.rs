@@ -24,6 +24,7 @@ use crate::{
     forward::{Renewal, Route, Wanted},
     metrics::Metrics,
     sessions::{Process, Sessions},
+    users::User,
 };
 
 /// A ticket is used again for this much of its life: a signature each minute and user, not each stream.
@@ -115,6 +116,13 @@ impl Switchboard {
     ) -> Result<Route, Refusal> {
         let cluster = wanted.cluster();
         let until = self.allowed(client, cluster)?;
+        // This one is counted already: of two at the limit that come at once, both may be refused, and none too many is let in.
+        if from.conn.user().is_some_and(User::has_too_many) {
+            return Err((
+                CloseReason::LimitReached,
+                "too many streams of this user (--max-streams-per-user)".into(),
+            ));
+        }
         let agent = match &wanted {
             Wanted::Open(_) => {
                 self.sessions.agent_of(cluster).ok_or((CloseReason::AgentOffline, "".into()))?

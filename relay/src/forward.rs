@@ -5,7 +5,7 @@
 //! so they stay in order.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -23,7 +23,7 @@ use towline_tunnel::{
     mux::Machine,
     proto::{
         CloseReason, OpenRequest, ResumeRequest,
-        frame::{self, StreamId},
+        frame::{self, Frame, StreamId},
         leg::{Leg, LegConfig, LegEvent, Progress},
         link::Violation,
     },
@@ -34,6 +34,7 @@ use crate::{
     authenticate::{AgentPeer, ClientPeer, Peer},
     dial::Switchboard,
     metrics::{Metrics, Stage},
+    users::User,
 };
 
 /// Where a stream goes on.
@@ -88,6 +89,8 @@ pub struct Renewal {
 pub struct RelayConn {
     me: Weak<RelayConn>,
     peer: Peer,
+    /// Whose its streams are, if it is a client's.
+    user: Option<Arc<User>>,
     channel: ChannelId,
     state: Mutex<State>,
     output: Notify,
@@ -101,9 +104,8 @@ pub struct RelayConn {
 struct State {
     leg: Leg<Route>,
     closed: bool,
-    /// Streams whose agent has not answered, by when they were opened.
-    opening: HashMap<StreamId, Instant>,
-    queue: VecDeque<(Instant, StreamId)>,
+    /// Streams whose agent has not answered, and when they were opened: in that order, since a client's ids rise.
+    opening: BTreeMap<StreamId, Instant>,
     /// As last told to the metrics.
     counted: usize,
 }
@@ -115,9 +117,11 @@ impl fmt::Debug for RelayConn {
 }
 
 impl RelayConn {
-    /// A connection whose peer was authenticated; questions for the registry come out of `renewals`.
+    /// A connection whose peer was authenticated, and whose user is known if it is a client; questions for the registry come
+    /// out of `renewals`.
     pub fn new(
         peer: Peer,
+        user: Option<Arc<User>>,
         channel: ChannelId,
         config: LegConfig,
         switchboard: Arc<Switchboard>,
@@ -128,14 +132,9 @@ impl RelayConn {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             peer,
+            user,
             channel,
-            state: Mutex::new(State {
-                leg,
-                closed: false,
-                opening: HashMap::new(),
-                queue: VecDeque::new(),
-                counted: 0,
-            }),
+            state: Mutex::new(State { leg, closed: false, opening: BTreeMap::new(), counted: 0 }),
             output: Notify::new(),
             stop: CancellationToken::new(),
             going: AtomicBool::new(false),
@@ -164,6 +163,11 @@ impl RelayConn {
             Peer::Client(client) => Some(client),
             Peer::Agent(_) => None,
         }
+    }
+
+    /// Whose streams those of a client are.
+    pub fn user(&self) -> Option<&User> {
+        self.user.as_deref()
     }
 
     /// Whether it is a line beside its process's session: it takes up streams, and none begins on it.
@@ -209,7 +213,8 @@ impl RelayConn {
         if state.closed {
             return Err(CloseReason::AgentOffline);
         }
-        let stream = state.leg.open(request, to);
+        let user = to.conn.user.clone();
+        let stream = state.leg.open_for(user.as_deref().map(User::ledger), request, to);
         drop(state);
         self.output.notify_one();
         stream
@@ -224,7 +229,8 @@ impl RelayConn {
         if state.closed {
             return Err(CloseReason::AgentOffline);
         }
-        let stream = state.leg.resume(request, to);
+        let user = to.conn.user.clone();
+        let stream = state.leg.resume_for(user.as_deref().map(User::ledger), request, to);
         drop(state);
         self.output.notify_one();
         stream
@@ -243,6 +249,7 @@ impl RelayConn {
             return;
         }
         for (stream, _) in &ended {
+            state.opening.remove(stream);
             state.leg.reset(*stream, CloseReason::Forbidden, "the role was removed");
         }
         drop(state);
@@ -259,7 +266,6 @@ impl RelayConn {
         let mut state = self.lock();
         state.closed = true;
         state.opening.clear();
-        state.queue.clear();
         let routes = state.leg.close();
         self.count_streams(&mut state);
         drop(state);
@@ -271,12 +277,18 @@ impl RelayConn {
 
     /// The other half of a stream is gone: this one's peer may take it up again.
     fn detach(&self, stream: StreamId) {
-        self.lock().leg.detach(stream);
+        let mut state = self.lock();
+        state.opening.remove(&stream);
+        state.leg.detach(stream);
+        drop(state);
         self.output.notify_one();
     }
 
     fn reset(&self, stream: StreamId, reason: CloseReason, detail: &str) {
-        self.lock().leg.reset(stream, reason, detail);
+        let mut state = self.lock();
+        state.opening.remove(&stream);
+        state.leg.reset(stream, reason, detail);
+        drop(state);
         self.output.notify_one();
     }
 
@@ -290,8 +302,11 @@ impl RelayConn {
 
     /// A stream is counted once: on its client's connection.
     fn count_streams(&self, state: &mut State) {
-        if self.client().is_some() {
-            let now = state.leg.stream_count();
+        let now = state.leg.stream_count();
+        if let Some(user) = &self.user
+            && now != state.counted
+        {
+            user.count(state.counted, now);
             let change = i64::try_from(now).unwrap_or(0) - i64::try_from(state.counted).unwrap_or(0);
             self.metrics().streams.inc_by(change);
             state.counted = now;
@@ -310,7 +325,14 @@ impl RelayConn {
         state.leg.inbound(now, waited.take());
         let more = loop {
             let Some(frame) = frame::decode(bytes)? else { break false };
+            let stream = may_end(&frame);
             if let Some(event) = state.leg.on_frame(frame, now)? {
+                if matches!(event, LegEvent::Reset { .. } | LegEvent::Detached { .. })
+                    && let Some(stream) = stream
+                {
+                    // Whoever no longer wants a stream waits for no answer.
+                    state.opening.remove(&stream);
+                }
                 let stop = matches!(event, LegEvent::Open { .. } | LegEvent::Resume { .. });
                 events.push(event);
                 if stop {
@@ -392,10 +414,7 @@ impl RelayConn {
         }
         let Some(me) = self.me.upgrade() else { return };
         // Before the agent hears of it: its answer may be here before this thread goes on.
-        let mut state = self.lock();
-        state.opening.insert(stream, now);
-        state.queue.push_back((now, stream));
-        drop(state);
+        self.lock().opening.insert(stream, now);
         match self.switchboard.connect(client, self.channel, wanted, Route { conn: me, stream }) {
             Ok(route) => {
                 let agent_stream = route.stream;
@@ -408,15 +427,10 @@ impl RelayConn {
                 }
             }
             Err((reason, detail)) => {
-                let mut state = self.lock();
-                state.opening.remove(&stream);
-                // A flood of what is refused must not wait here for its deadline.
-                state.queue.pop_back_if(|(_, id)| *id == stream);
-                drop(state);
                 self.metrics().refused(Stage::Stream, reason);
                 info!(
                     channel = %self.channel, stream, %cluster, principal = client.caller.principal, reason = reason.text(),
-                    "a stream was refused"
+                    detail = &*detail, "a stream was refused"
                 );
                 self.reset(stream, reason, &detail);
             }
@@ -437,6 +451,7 @@ impl RelayConn {
 
     fn refuse_route(&self, stream: StreamId, reason: CloseReason) {
         let mut state = self.lock();
+        state.opening.remove(&stream);
         let route = state.leg.routes().find(|(id, _)| *id == stream).map(|(_, route)| route.clone());
         state.leg.reset(stream, reason, "");
         drop(state);
@@ -448,12 +463,9 @@ impl RelayConn {
 
     /// The agent answered an OPEN, or refused it.
     fn answered(&self, stream: StreamId, now: Instant) {
-        let mut state = self.lock();
-        if let Some(opened) = state.opening.remove(&stream) {
+        let opened = self.lock().opening.remove(&stream);
+        if let Some(opened) = opened {
             self.metrics().open_seconds.observe(now.saturating_duration_since(opened).as_secs_f64());
-            while state.queue.front().is_some_and(|(_, id)| !state.opening.contains_key(id)) {
-                state.queue.pop_front();
-            }
         }
     }
 
@@ -465,6 +477,17 @@ impl RelayConn {
         {
             debug!(channel = %self.channel, "an answer was dropped: too many wait");
         }
+    }
+}
+
+/// The stream that a frame ends, if it ends one: by what it says, or by breaking the stream's rules.
+fn may_end(frame: &Frame) -> Option<StreamId> {
+    match frame {
+        Frame::Data { stream, .. }
+        | Frame::Credit { stream, .. }
+        | Frame::Reset { stream, .. }
+        | Frame::Detached { stream } => Some(*stream),
+        _ => None,
     }
 }
 
@@ -504,19 +527,16 @@ impl Machine for RelayConn {
     fn deadline(&self) -> Instant {
         let state = self.lock();
         let link = state.leg.deadline();
-        state.queue.front().map_or(link, |(opened, _)| link.min(*opened + self.open_timeout))
+        state.opening.values().next().map_or(link, |opened| link.min(*opened + self.open_timeout))
     }
 
     fn tick(&self, now: Instant) -> Result<(), Violation> {
         let mut late = Vec::new();
         let mut state = self.lock();
-        while let Some((opened, stream)) = state.queue.front().copied()
-            && now >= opened + self.open_timeout
+        while let Some(first) = state.opening.first_entry()
+            && now >= *first.get() + self.open_timeout
         {
-            state.queue.pop_front();
-            if state.opening.remove(&stream).is_some() {
-                late.push(stream);
-            }
+            late.push(first.remove_entry().0);
         }
         let ticked = state.leg.tick(now);
         drop(state);
@@ -539,3 +559,6 @@ impl Machine for RelayConn {
         self.lock().leg.go_away(reason, Duration::ZERO, detail);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,10 @@ pub struct Limits {
     #[arg(long, value_name = "N", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_streams_per_client: u32,
 
+    /// Streams at once of one user, on all of their sessions together
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_streams_per_user: u32,
+
     /// Streams at once on one agent's session, of all users together
     #[arg(long, value_name = "N", default_value = "16384", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_streams_per_agent: u32,
@@ -58,6 +62,10 @@ pub struct Limits {
     /// Stream data held or promised for all sessions together, beyond 16 KiB each way for each stream
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = bytes)]
     pub max_buffered_bytes: u64,
+
+    /// The same for one user, on all of their sessions and on the agents' sessions that their streams lead to
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = bytes)]
+    pub max_buffered_bytes_per_user: u64,
 
     /// The same for one session
     #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = bytes)]

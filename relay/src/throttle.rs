@@ -1,4 +1,4 @@
-//! Refused credentials, counted by where they come from.
+//! Refused credentials and unfinished handshakes, counted by where they come from.
 //!
 //! Not against guessing (tokens and secrets can't be guessed) but against the work that judging them makes. Many people
 //! may share one address, so that the limit is generous, and success costs nothing.
@@ -15,6 +15,17 @@ use tokio::time::Instant;
 const WINDOW: Duration = Duration::from_secs(60);
 /// Addresses counted at once; whoever has this many is not stopped by counting more.
 const MAX_ADDRESSES: usize = 16_384;
+
+/// What an address may expect after what came from it lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conduct {
+    /// Its turn, as everybody.
+    Good,
+    /// A turn that nobody else needs: it began many handshakes and did not finish them.
+    Wasteful,
+    /// Nothing, for so long: too many of its credentials were refused.
+    Barred(Duration),
+}
 
 /// Counts failures by address.
 #[derive(Debug)]

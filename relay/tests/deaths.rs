@@ -29,16 +29,6 @@ use towline_tunnel::{
 /// For what takes many steps on a busy machine.
 const LONG: Duration = Duration::from_secs(60);
 
-/// What the relay's page says of something.
-async fn metric(bench: &Bench, name: &str) -> u64 {
-    let mut stream = tokio::net::TcpStream::connect(bench.relay.metrics_address()).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await.unwrap();
-    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("no {name} in {page}")).trim().parse().unwrap()
-}
-
 /// An agent of a cluster, and a client that is let in.
 async fn journey() -> (Bench, Agent, Client) {
     let bench = Bench::new(limits()).await;
@@ -57,7 +47,7 @@ async fn stream(client: &Client, agent: &Agent) -> (MuxStream, MuxStream) {
 
 async fn no_streams(bench: &Bench, connections: &[&Connection]) {
     eventually("nothing is left of the streams", async || {
-        metric(bench, "towline_relay_streams").await == 0
+        bench.metric("towline_relay_streams").await == 0
             && connections.iter().all(|connection| connection.stream_count() == 0)
     })
     .await;
@@ -265,11 +255,11 @@ async fn t36_a_reader_that_stands_still_among_a_thousand_streams_is_held_for_wit
     let all = timeout(LONG, others.join_all()).await.expect("the others are held up");
     assert!(all.iter().all(|got| *got == EACH));
     eventually("only the one that stands still is left", async || {
-        metric(&bench, "towline_relay_streams").await == 1
+        bench.metric("towline_relay_streams").await == 1
     })
     .await;
     // Its two directions.
-    let relay = metric(&bench, "towline_relay_buffered_bytes").await;
+    let relay = bench.metric("towline_relay_buffered_bytes").await;
     assert!(relay <= 2 * MAX_WINDOW, "the relay promises {relay}");
     let ends = [client.connection.held(), agent.connection.held()];
     assert!(ends.iter().all(|held| *held <= MAX_WINDOW + SEND_QUEUE), "{ends:?}");
@@ -290,7 +280,7 @@ async fn t37_all_agents_are_back_within_a_minute_of_a_restart() {
         fleet.push(bench.agent(&format!("edge-{number}")).await);
     }
     let count = u64::try_from(fleet.len()).unwrap();
-    let online = async |bench: &Bench| metric(bench, "towline_relay_sessions{kind=\"agent\"}").await;
+    let online = async |bench: &Bench| bench.metric("towline_relay_sessions{kind=\"agent\"}").await;
     eventually("all agents are known", async || online(&bench).await == count).await;
     // All of them lose it in the same moment, without a word.
     let config = app::Config { listen: bench.relay.address(), ..bench.config.clone() };

@@ -12,13 +12,18 @@ use common::{Bench, SOON, eventually, limits};
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer, pki_types::pem::PemObject as _};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use towline_relay::limits::Limits;
+use towline_tunnel::{ids::InstanceId, keys::SigningKey, session::Identify};
 
 async fn tls(bench: &Bench, alpn: &[u8]) -> TlsStream<TcpStream> {
+    tls_over(bench, TcpStream::connect(bench.relay.address()).await.unwrap(), alpn).await
+}
+
+async fn tls_over(bench: &Bench, tcp: TcpStream, alpn: &[u8]) -> TlsStream<TcpStream> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&bench.ca).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -28,7 +33,6 @@ async fn tls(bench: &Bench, alpn: &[u8]) -> TlsStream<TcpStream> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![alpn.to_vec()];
-    let tcp = TcpStream::connect(bench.relay.address()).await.unwrap();
     let name = "127.0.0.1".try_into().unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
 }
@@ -51,15 +55,73 @@ async fn drip<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO, bytes: &[u8]) {
 const UPGRADE: &[u8] = b"GET /v1/connect HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: towline.v1\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
 
-async fn upgraded(bench: &Bench) -> TlsStream<TcpStream> {
+/// Asks for an upgrade, and reads the head of the answer.
+async fn asked(bench: &Bench) -> (TlsStream<TcpStream>, String) {
     let mut io = tls(bench, b"http/1.1").await;
     io.write_all(UPGRADE).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(timeout(SOON, io.read_u8()).await.unwrap().unwrap());
     }
-    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    (io, String::from_utf8(head).unwrap())
+}
+
+async fn upgraded(bench: &Bench) -> TlsStream<TcpStream> {
+    let (io, head) = asked(bench).await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     io
+}
+
+/// One address takes all places of those that are not yet sessions, and says nothing.
+#[tokio::test]
+async fn t33_an_address_that_takes_every_handshakes_place_keeps_no_other_out() {
+    const PLACES: u32 = 8;
+    let patient = Limits { max_handshakes: PLACES, handshake_timeout: 6 * SOON, ..limits() };
+    let bench = Bench::new(patient).await;
+    let address = bench.relay.address();
+    let mut silent = Vec::new();
+    for _ in 0..2 * PLACES {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let elsewhere = TcpSocket::new_v4().unwrap();
+    elsewhere.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let tcp = elsewhere.connect(address).await.unwrap();
+    let mut other = timeout(SOON, tls_over(&bench, tcp, b"http/1.1")).await.expect("there is a place for it");
+    other.write_all(b"GET /healthz HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    timeout(SOON, other.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    let newest = &mut silent[PLACES as usize - 1];
+    assert_eq!(timeout(SOON, newest.read(&mut [0])).await.expect("it lost its place").unwrap_or(0), 0);
+}
+
+/// Whoever takes turns of the accept budget and hangs up then gets only those that nobody else needs, and is not shut out: others may
+/// have the same address.
+#[tokio::test]
+async fn t37_turns_that_are_wasted_are_counted() {
+    let scarce = Limits { accept_rate: 1, accept_burst: 1, max_failures_per_minute: 2, ..limits() };
+    let bench = Bench::new(scarce).await;
+    let mut turns = 0;
+    let refusal = async {
+        loop {
+            // One after the other: whoever behaves waits for the next token, and is let in.
+            let (_hangs_up, head) = asked(&bench).await;
+            if head.starts_with("HTTP/1.1 503") {
+                return head;
+            }
+            turns += 1;
+        }
+    };
+    let head = timeout(3 * SOON, refusal).await.expect("turns are wasted without end");
+    assert!(head.contains("retry-after: "), "{head}");
+    assert!(turns >= 2, "the first ones were nobody's fault");
+    let token = bench.token("alice", &[]);
+    let run_key = SigningKey::generate();
+    eventually("who behaves is let in from the same address", async || {
+        let identify = Identify::Client { token: &token, run_key: &run_key, line: false };
+        bench.session(identify, InstanceId::random()).await.is_ok()
+    })
+    .await;
 }
 
 /// Whatever a peer does not finish, however it drips, it is closed within the handshake's deadline.

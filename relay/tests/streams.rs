@@ -269,3 +269,84 @@ async fn a_user_has_so_many_sessions_and_a_session_so_many_streams() {
     assert_eq!(ending(&mut client.open(agent.cluster())).await, CloseReason::LimitReached);
     echoes(&mut one, b"1").await;
 }
+
+#[tokio::test]
+async fn a_user_has_so_many_streams_on_all_sessions_together() {
+    let bench = Bench::new(Limits { max_streams_per_user: 3, ..limits() }).await;
+    let (a, b) = (bench.echo("a").await, bench.echo("b").await);
+    for user in ["alice", "bob"] {
+        bench.allow(user, a.cluster()).await;
+        bench.allow(user, b.cluster()).await;
+    }
+    let sessions = [bench.client("alice").await, bench.client("alice").await];
+    let mut held = Vec::new();
+    for (session, agent) in [(0, &a), (1, &a), (1, &b)] {
+        let mut stream = sessions[session].open(agent.cluster());
+        echoes(&mut stream, b"x").await;
+        held.push(stream);
+    }
+    for session in &sessions {
+        let mut refused = session.open(b.cluster());
+        let error = timeout(SOON, refused.read(&mut [0])).await.unwrap().unwrap_err();
+        let error = error.get_ref().unwrap().downcast_ref::<StreamError>().unwrap();
+        assert_eq!(error.reason, CloseReason::LimitReached);
+        assert!(error.detail.contains("--max-streams-per-user"), "{error:?}");
+    }
+    echoes(&mut bench.client("bob").await.open(a.cluster()), b"another user's").await;
+    // A session that ends gives back what was its, and so does a stream.
+    let [first, second] = sessions;
+    first.connection.close();
+    held.remove(0);
+    eventually("there is room for one", async || {
+        let mut stream = second.open(b.cluster());
+        let opened = stream.write_all(b"x").await.is_ok() && stream.read_u8().await.is_ok();
+        if opened {
+            held.push(stream);
+        }
+        opened
+    })
+    .await;
+    assert_eq!(ending(&mut second.open(b.cluster())).await, CloseReason::LimitReached);
+    held.pop();
+    eventually("and for another one", async || {
+        let mut stream = second.open(b.cluster());
+        stream.write_all(b"x").await.is_ok() && stream.read_u8().await.is_ok()
+    })
+    .await;
+}
+
+/// What the relay promises for one user has a bound, however many sessions and agents they use; what is below 16 KiB is never withheld,
+/// and others get as much as before.
+#[tokio::test]
+async fn a_user_is_promised_so_many_bytes_on_all_sessions_together() {
+    const MOST: u64 = 1 << 20;
+    const EACH: usize = 10;
+    let bench = Bench::new(Limits { max_buffered_bytes_per_user: MOST, ..limits() }).await;
+    let agents = [bench.echo("a").await, bench.echo("b").await];
+    for agent in &agents {
+        bench.allow("alice", agent.cluster()).await;
+        bench.allow("bob", agent.cluster()).await;
+    }
+    let promised = async || bench.metric("towline_relay_buffered_bytes").await;
+    let sessions = [bench.client("alice").await, bench.client("alice").await];
+    let mut held = Vec::new();
+    for (session, agent) in sessions.iter().zip(&agents) {
+        for _ in 0..EACH {
+            let mut stream = session.open(agent.cluster());
+            echoes(&mut stream, &[1; 16_000]).await;
+            held.push(stream);
+        }
+    }
+    let hers = promised().await;
+    assert!(hers <= MOST, "{hers} for {} streams", held.len());
+    assert!(hers > MOST / 2, "{hers}: what there is is used");
+    let bob = bench.client("bob").await;
+    let mut his = bob.open(agents[0].cluster());
+    echoes(&mut his, b"x").await;
+    assert!(promised().await > hers, "another user's streams are promised more");
+    for stream in &mut held {
+        echoes(stream, &[2; 100_000]).await;
+    }
+    drop((held, his));
+    eventually("all is given back", async || promised().await == 0).await;
+}

@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
@@ -15,10 +16,9 @@ use bytes::BytesMut;
 use common::{Bench, SOON, eventually, limits};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex},
-    sync::Semaphore,
     time::{Instant, timeout},
 };
-use towline_relay::{accept, registry::RoleAssignment};
+use towline_relay::{accept, handshakes::Handshakes, registry::RoleAssignment};
 use towline_tunnel::{
     carrier::{dial::Errand, websocket::WebSocketCarrier},
     ids::InstanceId,
@@ -93,9 +93,9 @@ async fn an_instance_that_is_revoked_while_it_is_let_in_does_not_stay() {
     // WELCOME, with a certificate in it, does not fit.
     let (ours, relays) = duplex(128);
     let exporter = Some([7; 32]);
-    let handshake = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
     let deadline = Instant::now() + SOON;
-    let from = "192.0.2.1:1".parse().unwrap();
+    let from = SocketAddr::from(([192, 0, 2, 1], 1));
+    let handshake = Handshakes::new(1).enter(from.ip()).unwrap().come().await.unwrap();
     let relay = Arc::clone(bench.relay.relay());
     let served = tokio::spawn(accept::connection(relays, exporter, false, from, deadline, handshake, relay));
     let gate = Arc::<Mutex<Gate>>::default();

@@ -28,11 +28,15 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// What it may take to answer for its metrics.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// All simulated peers come from one address, as one user, and may be instances of one cluster.
-const ONE_MACHINE: [&str; 6] = [
+const ONE_MACHINE: [&str; 10] = [
     "--max-sessions-per-address",
     "1000000",
     "--max-sessions-per-user",
     "1000000",
+    "--max-streams-per-user",
+    "1000000",
+    "--max-buffered-bytes-per-user",
+    "1024GiB",
     "--max-instances-per-cluster",
     "1000000",
 ];

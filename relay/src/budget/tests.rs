@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::{task::JoinSet, time::advance};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 
@@ -11,6 +12,13 @@ const SECOND: Duration = Duration::from_secs(1);
 fn budget(rate: u32, burst: u32) -> Arc<AcceptBudget> {
     let limits = Limits { accept_rate: rate, accept_burst: burst, ..Limits::default() };
     Arc::new(AcceptBudget::new(&limits))
+}
+
+/// One whose tokens are handed out for as long as the handle is kept.
+fn paced(rate: u32, burst: u32) -> (Arc<AcceptBudget>, AbortOnDropHandle<()>) {
+    let budget = budget(rate, burst);
+    let pacing = Arc::clone(&budget);
+    (budget, AbortOnDropHandle::new(tokio::spawn(async move { pacing.run().await })))
 }
 
 /// Comes at `at`, and again when it is told to, until it is let in; says when that was, and how often it came.
@@ -38,11 +46,7 @@ fn busiest(times: &[(Instant, u32)]) -> usize {
 
 #[tokio::test(start_paused = true)]
 async fn t37_no_second_sees_more_than_the_rate_and_nobody_is_left_out() {
-    let budget = budget(1000, 100);
-    let _pacing = tokio_util::task::AbortOnDropHandle::new(tokio::spawn({
-        let budget = Arc::clone(&budget);
-        async move { budget.run().await }
-    }));
+    let (budget, _pacing) = paced(1000, 100);
     let begun = Instant::now();
     let mut comers = JoinSet::new();
     for number in 0..8000 {
@@ -60,11 +64,7 @@ async fn t37_no_second_sees_more_than_the_rate_and_nobody_is_left_out() {
 
 #[tokio::test(start_paused = true)]
 async fn those_whose_streams_wait_come_first_and_starve_nobody() {
-    let budget = budget(100, 10);
-    let _pacing = tokio_util::task::AbortOnDropHandle::new(tokio::spawn({
-        let budget = Arc::clone(&budget);
-        async move { budget.run().await }
-    }));
+    let (budget, _pacing) = paced(100, 10);
     let begun = Instant::now();
     let (mut ordinary, mut liars) = (JoinSet::new(), JoinSet::new());
     for _ in 0..200 {
@@ -85,11 +85,7 @@ async fn those_whose_streams_wait_come_first_and_starve_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn one_whose_streams_wait_passes_a_queue_of_others() {
-    let budget = budget(100, 10);
-    let _pacing = tokio_util::task::AbortOnDropHandle::new(tokio::spawn({
-        let budget = Arc::clone(&budget);
-        async move { budget.run().await }
-    }));
+    let (budget, _pacing) = paced(100, 10);
     let mut others = JoinSet::new();
     for _ in 0..110 {
         others.spawn(come(Arc::clone(&budget), Errand::Begin, Duration::ZERO));
@@ -121,4 +117,29 @@ async fn who_has_gone_takes_no_token_and_appointments_are_not_endless() {
     advance(SECOND).await;
     assert!(budget.hand_out().is_none(), "nobody is there any more");
     assert_eq!(budget.enter(Errand::Begin).await, Ok(()), "and the token is still there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn spare_tokens_are_those_that_nobody_else_needs() {
+    let (budget, _pacing) = paced(100, 10);
+    let spare = (0..20).filter(|_| budget.spare().is_ok()).count();
+    assert_eq!(spare, 6, "the other half of the burst is left");
+    for _ in 0..4 {
+        assert_eq!(tokio::time::timeout(Duration::ZERO, budget.enter(Errand::Begin)).await, Ok(Ok(())));
+    }
+    let others: Vec<_> =
+        (0..50).map(|_| tokio::spawn(come(Arc::clone(&budget), Errand::Begin, Duration::ZERO))).collect();
+    tokio::task::yield_now().await;
+    let mut last = Duration::ZERO;
+    while !others.iter().all(|other| other.is_finished()) {
+        let hint = budget.spare().expect_err("somebody waits");
+        assert!(!hint.is_zero() && hint <= FARTHEST);
+        last = last.max(hint);
+        sleep(Duration::from_millis(5)).await;
+    }
+    sleep(last).await;
+    assert_eq!(budget.spare(), Ok(()), "and it is not sent away for ever");
+    // Where the burst is one token, that one is spare while nobody waits.
+    let (smallest, _pacing) = paced(1, 1);
+    assert_eq!(smallest.spare(), Ok(()));
 }

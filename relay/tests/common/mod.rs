@@ -5,7 +5,11 @@ use std::{path::PathBuf, time::Duration};
 
 use bytes::BytesMut;
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinHandle,
+};
 use towline_identity::{
     IssuerConfig, IssuerSettings,
     dev::{DevIssuer, TokenRequest},
@@ -178,12 +182,22 @@ impl Bench {
                 tokio::spawn(async move {
                     let (mut reader, mut writer) = tokio::io::split(stream);
                     if tokio::io::copy(&mut reader, &mut writer).await.is_ok() {
-                        let _gone = tokio::io::AsyncWriteExt::shutdown(&mut writer).await;
+                        let _gone = writer.shutdown().await;
                     }
                 });
             }
         });
         agent
+    }
+
+    /// What the relay's page says of something.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let mut stream = TcpStream::connect(self.relay.metrics_address()).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.unwrap();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {page}")).trim().parse().unwrap()
     }
 
     pub(crate) fn token(&self, user: &str, groups: &[&str]) -> Secret {

@@ -25,12 +25,21 @@ impl Budgets {
 
     /// The ledger for a stream of this user.
     pub(super) fn of(&mut self, user: u64) -> Ledger {
+        self.within(user, None)
+    }
+
+    /// The same, where what it promises counts in the user's `own` ledger, too, if there is one.
+    pub(super) fn within(&mut self, user: u64, own: Option<&Ledger>) -> Ledger {
         if self.users.len() >= self.sweep_at {
             self.users.retain(|_, ledger| ledger.is_used());
             give_back(&mut self.users);
             self.sweep_at = self.users.len() + SWEEP_EVERY;
         }
-        self.users.entry(user).or_insert_with(|| self.process.child(USER_BUDGET)).clone()
+        let new = || match own {
+            Some(own) => self.process.child_with(own, USER_BUDGET),
+            None => self.process.child(USER_BUDGET),
+        };
+        self.users.entry(user).or_insert_with(new).clone()
     }
 }
 
@@ -48,6 +57,17 @@ mod tests {
         assert!(!budgets.of(1).reserve(1, true));
         assert!(bob.reserve(4 * MAX_WINDOW, true));
         assert_eq!(process.promised(), 2 * USER_BUDGET);
+    }
+
+    #[test]
+    fn a_user_with_a_ledger_is_kept_within_it_on_all_connections() {
+        let (process, own) = (Ledger::new(1 << 30), Ledger::new(USER_BUDGET + MAX_WINDOW));
+        let mut connections = [Budgets::new(process.clone()), Budgets::new(process.clone())];
+        assert!(connections[0].within(1, Some(&own)).reserve(USER_BUDGET, true));
+        assert!(!connections[1].within(1, Some(&own)).reserve(USER_BUDGET, true));
+        assert!(connections[1].within(1, Some(&own)).reserve(MAX_WINDOW, true));
+        assert!(connections[1].of(2).reserve(USER_BUDGET, true));
+        assert_eq!(process.promised(), 2 * USER_BUDGET + MAX_WINDOW);
     }
 
     #[test]

@@ -17,19 +17,29 @@ pub struct Ledger(Arc<Inner>);
 struct Inner {
     limit: u64,
     promised: AtomicU64,
-    /// Whatever is promised here is promised there, too.
-    parent: Option<Ledger>,
+    /// Whatever is promised here is promised in each of these, too.
+    parents: Vec<Ledger>,
 }
 
 impl Ledger {
     /// A ledger that promises at most `limit` bytes.
     pub fn new(limit: u64) -> Self {
-        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0), parent: None }))
+        Self::within(Vec::new(), limit)
     }
 
     /// A ledger within this one, such as a session's: what it promises counts in both.
     pub fn child(&self, limit: u64) -> Self {
-        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0), parent: Some(self.clone()) }))
+        Self::within(vec![self.clone()], limit)
+    }
+
+    /// A ledger within this one and another, such as a user's part of a session: what it promises counts in all three. Neither of the
+    /// two may be within the other.
+    pub fn child_with(&self, other: &Self, limit: u64) -> Self {
+        Self::within(vec![self.clone(), other.clone()], limit)
+    }
+
+    fn within(parents: Vec<Self>, limit: u64) -> Self {
+        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0), parents }))
     }
 
     /// Takes `bytes`, if three quarters of the limit (for the growth of what is there) or all of it (for what is
@@ -43,24 +53,26 @@ impl Ledger {
                 promised.checked_add(bytes).filter(|sum| *sum <= limit)
             })
             .is_ok();
-        if reserved && self.0.parent.as_ref().is_some_and(|parent| !parent.reserve(bytes, new)) {
-            self.0.promised.fetch_sub(bytes, Ordering::Relaxed);
+        if !reserved {
             return false;
         }
-        reserved
+        let refusing = self.0.parents.iter().position(|parent| !parent.reserve(bytes, new));
+        if let Some(refusing) = refusing {
+            self.0.parents[..refusing].iter().for_each(|parent| parent.release(bytes));
+            self.0.promised.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        refusing.is_none()
     }
 
     /// Gives back what was reserved.
     pub fn release(&self, bytes: u64) {
         let before = self.0.promised.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "no more is released than was reserved");
-        if let Some(parent) = &self.0.parent {
-            parent.release(bytes);
-        }
+        self.0.parents.iter().for_each(|parent| parent.release(bytes));
     }
 
-    /// Whether anybody else holds it.
-    pub(super) fn is_used(&self) -> bool {
+    /// Whether anybody else holds it, or a ledger within it.
+    pub fn is_used(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
 
@@ -96,5 +108,17 @@ mod tests {
         assert!(b.reserve(20, true));
         a.release(80);
         assert_eq!(process.promised(), 20);
+    }
+    #[test]
+    fn what_counts_in_two_ledgers_is_refused_by_either_and_then_counts_in_none() {
+        let (session, user) = (Ledger::new(100), Ledger::new(50));
+        let part = session.child_with(&user, 1000);
+        assert!(part.reserve(40, true));
+        assert!(!part.reserve(20, true), "the user's limit");
+        assert!(session.reserve(55, true));
+        assert!(!part.reserve(10, true), "the session's limit");
+        assert_eq!((part.promised(), session.promised(), user.promised()), (40, 95, 40));
+        part.release(40);
+        assert_eq!((session.promised(), user.promised()), (55, 0));
     }
 }

@@ -253,9 +253,22 @@ impl<R: Clone> Leg<R> {
     ///
     /// # Errors
     /// If this leg takes no new streams.
-    pub fn open(&mut self, mut request: OpenRequest, to: R) -> Result<StreamId, CloseReason> {
+    pub fn open(&mut self, request: OpenRequest, to: R) -> Result<StreamId, CloseReason> {
+        self.open_for(None, request, to)
+    }
+
+    /// The same for a user, who is always the same one for the request's share: what is promised here counts in their ledger, too.
+    ///
+    /// # Errors
+    /// If this leg takes no new streams.
+    pub fn open_for(
+        &mut self,
+        user: Option<&Ledger>,
+        mut request: OpenRequest,
+        to: R,
+    ) -> Result<StreamId, CloseReason> {
         let id = self.new_id()?;
-        let ledger = self.budgets.of(request.share);
+        let ledger = self.budgets.within(request.share, user);
         let mut stream = Self::stream(request.share, ledger);
         stream.far_limit = stream.far_limit.max(request.limit);
         stream.advertised = stream.far_limit.min(stream.allowance.size()).max(FLOOR);

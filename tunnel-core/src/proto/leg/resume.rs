@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use super::{Answer, Begin, Leg, LegEvent, PEERS_OWN, Stream};
 use crate::proto::{
-    CloseReason, ResumeRequest, Resumed, frame::StreamId, link::Violation, resume::Arrived, send::SendHalf,
+    CloseReason, ResumeRequest, Resumed, frame::StreamId, ledger::Ledger, link::Violation, resume::Arrived,
+    send::SendHalf,
 };
 
 impl<R> Stream<R> {
@@ -63,9 +64,22 @@ impl<R: Clone> Leg<R> {
     ///
     /// # Errors
     /// If this leg takes no new streams.
-    pub fn resume(&mut self, mut request: ResumeRequest, to: R) -> Result<StreamId, CloseReason> {
+    pub fn resume(&mut self, request: ResumeRequest, to: R) -> Result<StreamId, CloseReason> {
+        self.resume_for(None, request, to)
+    }
+
+    /// The same for a user, as [`Leg::open_for`].
+    ///
+    /// # Errors
+    /// If this leg takes no new streams.
+    pub fn resume_for(
+        &mut self,
+        user: Option<&Ledger>,
+        mut request: ResumeRequest,
+        to: R,
+    ) -> Result<StreamId, CloseReason> {
         let id = self.new_id()?;
-        let ledger = self.budgets.of(request.share);
+        let ledger = self.budgets.within(request.share, user);
         let mut stream = Self::stream(request.share, ledger);
         request.limit = stream.go_on_from(request.arrived, request.limit);
         stream.to = Some(to);
