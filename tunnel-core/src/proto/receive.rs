@@ -112,6 +112,11 @@ impl ReceiveHalf {
         !self.unread.is_empty()
     }
 
+    /// Contiguous bytes that came since the stream's begin.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
     /// Bytes that wait to be read.
     pub fn unread(&self) -> u64 {
         self.received - self.consumed

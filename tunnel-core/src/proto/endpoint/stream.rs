@@ -35,8 +35,6 @@ pub(super) struct Stream<S> {
     pub(super) owes_resumed: Option<Resumed>,
     /// Once this many bytes went in a direction the stream is bulk, and that is told.
     pub(super) bulk_at: u64,
-    /// Bytes that came.
-    pub(super) came: u64,
     /// DETACHED must be sent, and nothing else: the stream goes on elsewhere.
     pub(super) detached: bool,
     /// RESET, not yet sent.
@@ -64,7 +62,6 @@ impl<S: Signal> Stream<S> {
             owes_opened: false,
             owes_resumed: None,
             bulk_at: u64::MAX,
-            came: 0,
             detached: false,
             reset: None,
             ended: None,
