@@ -23,7 +23,11 @@ use super::connection::{Connection, Shared, Wakers};
 use crate::{
     backoff::{self, Backoff},
     ids::StreamKey,
-    proto::{CloseReason, ResumeRequest, Resumed, StreamId, endpoint::Endpoint, resume::Claim},
+    proto::{
+        CloseReason, ResumeRequest, Resumed, StreamId,
+        endpoint::{Endpoint, Moving},
+        resume::Claim,
+    },
 };
 
 /// Decides whether a RESUME's ticket lets its caller in; says why not.
@@ -46,6 +50,22 @@ struct Kept {
     admit: Option<Admit>,
     /// It went to a line once, and does so only once.
     moved: bool,
+}
+
+impl Inside {
+    /// At the client: asks for the stream on `connection`, where it is from now on. Parked there if that takes no streams.
+    fn ask_on(&mut self, connection: &Connection, moving: Moving<Wakers>, keeper: &Keeper) {
+        let Some(kept) = &mut self.kept else { return };
+        let asked = connection.0.with(|endpoint| endpoint.resume(moving, &mut kept.claim));
+        self.shared = Arc::clone(&connection.0);
+        match asked {
+            Ok(stream) => self.id = stream,
+            Err(parked) => {
+                self.id = parked;
+                keeper.note(&[], &[kept.claim.key()]);
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Place {
@@ -371,15 +391,7 @@ impl Keeper {
         let moving =
             shared.with(|endpoint| if endpoint.is_parked(*id) { endpoint.detach(*id) } else { None });
         let Some(moving) = moving else { return };
-        let asked = connection.0.with(|endpoint| endpoint.resume(moving, &mut kept.claim));
-        *shared = Arc::clone(&connection.0);
-        match asked {
-            Ok(stream) => *id = stream,
-            Err(parked) => {
-                *id = parked;
-                self.note(&[], &[key]);
-            }
-        }
+        inside.ask_on(connection, moving, self);
     }
 
     /// Ends all streams that wait: nobody will take them up any more.

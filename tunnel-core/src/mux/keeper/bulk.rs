@@ -76,15 +76,7 @@ impl Keeper {
         if let Some(entry) = self.list().get_mut(&key) {
             entry.parked = Some(Parked::now(None));
         }
-        let asked = line.0.with(|endpoint| endpoint.resume(moving, &mut kept.claim));
-        *shared = Arc::clone(&line.0);
-        match asked {
-            Ok(stream) => *id = stream,
-            Err(parked) => {
-                *id = parked;
-                self.note(&[], &[key]);
-            }
-        }
+        inside.ask_on(line, moving, self);
         // Its time counts from now on, should there be no answer.
         self.0.news.notify_one();
         true
