@@ -124,10 +124,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let forwarder = Forwarder::new(verifier, apiserver, metrics.clone(), config.clock.clone());
     let acceptor = Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone()));
     let max_streams = config.limits.max_streams as usize;
-    let keeper = match config.lines.max {
-        0 => Keeper::new(config.resume_timeout, max_streams),
-        _ => Keeper::telling_bulk(config.resume_timeout, max_streams, config.lines.bulk_after),
-    };
+    let keeper = Keeper::with_lines(config.resume_timeout, max_streams, config.lines);
     let (uplink, status) = Uplink::new(Parts {
         cluster: identity,
         token: config.enrolment,

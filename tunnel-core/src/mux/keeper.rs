@@ -19,7 +19,10 @@ use tokio::{
 };
 
 use self::bulk::Bulk;
-use super::connection::{Connection, Shared, Wakers};
+use super::{
+    connection::{Connection, Shared, Wakers},
+    lines::LineSettings,
+};
 use crate::{
     backoff::{self, Backoff},
     ids::StreamKey,
@@ -180,9 +183,9 @@ impl Keeper {
         Self::build(keep_for, max_parked, None)
     }
 
-    /// The same, which tells of streams that carried `bulk_after` bytes in one direction ([`Keeper::next_bulk`]).
-    pub fn telling_bulk(keep_for: Duration, max_parked: usize, bulk_after: u64) -> Self {
-        Self::build(keep_for, max_parked, Some(bulk_after))
+    /// The same, which tells of streams that became bulk ([`Keeper::next_bulk`]) if there may be lines for them.
+    pub fn with_lines(keep_for: Duration, max_parked: usize, lines: LineSettings) -> Self {
+        Self::build(keep_for, max_parked, (lines.max > 0).then_some(lines.bulk_after))
     }
 
     fn build(keep_for: Duration, max_parked: usize, bulk_after: Option<u64>) -> Self {

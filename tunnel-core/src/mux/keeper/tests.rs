@@ -13,7 +13,7 @@ use tokio::{
 use super::*;
 use crate::{
     ids::{ClusterId, InstanceId},
-    mux::{Closed, EndpointConfig, Ledger, MuxStream, OpenRequest, ResumeKey, Side},
+    mux::{Closed, EndpointConfig, Ledger, LineSettings, MuxStream, OpenRequest, ResumeKey, Side},
 };
 
 const KEEP_FOR: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ impl Pair {
     fn new() -> (Arc<Self>, tokio::sync::mpsc::Receiver<MuxStream>, JoinSet<()>) {
         let (accepted, streams) = tokio::sync::mpsc::channel(10);
         let pair = Arc::new(Self {
-            client: Keeper::telling_bulk(KEEP_FOR, 100, BULK),
+            client: Keeper::with_lines(KEEP_FOR, 100, LineSettings::new(1, BULK)),
             agent: Keeper::new(KEEP_FOR, 100),
             line: Mutex::default(),
             accepted,
