@@ -123,7 +123,7 @@ impl ReceiveHalf {
     }
 
     /// What CREDIT says as `received`: one more than the length once the end is there.
-    fn received_now(&self) -> u64 {
+    pub(super) fn received_now(&self) -> u64 {
         self.received + u64::from(self.fin)
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{Inside, Keeper, Parked, Place};
+use super::{Inside, Keeper, Place};
 use crate::{ids::StreamKey, mux::Connection};
 
 /// Streams that became bulk and that nobody asked about yet; more are not remembered, and stay where they are.
@@ -74,7 +74,7 @@ impl Keeper {
         kept.moved = true;
         // Before it is asked for: that it waits again may be noted at once.
         if let Some(entry) = self.list().get_mut(&key) {
-            entry.parked = Some(Parked::now(None));
+            entry.leaves();
         }
         inside.ask_on(line, moving, self);
         // Its time counts from now on, should there be no answer.

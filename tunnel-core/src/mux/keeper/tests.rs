@@ -317,3 +317,38 @@ async fn a_move_to_a_line_that_does_not_answer_ends_where_it_began() {
     echoes(&mut near, &mut far, 200_000).await;
     assert!(line.is_closed() && !pair.client.move_to(StreamKey::from_bytes([9; 16]), &line));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_cut_whenever_it_was_taken_up_is_asked_for_less_and_less() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let mut near = pair.open(1).await;
+    let mut far = streams.recv().await.unwrap();
+    keep(&far, 7, all());
+    let tick = Duration::from_millis(1);
+    // One that stood, or moved a byte, is asked for at once; twice in a row it does not.
+    let back_at_once = async |near: &MuxStream| {
+        pair.cut();
+        pair.lay();
+        tokio::time::sleep(5 * tick).await;
+        assert!(!near.view().is_waiting());
+    };
+    back_at_once(&near).await;
+    let (begun, before) = (Instant::now(), pair.laid.load(Ordering::Relaxed));
+    while begun.elapsed() < Duration::from_secs(30) {
+        if !near.view().is_waiting() {
+            pair.cut();
+            pair.lay();
+        }
+        tokio::time::sleep(tick).await;
+    }
+    let times = pair.laid.load(Ordering::Relaxed) - before;
+    assert!((5..=120).contains(&times), "taken up {times} times in 30 s");
+    while near.view().is_waiting() {
+        tokio::time::sleep(tick).await;
+    }
+    echoes(&mut near, &mut far, 1).await;
+    back_at_once(&near).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    back_at_once(&near).await;
+}

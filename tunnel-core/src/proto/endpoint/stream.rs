@@ -1,6 +1,6 @@
 //! One stream of an endpoint.
 
-use super::{Signal, StreamError};
+use super::{Signal, StreamError, WasParked};
 use crate::{
     ids::StreamKey,
     proto::{CloseReason, OpenRequest, Opened, ResumeRequest, Resumed, receive::ReceiveHalf, send::SendHalf},
@@ -98,6 +98,12 @@ impl<S: Signal> Stream<S> {
         self.phase = Phase::Parked;
         self.owes_resumed = None;
         (self.dirty, self.owing) = (false, false);
+    }
+
+    /// For whoever keeps streams, if this is a kept one.
+    pub(super) fn was_parked(&self) -> Option<WasParked> {
+        let moved = self.send.confirmed() + self.receive.received_now();
+        self.kept_as.map(|key| WasParked { key, moved })
     }
 
     /// The stream is over, unless it was already. Nothing more is sent; what came can still be read before the error.
