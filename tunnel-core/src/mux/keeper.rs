@@ -200,8 +200,13 @@ impl Keeper {
 
     /// A stream goes on as `stream` of `shared`.
     fn goes_on(&self, key: StreamKey, shared: &Shared, stream: StreamId) {
+        let mut bulk = false;
         if let Some(entry) = self.list().get_mut(&key) {
             entry.stands();
+            bulk = std::mem::take(&mut entry.bulk_waits);
+        }
+        if bulk {
+            self.note_bulk(vec![key]);
         }
         // Its new connection may have ended meanwhile, and that it waits again was noted before this.
         if let Some(parked) = shared.with(|endpoint| endpoint.parked(stream)) {

@@ -17,6 +17,8 @@ const STEADY: Duration = Duration::from_secs(10);
 pub(super) struct Entry {
     pub(super) place: Arc<Place>,
     pub(super) parked: Option<Parked>,
+    /// It became bulk while it waited; told again once it goes on.
+    pub(super) bulk_waits: bool,
     backoff: Backoff,
     /// When it went on last, and how far it was when it was parked last.
     stands_since: Instant,
@@ -48,7 +50,7 @@ impl Parked {
 impl Entry {
     pub(super) fn new(place: Arc<Place>) -> Self {
         let backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-        Self { place, parked: None, backoff, stands_since: Instant::now(), moved: None }
+        Self { place, parked: None, bulk_waits: false, backoff, stands_since: Instant::now(), moved: None }
     }
 
     /// It lost its connection when it was so far, or was refused. One that stood is asked for at once; but not one that is only ever taken up

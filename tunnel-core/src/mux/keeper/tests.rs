@@ -352,3 +352,24 @@ async fn a_stream_that_is_cut_whenever_it_was_taken_up_is_asked_for_less_and_les
     tokio::time::sleep(Duration::from_secs(10)).await;
     back_at_once(&near).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_became_bulk_and_waits_is_told_again_once_it_goes_on() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let mut near = pair.open(1).await;
+    let mut far = streams.recv().await.unwrap();
+    keep(&far, 7, all());
+    echoes(&mut near, &mut far, 200_000).await;
+    assert_eq!(pair.client.next_bulk().await, near.key());
+    let (line, _drivers) = pair.another();
+    pair.cut();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(near.view().is_waiting() && !pair.client.move_to(near.key(), &line));
+    pair.lay();
+    let told = timeout(Duration::from_secs(5), pair.client.next_bulk()).await;
+    assert_eq!(told.unwrap(), near.key());
+    assert!(pair.client.move_to(near.key(), &line));
+    echoes(&mut near, &mut far, 200_000).await;
+    assert_eq!(line.stream_count(), 1);
+}
