@@ -17,8 +17,8 @@ use towline_tunnel::{
     ids::{ClusterId, InstanceId, StreamKey},
     keys::SigningKey,
     mux::{
-        CloseReason, Closed, Connection, Keeper, LineSettings, MAX_LINES, MuxStream, OpenRequest, ResumeKey,
-        StreamError,
+        CloseReason, Closed, Connection, Keeper, LineSettings, MAX_LINES, MuxStream, OpenRequest, Owner,
+        ResumeKey, StreamError,
     },
     session::{Identify, control::Control, message::Secret},
 };
@@ -132,7 +132,11 @@ fn returning(agent: &common::Agent, line: bool) -> Identify<'_> {
 
 /// As after an inner handshake.
 fn keep(stream: &MuxStream, cluster: ClusterId) {
-    stream.keep(cluster, ResumeKey::new(&[7; 32]), Some(Box::new(|_| Ok(()))));
+    stream.keep(
+        cluster,
+        ResumeKey::new(&[7; 32]),
+        Some(Owner { user: "alice".into(), admit: Box::new(|_| Ok(())) }),
+    );
 }
 
 async fn echoes(stream: &mut MuxStream, bytes: &[u8]) {

@@ -19,7 +19,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::{bulk::Bulk, parked::Entry};
+use self::{
+    bulk::Bulk,
+    parked::{Entry, beyond},
+};
 use super::{
     connection::{Connection, Shared, Wakers},
     lines::LineSettings,
@@ -35,6 +38,20 @@ use crate::{
 
 /// Decides whether a RESUME's ticket lets its caller in; says why not.
 pub type Admit = Box<dyn Fn(&ResumeRequest) -> Result<(), String> + Send + Sync>;
+
+/// Whose a stream is, at the agent.
+pub struct Owner {
+    /// Names the user; where too many streams wait, those of the user who has most of them end first.
+    pub user: Arc<str>,
+    /// Who may take it up.
+    pub admit: Admit,
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Owner({})", self.user)
+    }
+}
 
 /// Where a stream is now. The stream's handle and the keeper share it; it changes when the stream goes on elsewhere.
 pub(super) struct Place(Mutex<Inside>);
@@ -89,14 +106,15 @@ impl Place {
         inside.shared.with(|endpoint| change(endpoint, inside.id))
     }
 
-    pub(super) fn keep(self: &Arc<Self>, claim: Claim, admit: Option<Admit>) {
+    pub(super) fn keep(self: &Arc<Self>, claim: Claim, owner: Option<Owner>) {
         let mut inside = self.lock();
         let Some(keeper) = inside.shared.keeper().cloned() else { return };
         let key = claim.key();
+        let (user, admit) = owner.map(|Owner { user, admit }| (user, admit)).unzip();
         let taken = match keeper.list().entry(key) {
             // Known before the stream can be parked, so that being parked is heard.
             hash_map::Entry::Vacant(free) => {
-                free.insert(Entry::new(Arc::clone(self)));
+                free.insert(Entry::new(Arc::clone(self), user));
                 false
             }
             hash_map::Entry::Occupied(_) => true,
@@ -275,23 +293,29 @@ impl Keeper {
 
     /// Ends the streams whose time is over, and those that are too many. Returns when it should be called next.
     fn expire(&self) -> Option<Instant> {
-        let mut over = Vec::new();
+        let mut late = Vec::new();
         let mut next = None::<Instant>;
         let list = self.list();
-        let mut kept = 0;
+        let mut waiting = Vec::new();
         for entry in list.values() {
             let Some(parked) = &entry.parked else { continue };
-            kept += 1;
             match parked.ends(self.0.keep_for) {
-                Some(end) if kept <= self.0.max_parked => {
+                Some(end) => {
                     next = Some(next.map_or(end, |next| next.min(end)));
+                    waiting.push((entry, parked));
                 }
-                _ => over.push(Arc::clone(&entry.place)),
+                None => late.push(Arc::clone(&entry.place)),
             }
         }
+        let beyond = match waiting.len() > self.0.max_parked {
+            true => beyond(waiting.into_iter(), self.0.max_parked),
+            false => Vec::new(),
+        };
         drop(list);
         let detail = format!("its connection was lost, and not back within {:?}", self.0.keep_for);
-        over.iter().for_each(|place| self.give_up(place, CloseReason::Detached, &detail));
+        late.iter().for_each(|place| self.give_up(place, CloseReason::Detached, &detail));
+        let detail = "its connection was lost, and too many streams wait";
+        beyond.iter().for_each(|place| self.give_up(place, CloseReason::LimitReached, detail));
         next
     }
 

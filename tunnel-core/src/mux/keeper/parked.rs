@@ -1,6 +1,11 @@
-//! Streams that wait to go on: since when, when taking one up is tried next.
+//! Streams that wait to go on: since when, when taking one up is tried next, and which end where there are too many.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -16,6 +21,8 @@ const STEADY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) place: Arc<Place>,
+    /// Whose it is; at the agent only.
+    user: Option<Arc<str>>,
     pub(super) parked: Option<Parked>,
     /// It became bulk while it waited; told again once it goes on.
     pub(super) bulk_waits: bool,
@@ -48,9 +55,17 @@ impl Parked {
 }
 
 impl Entry {
-    pub(super) fn new(place: Arc<Place>) -> Self {
+    pub(super) fn new(place: Arc<Place>, user: Option<Arc<str>>) -> Self {
         let backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-        Self { place, parked: None, bulk_waits: false, backoff, stands_since: Instant::now(), moved: None }
+        Self {
+            place,
+            user,
+            parked: None,
+            bulk_waits: false,
+            backoff,
+            stands_since: Instant::now(),
+            moved: None,
+        }
     }
 
     /// It lost its connection when it was so far, or was refused. One that stood is asked for at once; but not one that is only ever taken up
@@ -90,4 +105,31 @@ impl Entry {
 fn since_boot() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// Those that end where more than `room` wait: of the user who has most of them the one that waits longest, and so on, so that nobody's streams
+/// are pushed out by another's.
+pub(super) fn beyond<'a>(
+    waiting: impl Iterator<Item = (&'a Entry, &'a Parked)>,
+    room: usize,
+) -> Vec<Arc<Place>> {
+    let mut users: HashMap<Option<&str>, Vec<(Instant, &Entry)>> = HashMap::new();
+    let mut all = 0usize;
+    for (entry, parked) in waiting {
+        users.entry(entry.user.as_deref()).or_default().push((parked.since, entry));
+        all += 1;
+    }
+    let mut most: BinaryHeap<_> =
+        users.iter().map(|(user, streams)| (streams.len(), Reverse(*user))).collect();
+    for streams in users.values_mut() {
+        streams.sort_unstable_by_key(|(since, _)| Reverse(*since));
+    }
+    let mut over = Vec::new();
+    for _ in room..all {
+        let Some((count, user)) = most.pop() else { break };
+        let oldest = users.get_mut(&user.0).and_then(Vec::pop);
+        over.extend(oldest.map(|(_, entry)| Arc::clone(&entry.place)));
+        most.push((count - 1, user));
+    }
+    over
 }

@@ -41,10 +41,15 @@ struct Pair {
 
 impl Pair {
     fn new() -> (Arc<Self>, tokio::sync::mpsc::Receiver<MuxStream>, JoinSet<()>) {
+        Self::keeping(100)
+    }
+
+    /// The agent keeps no more than so many that wait.
+    fn keeping(max_parked: usize) -> (Arc<Self>, tokio::sync::mpsc::Receiver<MuxStream>, JoinSet<()>) {
         let (accepted, streams) = tokio::sync::mpsc::channel(10);
         let pair = Arc::new(Self {
             client: Keeper::with_lines(KEEP_FOR, 100, LineSettings::new(1, BULK)),
-            agent: Keeper::new(KEEP_FOR, 100),
+            agent: Keeper::new(KEEP_FOR, max_parked),
             line: Mutex::default(),
             accepted,
             ledger: Ledger::new(64 << 20),
@@ -93,9 +98,13 @@ impl Pair {
     }
 
     async fn open(&self, key: u8) -> MuxStream {
+        Self::open_on(&self.connection().unwrap(), key).await
+    }
+
+    async fn open_on(connection: &Connection, key: u8) -> MuxStream {
         let stream = StreamKey::from_bytes([key; 16]);
         let request = OpenRequest::new(stream, ClusterId::of_spki(b"k"));
-        let opened = self.connection().unwrap().open(request).unwrap();
+        let opened = connection.open(request).unwrap();
         // As after an inner handshake.
         while opened.opened().is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -105,13 +114,17 @@ impl Pair {
     }
 }
 
-fn keep(stream: &MuxStream, proofs: u8, admit: Option<Admit>) {
+fn keep(stream: &MuxStream, proofs: u8, owner: Option<Owner>) {
     let proofs = ResumeKey::new(&[proofs; 32]);
-    stream.keep(ClusterId::of_spki(b"k"), proofs, admit);
+    stream.keep(ClusterId::of_spki(b"k"), proofs, owner);
 }
 
-fn all() -> Option<Admit> {
-    Some(Box::new(|_| Ok(())))
+fn all() -> Option<Owner> {
+    of("alice")
+}
+
+fn of(user: &str) -> Option<Owner> {
+    Some(Owner { user: user.into(), admit: Box::new(|_| Ok(())) })
 }
 
 #[tokio::test(start_paused = true)]
@@ -186,7 +199,8 @@ async fn t50_a_resume_by_another_or_without_leave_is_refused_and_the_stream_stay
     let mut forbidden = pair.open(2).await;
     forbidden.write_all(b"y").await.unwrap();
     let far = streams.recv().await.unwrap();
-    keep(&far, 7, Some(Box::new(|_| Err("the ticket is another's".into()))));
+    let admit: Admit = Box::new(|_| Err("the ticket is another's".into()));
+    keep(&far, 7, Some(Owner { user: "alice".into(), admit }));
     pair.cut();
     pair.lay();
     for stream in [&mut stolen, &mut forbidden] {
@@ -316,6 +330,30 @@ async fn a_move_to_a_line_that_does_not_answer_ends_where_it_began() {
     // It is found dead in time, and the stream goes on on the connection that it left.
     echoes(&mut near, &mut far, 200_000).await;
     assert!(line.is_closed() && !pair.client.move_to(StreamKey::from_bytes([9; 16]), &line));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_too_many_wait_the_oldest_of_whoever_has_most_end() {
+    let (pair, mut streams, _tasks) = Pair::keeping(4);
+    let mut held = Vec::new();
+    for users in [&["bob", "bob"][..], &["alice", "alice"], &["alice", "alice", "alice"]] {
+        let (connection, drivers) = pair.another();
+        for user in users {
+            let near = Pair::open_on(&connection, held.len() as u8).await;
+            let far = streams.recv().await.unwrap();
+            keep(&far, 7, of(user));
+            held.push((*user, near, far));
+        }
+        drivers.iter().for_each(JoinHandle::abort);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(pair.agent.parked(), 4);
+    let waits: Vec<_> = held.iter().map(|(user, _, far)| (*user, far.view().is_waiting())).collect();
+    assert_eq!(waits[..2], [("bob", true); 2], "he has fewer, though his wait longer");
+    assert_eq!(waits[2..4], [("alice", false); 2], "the oldest of hers");
+    assert_eq!(waits[4..].iter().filter(|(_, waits)| *waits).count(), 2, "{waits:?}");
+    let error = held[2].2.read(&mut [0; 8]).await.unwrap_err();
+    assert!(error.to_string().contains("too many streams wait"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
