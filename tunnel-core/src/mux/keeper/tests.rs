@@ -411,3 +411,19 @@ async fn one_that_became_bulk_and_waits_is_told_again_once_it_goes_on() {
     echoes(&mut near, &mut far, 200_000).await;
     assert_eq!(line.stream_count(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_was_refused_for_good_is_not_counted_among_those_that_wait() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let mut near = pair.open(1).await;
+    let far = streams.recv().await.unwrap();
+    keep(&far, 8, all());
+    pair.cut();
+    pair.lay();
+    let error = timeout(Duration::from_secs(5), near.read(&mut [0])).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+    pair.cut();
+    tokio::time::sleep(KEEP_FOR + Duration::from_secs(1)).await;
+    assert_eq!(pair.client.parked(), 0, "its handle is still held");
+}

@@ -239,6 +239,7 @@ impl<S: Signal> Endpoint<S> {
     pub fn give_up(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> bool {
         let Some(stream) = self.streams.get_mut(&id) else { return true };
         match stream.phase {
+            _ if stream.ended.is_some() => {}
             Phase::Parked => {
                 stream.phase = Phase::Live;
                 stream.end(StreamError { reason, detail: detail.to_owned() });
