@@ -47,5 +47,29 @@ pub fn seeds() -> Vec<Vec<u8>> {
         }
         seeds.push(seed);
     }
+    seeds.extend(resuming());
     seeds
+}
+
+/// Scripts in which streams are taken up: at an agent, at a client, and through a relay.
+fn resuming() -> [Vec<u8>; 3] {
+    const FILL: &[u8] = &[13];
+    // The peer opens stream 2 under the name 5; it is accepted and kept; a byte comes, and some are written.
+    const ACCEPTED: &[u8] = &[0, 1, 2, 1, 5, 0, 0, 12, 15, 3, 5, 0, 0, 1, 2, 5, 0, 1, 7, 4, 90, 2];
+    // RESUME as stream 4, epoch 1, and once more as stream 6, epoch 2; then one that was used, as stream 8.
+    const TAKEN_UP: &[u8] = &[0, 1, 4, 11, 2, 5, 7, 1, 1, 0, 0, 255, 13, 0, 1, 4, 5, 0, 1];
+    const AGAIN: &[u8] =
+        &[0, 1, 6, 11, 2, 5, 7, 1, 1, 1, 0, 255, 13, 0, 1, 8, 11, 2, 5, 7, 1, 1, 1, 0, 255, 13];
+    // Stream 1 is opened under the name 5, and OPENED comes; it is kept, and moves; RESUMED comes, and a byte.
+    const OPENED: &[u8] = &[6, 5, 0, 0, 13, 0, 1, 1, 3, 5, 15, 3, 5, 0, 7, 4, 90, 1, 13];
+    const MOVED: &[u8] = &[15, 7, 5, 0, 13, 0, 1, 1, 11, 4, 0, 7, 1, 1, 255, 13, 0, 1, 3, 5, 0, 1];
+    // RESUME comes on one leg, goes out on the other, is answered there, and a byte follows each way.
+    const ASKED: &[u8] = &[0, 0, 1, 1, 11, 2, 5, 7, 1, 1, 0, 0, 255, 1, 1, 10];
+    const ANSWERED: &[u8] = &[1, 0, 1, 2, 11, 4, 0, 7, 1, 1, 255, 1, 0, 10];
+    const BYTES: &[u8] = &[0, 0, 1, 1, 5, 0, 1, 1, 1, 10, 1, 0, 1, 2, 5, 0, 1, 1, 0, 10];
+    [
+        [&[0], ACCEPTED, FILL, TAKEN_UP, AGAIN].concat(),
+        [&[0], OPENED, MOVED, MOVED].concat(),
+        [&[1], ASKED, ANSWERED, BYTES].concat(),
+    ]
 }

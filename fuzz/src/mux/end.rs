@@ -1,15 +1,19 @@
 //! One end of a connection, whose peer and whose application are hostile.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use towline_tunnel::{
-    ids::{ClusterId, InstanceId, StreamKey},
+    ids::{ClusterId, StreamKey},
     proto::{
-        CloseReason, OpenRequest,
-        endpoint::{Endpoint, EndpointConfig, Read, SEND_QUEUE, Side},
+        CloseReason, OpenRequest, ResumeRequest,
+        endpoint::{Endpoint, EndpointConfig, Event, Read, SEND_QUEUE, Side},
         frame::{StreamId, decode},
         ledger::Ledger,
+        resume::Claim,
         send::FLOOR,
         window::MAX_WINDOW,
     },
@@ -18,7 +22,7 @@ use towline_tunnel::{
 use super::{
     super::script::Script,
     MAX_STREAMS,
-    frames::{arrive, reason, request, size, sound, stream},
+    frames::{INSTANCE, arrive, claim, key, offset, reason, request, size, sound, stream},
 };
 
 pub(super) struct End {
@@ -29,6 +33,10 @@ pub(super) struct End {
     closed: bool,
     /// Streams that the application was given.
     known: Vec<StreamId>,
+    /// Those among them that are kept, as a keeper has them.
+    kept: HashMap<StreamKey, (StreamId, Claim)>,
+    /// RESUMEs that were sent.
+    asked: Vec<(StreamId, ResumeRequest)>,
 }
 
 impl End {
@@ -38,11 +46,20 @@ impl End {
             side,
             max_streams: MAX_STREAMS,
             ledger: ledger.clone(),
-            instance: InstanceId::from_bytes([9; 16]),
+            instance: INSTANCE,
             jitter: 0,
         };
         let endpoint = Endpoint::new(config, now);
-        Self { endpoint, ledger, bytes: BytesMut::new(), now, closed: false, known: Vec::new() }
+        Self {
+            endpoint,
+            ledger,
+            bytes: BytesMut::new(),
+            now,
+            closed: false,
+            known: Vec::new(),
+            kept: HashMap::new(),
+            asked: Vec::new(),
+        }
     }
 
     pub(super) fn play(mut self, script: &mut Script<'_>) {
@@ -59,7 +76,7 @@ impl End {
     fn step(&mut self, script: &mut Script<'_>) {
         match script.byte() % 16 {
             0..=5 => {
-                arrive(script, &mut self.bytes);
+                arrive(script, &mut self.bytes, &self.asked);
                 self.take();
             }
             6 => {
@@ -94,14 +111,99 @@ impl End {
                     );
                 }
             }
-            _ => match script.byte() % 8 {
+            _ => match script.byte() % 16 {
                 0 => self.close(reason(script)),
                 1 => self.endpoint.go_away(reason(script), Duration::ZERO, ""),
                 2 => {
                     let _queued = self.endpoint.control(Bytes::from_static(b"?"));
                 }
+                3..=6 => self.keep(key(script), script.byte()),
+                7..=10 => self.move_on(key(script), script.byte() & 1 == 0),
+                11 => self.give_up(key(script)),
+                12 => self.endpoint.tell_bulk(stream(script), offset(script)),
+                13 if script.byte() & 3 == 0 => self.park_all(reason(script)),
                 _ => while self.endpoint.next_control().is_some() {},
             },
+        }
+        self.forget();
+    }
+
+    /// One of the application's streams is kept under this name from now on, if the name is free.
+    fn keep(&mut self, key: StreamKey, which: u8) {
+        let id = self.known.get(usize::from(which) % self.known.len().max(1)).copied();
+        if let Some(id) = id
+            && !self.kept.contains_key(&key)
+            && self.kept.values().all(|(kept, _)| *kept != id)
+            && self.endpoint.keep(id, key)
+        {
+            self.kept.insert(key, (id, claim(key)));
+        }
+    }
+
+    /// As a client does: a stream that waits, or leaves, is asked for.
+    fn move_on(&mut self, key: StreamKey, leaves: bool) {
+        let Some((id, claim)) = self.kept.get_mut(&key) else { return };
+        let before = *id;
+        let moving = match (self.endpoint.is_parked(before), leaves) {
+            (true, _) => self.endpoint.detach(before),
+            (false, true) => self.endpoint.leave(before),
+            (false, false) => None,
+        };
+        if let Some(moving) = moving {
+            *id = self.endpoint.resume(moving, claim).unwrap_or_else(|parked| parked);
+            renumber(&mut self.known, before, *id);
+        }
+    }
+
+    /// As a keeper does when a stream's time is over.
+    fn give_up(&mut self, key: StreamKey) {
+        if let Some((id, _)) = self.kept.get(&key)
+            && self.endpoint.give_up(*id, CloseReason::Detached, "its time is over")
+        {
+            self.kept.remove(&key);
+        }
+    }
+
+    fn park_all(&mut self, reason: CloseReason) {
+        self.endpoint.close_and_park(reason, "");
+        self.closed = true;
+    }
+
+    /// What a keeper does with an endpoint's news.
+    fn forget(&mut self) {
+        for key in self.endpoint.take_over() {
+            self.kept.remove(&key);
+        }
+        for parked in self.endpoint.take_parked() {
+            assert!(self.kept.contains_key(&parked.key), "only what is kept is parked");
+        }
+        drop(self.endpoint.take_bulk());
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Resume { stream, request } => {
+                let Some((id, claim)) = self.kept.get_mut(&request.key) else {
+                    return self.endpoint.refuse_resume(stream, CloseReason::Lost, "");
+                };
+                if let Err(reason) = claim.accept(&request) {
+                    return self.endpoint.refuse_resume(stream, reason, "");
+                }
+                let Some(moving) = self.endpoint.detach(*id) else {
+                    return self.endpoint.refuse_resume(stream, CloseReason::Lost, "");
+                };
+                let _fits = self.endpoint.accept_resume(stream, moving, claim, &request);
+                renumber(&mut self.known, *id, stream);
+                *id = stream;
+            }
+            Event::Resumed { stream, key, resumed } => {
+                let kept = self.kept.get_mut(&key).filter(|(id, _)| *id == stream);
+                if kept.is_some_and(|(_, claim)| claim.is_answer(&resumed)) {
+                    let _fits = self.endpoint.resumed(stream, &resumed);
+                } else {
+                    self.endpoint.reset(stream, CloseReason::Lost, "not the agent's answer");
+                }
+            }
         }
     }
 
@@ -112,8 +214,9 @@ impl End {
                 Ok(None) => return,
                 Err(error) => Err(error.into()),
             };
-            if let Err(violation) = taken {
-                self.close(violation.reason);
+            match taken {
+                Ok(event) => event.into_iter().for_each(|event| self.on_event(event)),
+                Err(violation) => self.close(violation.reason),
             }
         }
     }
@@ -130,7 +233,7 @@ impl End {
         let payload = self.endpoint.fill(&mut out);
         assert!(payload <= out.len());
         self.endpoint.on_written(payload, self.now);
-        sound(out);
+        sound(out, &mut self.asked);
     }
 
     /// All that can be sent is sent, and every stream is let go of.
@@ -143,6 +246,9 @@ impl End {
             self.fill();
         }
         self.close(CloseReason::Detached);
+        for key in self.kept.keys().copied().collect::<Vec<_>>() {
+            self.give_up(key);
+        }
         for id in std::mem::take(&mut self.known) {
             self.endpoint.release(id);
         }
@@ -152,4 +258,9 @@ impl End {
             "a closed connection keeps only what somebody still reads"
         );
     }
+}
+
+/// The application's handle leads to another number from now on.
+fn renumber(known: &mut [StreamId], before: StreamId, after: StreamId) {
+    known.iter_mut().filter(|id| **id == before).for_each(|id| *id = after);
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use towline_tunnel::proto::{
-    CloseReason,
+    CloseReason, ResumeRequest,
     endpoint::Side,
     frame::{StreamId, decode},
     ledger::Ledger,
@@ -22,6 +22,8 @@ use super::{
 pub(super) struct Relay {
     legs: [Option<Leg<(usize, StreamId)>>; 2],
     bytes: [BytesMut; 2],
+    /// RESUMEs that were sent to each peer.
+    asked: [Vec<(StreamId, ResumeRequest)>; 2],
     ledger: Ledger,
     now: Instant,
 }
@@ -38,7 +40,7 @@ impl Relay {
             };
             Some(Leg::new(config, now))
         };
-        Self { legs: [leg(), leg()], bytes: [BytesMut::new(), BytesMut::new()], ledger, now }
+        Self { legs: [leg(), leg()], bytes: Default::default(), asked: Default::default(), ledger, now }
     }
 
     pub(super) fn play(mut self, script: &mut Script<'_>) {
@@ -46,7 +48,7 @@ impl Relay {
             let which = usize::from(script.byte() & 1);
             match script.byte() % 16 {
                 0..=9 => {
-                    arrive(script, &mut self.bytes[which]);
+                    arrive(script, &mut self.bytes[which], &self.asked[which]);
                     self.take(which, usize::from(script.byte().is_multiple_of(8)));
                 }
                 10..=12 => self.fill(which),
@@ -168,7 +170,7 @@ impl Relay {
         let (mut out, mut progress) = (BytesMut::new(), Vec::new());
         let payload = leg.fill(&mut out, &mut progress);
         leg.on_written(payload, self.now);
-        sound(out);
+        sound(out, &mut self.asked[which]);
         for step in progress {
             self.with(step.to.0, |leg| leg.passed(step.to.1, step.written));
         }

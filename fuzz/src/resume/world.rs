@@ -250,6 +250,7 @@ impl World {
                 }
             }
         }
+        self.relay.settle();
     }
 
     /// So much time that what was refused or lost is asked for again.
