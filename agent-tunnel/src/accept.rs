@@ -3,6 +3,8 @@
 //! The loop waits on no peer: each stream is a task of its own from its first byte on, under one deadline until it is
 //! known whose it is.
 
+mod users;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
@@ -15,11 +17,12 @@ use towline_tunnel::{
     ids::KeyHash,
     inner::{InnerAcceptor, InnerStream},
     keys::VerifyingKey,
-    mux::{Admit, CloseReason, Connection, EXPORTER_LABEL, MuxStream, OpenRequest, ResumeKey},
+    mux::{Admit, CloseReason, Connection, EXPORTER_LABEL, MuxStream, OpenRequest, Owner, ResumeKey},
     ticket::{Ticket, TicketError},
 };
 use tracing::debug;
 
+use self::users::Users;
 use crate::{
     forward::{Caller, Clock, Ending, Forwarder},
     metrics::{Metrics, Present},
@@ -36,16 +39,23 @@ pub struct Acceptor {
     forwarder: Forwarder,
     metrics: Metrics,
     clock: Clock,
+    users: Arc<Users>,
     /// Streams outlive their session: they belong to the agent.
     streams: TaskTracker,
     abort: CancellationToken,
 }
 
 impl Acceptor {
-    /// What it accepts goes to the forwarder.
-    pub fn new(inner: InnerAcceptor, forwarder: Forwarder, metrics: Metrics, clock: Clock) -> Self {
+    /// What it accepts goes to the forwarder; no user holds more than so many streams.
+    pub fn new(
+        inner: InnerAcceptor,
+        forwarder: Forwarder,
+        metrics: Metrics,
+        clock: Clock,
+        max_streams_per_user: u32,
+    ) -> Self {
         let (streams, abort) = (TaskTracker::new(), CancellationToken::new());
-        Self { inner, forwarder, metrics, clock, streams, abort }
+        Self { inner, forwarder, metrics, clock, users: Users::new(max_streams_per_user), streams, abort }
     }
 
     /// Who holds this owns the streams: dropping it cuts them.
@@ -104,6 +114,11 @@ impl Acceptor {
             Ok(_) => return self.refuse_ticket(&request, &stream, TicketError::Cluster),
             Err(error) => return self.refuse_ticket(&request, &stream, error),
         };
+        let Some(held) = self.users.hold(&ticket.principal) else {
+            let detail = "the user has too many streams at the agent (--max-streams-per-user)";
+            stream.reset(CloseReason::LimitReached, detail);
+            return self.refused(&request, Fault::RelayLimit, detail);
+        };
         let (stream, reset) = ResettableStream::new(stream);
         reset.set(CloseReason::InnerTlsFailed, "the handshake failed");
         let mut handshake = std::pin::pin!(self.inner.accept(stream, now));
@@ -123,7 +138,7 @@ impl Acceptor {
             return self.refused(&request, Fault::TicketMismatch, &error.to_string());
         }
         reset.clear();
-        self.keep(&inner, tickets, peer, &ticket.principal);
+        self.keep(&inner, tickets, peer, held.user());
         let caller = Caller { principal: ticket.principal, channel: request.channel, stream: request.key };
         self.forwarder.serve(inner, &caller, &reset, ending).await;
     }
@@ -134,18 +149,22 @@ impl Acceptor {
         inner: &InnerStream<ResettableStream>,
         tickets: VerifyingKey,
         peer: KeyHash,
-        principal: &str,
+        user: Arc<str>,
     ) {
         let Ok(exported) = inner.exporter(EXPORTER_LABEL) else { return };
-        let (cluster, clock, principal) = (self.inner.cluster(), self.clock.clone(), principal.to_owned());
+        let (cluster, clock, principal) = (self.inner.cluster(), self.clock.clone(), Arc::clone(&user));
         let admit: Admit = Box::new(move |request| {
             let ticket = request.ticket.as_deref().unwrap_or_default();
             let ticket =
                 Ticket::verify(ticket, &tickets, cluster, clock.now()).map_err(|error| error.to_string())?;
             ticket.check_peer(peer).map_err(|error| error.to_string())?;
-            if ticket.principal == principal { Ok(()) } else { Err("the ticket is another caller's".into()) }
+            if *ticket.principal == *principal {
+                Ok(())
+            } else {
+                Err("the ticket is another caller's".into())
+            }
         });
-        inner.carrier().stream().keep(cluster, ResumeKey::new(&exported), Some(admit));
+        inner.carrier().stream().keep(cluster, ResumeKey::new(&exported), Some(Owner { user, admit }));
     }
 
     fn refuse_ticket(&self, request: &OpenRequest, stream: &MuxStream, error: TicketError) {

@@ -33,13 +33,15 @@ use crate::{
 pub struct Limits {
     /// Streams at once on one session.
     pub max_streams: u32,
+    /// Streams of one user at once on all sessions together, those that wait for their client among them.
+    pub max_streams_per_user: u32,
     /// Stream data promised for all sessions together, beyond 16 KiB each way for each stream.
     pub max_buffered_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_streams: 16_384, max_buffered_bytes: 256 << 20 }
+        Self { max_streams: 16_384, max_streams_per_user: 4096, max_buffered_bytes: 256 << 20 }
     }
 }
 
@@ -122,12 +124,11 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     info!(%cluster, apiserver = apiserver.address(), issuer, metrics = %metrics_address, "starting");
     let inner = InnerAcceptor::new(Arc::clone(&identity), config.clock.now())?;
     let forwarder = Forwarder::new(verifier, apiserver, metrics.clone(), config.clock.clone());
-    let acceptor = Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone()));
+    let per_user = config.limits.max_streams_per_user;
+    let acceptor = Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone(), per_user);
+    let acceptor = Arc::new(acceptor);
     let max_streams = config.limits.max_streams as usize;
-    let keeper = match config.lines.max {
-        0 => Keeper::new(config.resume_timeout, max_streams),
-        _ => Keeper::telling_bulk(config.resume_timeout, max_streams, config.lines.bulk_after),
-    };
+    let keeper = Keeper::with_lines(config.resume_timeout, max_streams, config.lines);
     let (uplink, status) = Uplink::new(Parts {
         cluster: identity,
         token: config.enrolment,

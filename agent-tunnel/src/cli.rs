@@ -175,6 +175,9 @@ struct LimitArgs {
     /// Streams at once on one session with the relay, of all users together
     #[arg(long, value_name = "N", env = "TOWLINE_AGENT_MAX_STREAMS", default_value = "16384", value_parser = clap::value_parser!(u32).range(1..))]
     max_streams: u32,
+    /// Streams at once of one user, on all sessions together
+    #[arg(long, value_name = "N", env = "TOWLINE_AGENT_MAX_STREAMS_PER_USER", default_value = "4096", value_parser = clap::value_parser!(u32).range(1..))]
+    max_streams_per_user: u32,
     /// Stream data held or promised, beyond 16 KiB each way for each stream
     #[arg(long, value_name = "SIZE", env = "TOWLINE_AGENT_MAX_BUFFERED_BYTES", default_value = "256MiB", value_parser = bytes)]
     max_buffered_bytes: u64,
@@ -225,6 +228,7 @@ impl Run {
             lines: LineSettings { max: self.bulk_lines, ..default_lines() },
             limits: Limits {
                 max_streams: self.limits.max_streams,
+                max_streams_per_user: self.limits.max_streams_per_user,
                 max_buffered_bytes: self.limits.max_buffered_bytes,
             },
             clock: Clock::system(),
@@ -351,7 +355,7 @@ mod tests {
     #[test]
     fn the_operators_guide_names_every_limit_with_its_default() {
         let guide = include_str!("../../docs/operator-guide.md");
-        for limit in ["max-streams", "max-buffered-bytes"] {
+        for limit in ["max-streams", "max-streams-per-user", "max-buffered-bytes"] {
             let run = Cli::command().find_subcommand("run").unwrap().clone();
             let flag = run.get_arguments().find(|flag| flag.get_long() == Some(limit)).unwrap().clone();
             let default = flag.get_default_values()[0].to_str().unwrap();

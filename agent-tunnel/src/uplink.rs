@@ -278,9 +278,22 @@ impl Uplink {
         Ok((Dialler::new(address, ca_file.as_deref())?, pin))
     }
 
-    async fn begin(&mut self) -> Result<Begun, Report> {
+    /// Dials the relay and says who we are. A certificate that it gives is kept.
+    async fn connect(
+        &self,
+        errand: Errand,
+        identify: Identify<'_>,
+    ) -> Result<(RelayAddress, session::Session<Carrier>), Report> {
         let (dialler, pin) = self.dialler()?;
-        let (carrier, exporter) = dialler.dial_for(Errand::of_parked(self.keeper.parked())).await?;
+        let (carrier, exporter) = dialler.dial_for(errand).await?;
+        let mut session = session::connect(carrier, exporter, pin, identify).await?;
+        if let Some(certificate) = session.welcome.certificate.take() {
+            self.instance.keep(certificate);
+        }
+        Ok((dialler.address().clone(), session))
+    }
+
+    async fn begin(&mut self) -> Result<Begun, Report> {
         let certificate = self.instance.certificate().filter(|_| self.token.is_none());
         let join = Secret::new(JOIN);
         let unused = self.token.as_ref().filter(|_| self.token_refused.is_none());
@@ -296,15 +309,12 @@ impl Uplink {
             },
             None => Identify::Enrol { secret, cluster: &self.cluster, instance: id, key },
         };
-        let session::Session { channel, welcome } =
-            session::connect(carrier, exporter, pin, identify).await?;
-        if let Some(certificate) = welcome.certificate {
-            self.instance.keep(certificate);
-        }
+        let errand = Errand::of_parked(self.keeper.parked());
+        let (relay, session::Session { channel, welcome }) = self.connect(errand, identify).await?;
         let tickets = self.joined(welcome.ticket_key).await?;
         let name = welcome.name;
         info!(
-            channel = %welcome.channel, relay = %dialler.address(), name, instance = %id,
+            channel = %welcome.channel, %relay, name, instance = %id,
             cluster = %self.cluster.public().cluster_id(), "connected"
         );
         let session = self.session(welcome.channel, tickets, false);

@@ -8,7 +8,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use support::{Bench, Cap, WITHIN, cap::CapConnection, fault, parts, read_to_end, read_until};
+use support::{
+    Bench, Cap, MAX_STREAMS_PER_USER, WITHIN, cap::CapConnection, fault, parts, read_to_end, read_until,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::Notify,
@@ -424,4 +426,36 @@ async fn when_the_agent_goes_requests_finish_watches_end_and_the_rest_is_cut_wit
         let error = read_to_end(stream).await.unwrap_err();
         assert_eq!(reason(&error), Some(CloseReason::Draining), "{error}");
     }
+}
+
+#[tokio::test]
+async fn no_user_takes_all_of_an_agents_streams() {
+    let cap = Cap::new(|mut connection: CapConnection| async move {
+        connection.head().await?;
+        connection.say(OK.as_bytes()).await
+    })
+    .await;
+    let bench = Bench::new(cap).await;
+    // Inner handshakes that do not go on: each holds its place for as long as the agent waits for it.
+    let mut held: Vec<_> = (0..MAX_STREAMS_PER_USER).map(|_| bench.open(Some(bench.ticket()))).collect();
+    let mut beyond = bench.open(Some(bench.ticket()));
+    let error = timeout(WITHIN, beyond.read(&mut [0])).await.unwrap().unwrap_err();
+    assert_eq!(reason(&error), Some(CloseReason::LimitReached), "{error}");
+    let bob_key = SigningKey::generate();
+    let bob = Ticket::new(
+        bench.cluster,
+        bench.principal("bob"),
+        bob_key.public().hash(),
+        SystemTime::now(),
+        MAX_LIFE,
+    );
+    let connector = InnerConnector::new(bench.cluster, &bob_key).unwrap();
+    let bob = connector.connect(bench.open(Some(bob.sign(&bench.relay)))).await;
+    assert!(bob.is_ok(), "another user is let in: {:?}", bob.err());
+    drop(held.pop());
+    support::eventually("the place is free", || {
+        bench.metrics.page().contains(&format!("towline_agent_streams {MAX_STREAMS_PER_USER}"))
+    })
+    .await;
+    timeout(WITHIN, bench.connect()).await.unwrap();
 }

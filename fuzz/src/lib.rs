@@ -9,6 +9,7 @@ pub mod frame;
 pub mod head;
 pub mod mux;
 pub mod open;
+pub mod resume;
 mod script;
 pub mod session;
 #[path = "../../tunnel-core/tests/sim/mod.rs"]
@@ -55,6 +56,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "open", run: open::run, seeds: open::seeds },
     Target { name: "mux", run: mux::run, seeds: mux::seeds },
     Target { name: "streams", run: streams::run, seeds: streams::seeds },
+    Target { name: "resume", run: resume::run, seeds: resume::seeds },
     Target { name: "session", run: session::run, seeds: session::seeds },
     Target { name: "control", run: control::run, seeds: control::seeds },
     Target { name: "ticket", run: ticket::run, seeds: ticket::seeds },

@@ -17,7 +17,8 @@ use towline_tunnel::{
     ids::{ClusterId, InstanceId, StreamKey},
     keys::SigningKey,
     mux::{
-        CloseReason, Closed, Connection, Keeper, MAX_LINES, MuxStream, OpenRequest, ResumeKey, StreamError,
+        CloseReason, Closed, Connection, Keeper, LineSettings, MAX_LINES, MuxStream, OpenRequest, Owner,
+        ResumeKey, StreamError,
     },
     session::{Identify, control::Control, message::Secret},
 };
@@ -47,7 +48,7 @@ impl World {
         let mut agent = bench.agent("edge").await;
         bench.allow("alice", agent.cluster()).await;
         let (agent_keeper, client_keeper) =
-            (Keeper::new(KEEP_FOR, 100), Keeper::telling_bulk(KEEP_FOR, 100, BULK));
+            (Keeper::new(KEEP_FOR, 100), Keeper::with_lines(KEEP_FOR, 100, LineSettings::new(1, BULK)));
         let (connection, driver, _) =
             bench.begin(returning(&agent, false), agent.instance, Some(&agent_keeper)).await.unwrap();
         let first = std::mem::replace(&mut agent.connection, connection);
@@ -131,7 +132,11 @@ fn returning(agent: &common::Agent, line: bool) -> Identify<'_> {
 
 /// As after an inner handshake.
 fn keep(stream: &MuxStream, cluster: ClusterId) {
-    stream.keep(cluster, ResumeKey::new(&[7; 32]), Some(Box::new(|_| Ok(()))));
+    stream.keep(
+        cluster,
+        ResumeKey::new(&[7; 32]),
+        Some(Owner { user: "alice".into(), admit: Box::new(|_| Ok(())) }),
+    );
 }
 
 async fn echoes(stream: &mut MuxStream, bytes: &[u8]) {

@@ -18,3 +18,4 @@ pub mod proto;
 pub mod session;
 pub mod ticket;
 pub mod values;
+mod write_through;

@@ -12,7 +12,7 @@ mod stream;
 
 pub use connection::{Connection, Driver};
 pub use driver::{Closed, Machine, drive};
-pub use keeper::{Admit, Keeper};
+pub use keeper::{Admit, Keeper, Owner};
 pub use lines::{BULK_AT_AGENT, BULK_AT_CLIENT, Choice, LineSettings, Lines, MAX_LINES};
 pub use stream::{MuxStream, StreamView};
 

@@ -77,7 +77,19 @@ fn every_target_is_in_the_slice() {
     let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
     assert_eq!(
         names,
-        ["frame", "open", "mux", "streams", "session", "control", "ticket", "enrolment", "head", "websocket"]
+        [
+            "frame",
+            "open",
+            "mux",
+            "streams",
+            "resume",
+            "session",
+            "control",
+            "ticket",
+            "enrolment",
+            "head",
+            "websocket"
+        ]
     );
 }
 
@@ -95,6 +107,13 @@ fn state_machines_survive_any_peer_and_any_caller() {
 #[test]
 fn honest_streams_keep_their_bytes_in_any_order_of_events() {
     slice("streams", 5_000);
+}
+
+#[test]
+fn t50_no_relay_takes_a_stream_up_or_has_it_taken_up() {
+    let often: usize = targets::resume::seeds().iter().map(|seed| targets::resume::play(seed)).sum();
+    assert!(often > 20, "streams were taken up {often} times: the seeds don't lead there");
+    slice("resume", 5_000);
 }
 
 #[test]

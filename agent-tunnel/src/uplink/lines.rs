@@ -5,6 +5,7 @@ use std::convert::Infallible;
 
 use tokio::{sync::oneshot, task::JoinSet, time::sleep_until};
 use towline_tunnel::{
+    carrier::dial::Errand,
     drain::DrainWatcher,
     fault::{Fault, Report},
     mux::{Choice, Lines},
@@ -55,8 +56,6 @@ impl Uplink {
             .certificate()
             .zip(self.membership.as_ref())
             .ok_or_else(|| Report::from(Fault::AgentCertificateRefused))?;
-        let (dialler, pin) = self.dialler()?;
-        let (carrier, exporter) = dialler.dial().await?;
         let identify = Identify::Agent {
             cluster: self.cluster.public(),
             instance: self.instance.id,
@@ -64,12 +63,8 @@ impl Uplink {
             certificate: &certificate,
             line: true,
         };
-        let session::Session { channel, welcome } =
-            session::connect(carrier, exporter, pin, identify).await?;
-        if let Some(certificate) = welcome.certificate {
-            self.instance.keep(certificate);
-        }
-        info!(channel = %welcome.channel, relay = %dialler.address(), "a line beside the session");
+        let (relay, session::Session { channel, welcome }) = self.connect(Errand::Begin, identify).await?;
+        info!(channel = %welcome.channel, %relay, "a line beside the session");
         let session = self.session(welcome.channel, membership.tickets, true);
         Ok(Begun { session, channel, config: self.endpoint(), name: None })
     }

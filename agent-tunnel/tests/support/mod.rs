@@ -42,6 +42,9 @@ pub use cap::Cap;
 /// Nothing here takes longer.
 pub const WITHIN: Duration = Duration::from_secs(20);
 
+/// What the bench's agent lets one user hold.
+pub const MAX_STREAMS_PER_USER: u32 = 200;
+
 /// An agent that is joined to a caller, and kube-apiserver's stand-in behind it.
 pub struct Bench {
     pub folder: TempDir,
@@ -80,7 +83,8 @@ impl Bench {
         let cluster = identity.public().cluster_id();
         let inner = InnerAcceptor::new(identity, SystemTime::now()).unwrap();
         let forwarder = Forwarder::new(verifier, apiserver, metrics.clone(), Clock::system());
-        let acceptor = Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), Clock::system()));
+        let acceptor =
+            Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), Clock::system(), MAX_STREAMS_PER_USER));
 
         let (a, b) = duplex(256 * 1024);
         let (mux, relay_driver) = Connection::new(a, BytesMut::new(), endpoint(Side::Acceptor));

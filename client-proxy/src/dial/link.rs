@@ -131,10 +131,7 @@ impl Link {
     /// Begins to dial.
     pub fn start(config: LinkConfig) -> Self {
         let view = View { state: State::Dialling, attempts: 0, lost: None, slow: None };
-        let keeper = match config.lines.max {
-            0 => Keeper::new(config.resume_timeout, MAX_STREAMS),
-            _ => Keeper::telling_bulk(config.resume_timeout, MAX_STREAMS, config.lines.bulk_after),
-        };
+        let keeper = Keeper::with_lines(config.resume_timeout, MAX_STREAMS, config.lines);
         let shared = Arc::new(Shared {
             config,
             keeper,

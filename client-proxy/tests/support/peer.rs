@@ -28,7 +28,7 @@ use towline_tunnel::{
     keys::SigningKey,
     mux::{
         CloseReason, Connection, EXPORTER_LABEL, EndpointConfig, Keeper, Ledger, MuxStream, OpenRequest,
-        ResumeKey, Side,
+        Owner, ResumeKey, Side,
     },
     session::{self, Credential, Refused, RelayIdentity, Welcome, control::Control, exporter},
 };
@@ -264,7 +264,11 @@ async fn serve_stream(request: OpenRequest, stream: MuxStream, script: Arc<Scrip
     let Ok((tls, _peer)) = script.acceptor.accept(stream, SystemTime::now()).await else { return };
     if script.keeps.load(Ordering::SeqCst) {
         let proofs = ResumeKey::new(&tls.exporter(EXPORTER_LABEL).unwrap());
-        tls.carrier().keep(request.cluster, proofs, Some(Box::new(|_| Ok(()))));
+        tls.carrier().keep(
+            request.cluster,
+            proofs,
+            Some(Owner { user: "alice".into(), admit: Box::new(|_| Ok(())) }),
+        );
     }
     let apiserver = script.apiserver.clone();
     let service = service_fn(move |request| apiserver.clone().answer(request));

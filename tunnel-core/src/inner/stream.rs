@@ -12,6 +12,7 @@ use tokio_rustls::TlsStream;
 use crate::{
     fault::{Fault, Report},
     session::Exporter,
+    write_through::write_through,
 };
 
 /// Decrypted bytes. Shutting down sends close_notify and then ends the stream's own direction; the other stays open.
@@ -78,27 +79,5 @@ fn truncated(detail: &str) -> io::Error {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for InnerStream<IO> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().tls).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().tls).poll_write_vectored(cx, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tls).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tls).poll_shutdown(cx)
-    }
+    write_through!(tls);
 }

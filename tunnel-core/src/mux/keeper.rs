@@ -3,6 +3,7 @@
 //! Locks are taken in this order, and no two of a kind at once: a stream's place, its connection's endpoint, the keeper's list.
 
 mod bulk;
+mod parked;
 
 use std::{
     collections::{HashMap, hash_map},
@@ -18,19 +19,39 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::bulk::Bulk;
-use super::connection::{Connection, Shared, Wakers};
+use self::{
+    bulk::Bulk,
+    parked::{Entry, beyond},
+};
+use super::{
+    connection::{Connection, Shared, Wakers},
+    lines::LineSettings,
+};
 use crate::{
-    backoff::{self, Backoff},
     ids::StreamKey,
-    proto::{CloseReason, ResumeRequest, Resumed, StreamId, endpoint::Endpoint, resume::Claim},
+    proto::{
+        CloseReason, ResumeRequest, Resumed, StreamId,
+        endpoint::{Endpoint, Moving, WasParked},
+        resume::Claim,
+    },
 };
 
 /// Decides whether a RESUME's ticket lets its caller in; says why not.
 pub type Admit = Box<dyn Fn(&ResumeRequest) -> Result<(), String> + Send + Sync>;
 
-/// Between attempts to take one stream up: at first at most this, at last at most that.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Whose a stream is, at the agent.
+pub struct Owner {
+    /// Names the user; where too many streams wait, those of the user who has most of them end first.
+    pub user: Arc<str>,
+    /// Who may take it up.
+    pub admit: Admit,
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Owner({})", self.user)
+    }
+}
 
 /// Where a stream is now. The stream's handle and the keeper share it; it changes when the stream goes on elsewhere.
 pub(super) struct Place(Mutex<Inside>);
@@ -46,6 +67,22 @@ struct Kept {
     admit: Option<Admit>,
     /// It went to a line once, and does so only once.
     moved: bool,
+}
+
+impl Inside {
+    /// At the client: asks for the stream on `connection`, where it is from now on. Parked there if that takes no streams.
+    fn ask_on(&mut self, connection: &Connection, moving: Moving<Wakers>, keeper: &Keeper) {
+        let Some(kept) = &mut self.kept else { return };
+        let asked = connection.0.with(|endpoint| endpoint.resume(moving, &mut kept.claim));
+        self.shared = Arc::clone(&connection.0);
+        match asked {
+            Ok(stream) => self.id = stream,
+            Err(parked) => {
+                self.id = parked;
+                keeper.failed(kept.claim.key());
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Place {
@@ -69,14 +106,15 @@ impl Place {
         inside.shared.with(|endpoint| change(endpoint, inside.id))
     }
 
-    pub(super) fn keep(self: &Arc<Self>, claim: Claim, admit: Option<Admit>) {
+    pub(super) fn keep(self: &Arc<Self>, claim: Claim, owner: Option<Owner>) {
         let mut inside = self.lock();
         let Some(keeper) = inside.shared.keeper().cloned() else { return };
         let key = claim.key();
+        let (user, admit) = owner.map(|Owner { user, admit }| (user, admit)).unzip();
         let taken = match keeper.list().entry(key) {
             // Known before the stream can be parked, so that being parked is heard.
             hash_map::Entry::Vacant(free) => {
-                free.insert(Entry { place: Arc::clone(self), parked: None });
+                free.insert(Entry::new(Arc::clone(self), user));
                 false
             }
             hash_map::Entry::Occupied(_) => true,
@@ -103,33 +141,6 @@ impl Place {
     }
 }
 
-#[derive(Debug)]
-struct Entry {
-    place: Arc<Place>,
-    parked: Option<Parked>,
-}
-
-/// Since when a stream waits, and when taking it up is tried next.
-#[derive(Debug)]
-struct Parked {
-    since: Instant,
-    since_boot: Duration,
-    backoff: Backoff,
-    /// None while RESUME waits for its answer.
-    next: Option<Instant>,
-}
-
-impl Parked {
-    fn now(next: Option<Instant>) -> Self {
-        Self {
-            since: Instant::now(),
-            since_boot: since_boot(),
-            backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
-            next,
-        }
-    }
-}
-
 struct Inner {
     keep_for: Duration,
     max_parked: usize,
@@ -148,21 +159,15 @@ impl fmt::Debug for Keeper {
     }
 }
 
-/// Time since the machine started, its sleep counted: that is how long the other end has waited.
-fn since_boot() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
-}
-
 impl Keeper {
     /// Keeps at most `max_parked` streams, each for `keep_for`.
     pub fn new(keep_for: Duration, max_parked: usize) -> Self {
         Self::build(keep_for, max_parked, None)
     }
 
-    /// The same, which tells of streams that carried `bulk_after` bytes in one direction ([`Keeper::next_bulk`]).
-    pub fn telling_bulk(keep_for: Duration, max_parked: usize, bulk_after: u64) -> Self {
-        Self::build(keep_for, max_parked, Some(bulk_after))
+    /// The same, which tells of streams that became bulk ([`Keeper::next_bulk`]) if there may be lines for them.
+    pub fn with_lines(keep_for: Duration, max_parked: usize, lines: LineSettings) -> Self {
+        Self::build(keep_for, max_parked, (lines.max > 0).then_some(lines.bulk_after))
     }
 
     fn build(keep_for: Duration, max_parked: usize, bulk_after: Option<u64>) -> Self {
@@ -180,21 +185,16 @@ impl Keeper {
     }
 
     /// What became of streams: those that are `over` need nobody, those that were `parked` wait from now on.
-    pub(super) fn note(&self, over: &[StreamKey], parked: &[StreamKey]) {
+    pub(super) fn note(&self, over: &[StreamKey], parked: &[WasParked]) {
         if over.is_empty() && parked.is_empty() {
             return;
         }
         let mut list = self.list();
         // Dropped after the lock: it may be the last that holds a connection.
         let gone: Vec<Entry> = over.iter().filter_map(|key| list.remove(key)).collect();
-        let now = Instant::now();
-        for key in parked {
-            let Some(entry) = list.get_mut(key) else { continue };
-            match &mut entry.parked {
-                Some(parked) => {
-                    parked.next = Some(now + parked.backoff.after_failure(Duration::ZERO, backoff::random()))
-                }
-                None => entry.parked = Some(Parked::now(Some(now))),
+        for WasParked { key, moved } in parked {
+            if let Some(entry) = list.get_mut(key) {
+                entry.park(*moved);
             }
         }
         drop(list);
@@ -204,18 +204,31 @@ impl Keeper {
         }
     }
 
+    /// A stream that waits could not be asked for.
+    fn failed(&self, key: StreamKey) {
+        if let Some(entry) = self.list().get_mut(&key) {
+            entry.failed();
+        }
+        self.0.news.notify_one();
+    }
+
     fn place(&self, key: StreamKey) -> Option<Arc<Place>> {
         self.list().get(&key).map(|entry| Arc::clone(&entry.place))
     }
 
     /// A stream goes on as `stream` of `shared`.
     fn goes_on(&self, key: StreamKey, shared: &Shared, stream: StreamId) {
+        let mut bulk = false;
         if let Some(entry) = self.list().get_mut(&key) {
-            entry.parked = None;
+            entry.stands();
+            bulk = std::mem::take(&mut entry.bulk_waits);
+        }
+        if bulk {
+            self.note_bulk(vec![key]);
         }
         // Its new connection may have ended meanwhile, and that it waits again was noted before this.
-        if shared.with(|endpoint| endpoint.is_parked(stream)) {
-            self.note(&[], &[key]);
+        if let Some(parked) = shared.with(|endpoint| endpoint.parked(stream)) {
+            self.note(&[], &[parked]);
         }
     }
 
@@ -244,8 +257,9 @@ impl Keeper {
         let moving = held_by.with(|endpoint| endpoint.detach(*id)).ok_or_else(lost)?;
         let fits = shared.with(|endpoint| endpoint.accept_resume(stream, moving, &kept.claim, request));
         (*held_by, *id) = (Arc::clone(shared), stream);
-        drop(inside);
+        // Before the stream can leave again.
         self.goes_on(request.key, shared, stream);
+        drop(inside);
         tracing::info!(
             key = %request.key, channel = request.channel.map(tracing::field::display), epoch = request.epoch, fits,
             "a stream was taken up"
@@ -269,41 +283,48 @@ impl Keeper {
                 false
             }
         });
-        drop(inside);
         if goes_on {
+            // Before the stream can leave again.
             self.goes_on(key, shared, stream);
         }
+        drop(inside);
         tracing::info!(%key, epoch = resumed.epoch, goes_on, "a stream was taken up");
     }
 
     /// Ends the streams whose time is over, and those that are too many. Returns when it should be called next.
     fn expire(&self) -> Option<Instant> {
-        let (now, now_boot) = (Instant::now(), since_boot());
-        let mut over = Vec::new();
+        let mut late = Vec::new();
         let mut next = None::<Instant>;
         let list = self.list();
-        let mut kept = 0;
+        let mut waiting = Vec::new();
         for entry in list.values() {
             let Some(parked) = &entry.parked else { continue };
-            let end = parked.since + self.0.keep_for;
-            let slept = now_boot.saturating_sub(parked.since_boot) >= self.0.keep_for;
-            kept += 1;
-            if now >= end || slept || kept > self.0.max_parked {
-                over.push(Arc::clone(&entry.place));
-            } else {
-                next = Some(next.map_or(end, |next| next.min(end)));
+            match parked.ends(self.0.keep_for) {
+                Some(end) => {
+                    next = Some(next.map_or(end, |next| next.min(end)));
+                    waiting.push((entry, parked));
+                }
+                None => late.push(Arc::clone(&entry.place)),
             }
         }
+        let beyond = match waiting.len() > self.0.max_parked {
+            true => beyond(waiting.into_iter(), self.0.max_parked),
+            false => Vec::new(),
+        };
         drop(list);
-        for place in over {
-            let detail = format!("its connection was lost, and not back within {:?}", self.0.keep_for);
-            let ended = place.with(|endpoint, id| endpoint.give_up(id, CloseReason::Detached, &detail));
-            // A handle may hold the stream for long; it waits for nothing more.
-            if ended && let Some(kept) = &place.lock().kept {
-                self.list().remove(&kept.claim.key());
-            }
-        }
+        let detail = format!("its connection was lost, and not back within {:?}", self.0.keep_for);
+        late.iter().for_each(|place| self.give_up(place, CloseReason::Detached, &detail));
+        let detail = "its connection was lost, and too many streams wait";
+        beyond.iter().for_each(|place| self.give_up(place, CloseReason::LimitReached, detail));
         next
+    }
+
+    fn give_up(&self, place: &Place, reason: CloseReason, detail: &str) {
+        let ended = place.with(|endpoint, id| endpoint.give_up(id, reason, detail));
+        // A handle may hold the stream for long; it waits for nothing more.
+        if ended && let Some(kept) = &place.lock().kept {
+            self.list().remove(&kept.claim.key());
+        }
     }
 
     /// At the agent: ends streams whose client does not come back. Never returns.
@@ -357,7 +378,7 @@ impl Keeper {
     fn later(&self, place: &Place) {
         let inside = place.lock();
         let Some(kept) = &inside.kept else { return };
-        self.note(&[], &[kept.claim.key()]);
+        self.failed(kept.claim.key());
     }
 
     fn ask(&self, place: &Place, connection: &Connection) {
@@ -371,15 +392,7 @@ impl Keeper {
         let moving =
             shared.with(|endpoint| if endpoint.is_parked(*id) { endpoint.detach(*id) } else { None });
         let Some(moving) = moving else { return };
-        let asked = connection.0.with(|endpoint| endpoint.resume(moving, &mut kept.claim));
-        *shared = Arc::clone(&connection.0);
-        match asked {
-            Ok(stream) => *id = stream,
-            Err(parked) => {
-                *id = parked;
-                self.note(&[], &[key]);
-            }
-        }
+        inside.ask_on(connection, moving, self);
     }
 
     /// Ends all streams that wait: nobody will take them up any more.

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     connection::Shared,
-    keeper::{Admit, Place},
+    keeper::{Owner, Place},
 };
 use crate::{
     fault::Report,
@@ -72,11 +72,11 @@ impl MuxStream {
     }
 
     /// From now on it outlives its connection, if that was made with a [`Keeper`](super::Keeper): it can be taken up by whoever holds
-    /// the key of its proofs. For after the inner handshake. At the agent, `admit` decides beside that whether a RESUME's
+    /// the key of its proofs. For after the inner handshake. At the agent, its owner decides beside that whether a RESUME's
     /// ticket lets its caller in.
-    pub fn keep(&self, cluster: ClusterId, proofs: ResumeKey, admit: Option<Admit>) {
+    pub fn keep(&self, cluster: ClusterId, proofs: ResumeKey, owner: Option<Owner>) {
         if let Some(instance) = self.place.with(|endpoint, id| endpoint.instance_of(id)) {
-            self.place.keep(Claim::new(self.key, cluster, instance, proofs), admit);
+            self.place.keep(Claim::new(self.key, cluster, instance, proofs), owner);
         }
     }
 

@@ -10,7 +10,7 @@ mod outbound;
 mod resume;
 mod stream;
 
-pub use resume::{Event, Moving};
+pub use resume::{Event, Moving, WasParked};
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -128,7 +128,7 @@ pub struct Endpoint<S> {
     /// Kept streams that are over.
     over: Vec<StreamKey>,
     /// Kept streams that were parked.
-    parked: Vec<StreamKey>,
+    parked: Vec<WasParked>,
     /// Kept streams that became bulk.
     bulk: Vec<StreamKey>,
 }
@@ -396,7 +396,7 @@ impl<S: Signal> Endpoint<S> {
         for stream in self.streams.values_mut() {
             if park && stream.can_be_kept() {
                 stream.park();
-                self.parked.extend(stream.kept_as);
+                self.parked.extend(stream.was_parked());
             } else if stream.kept_as.is_none() || !stream.is_whole() {
                 stream.end(error.clone());
                 stream.phase = Phase::Live;

@@ -112,13 +112,18 @@ impl ReceiveHalf {
         !self.unread.is_empty()
     }
 
+    /// Contiguous bytes that came since the stream's begin.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
     /// Bytes that wait to be read.
     pub fn unread(&self) -> u64 {
         self.received - self.consumed
     }
 
     /// What CREDIT says as `received`: one more than the length once the end is there.
-    fn received_now(&self) -> u64 {
+    pub(super) fn received_now(&self) -> u64 {
         self.received + u64::from(self.fin)
     }
 

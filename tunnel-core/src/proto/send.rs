@@ -119,6 +119,11 @@ impl SendHalf {
         self.end - self.base
     }
 
+    /// How much the far endpoint is known to have; one more once that is all and the end.
+    pub fn confirmed(&self) -> u64 {
+        self.base + u64::from(self.fin_received)
+    }
+
     /// Offset of the next byte to send.
     pub fn sent(&self) -> u64 {
         self.sent

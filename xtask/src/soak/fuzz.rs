@@ -19,6 +19,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("open", 512),
     ("mux", 1024),
     ("streams", 512),
+    ("resume", 512),
     ("session", 1024),
     ("control", 512),
     ("ticket", 512),

@@ -7,8 +7,12 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{Inside, Keeper, Parked, Place};
-use crate::{ids::StreamKey, mux::Connection};
+use super::{Inside, Keeper, Place};
+use crate::{
+    ids::StreamKey,
+    mux::{Connection, connection::Wakers},
+    proto::endpoint::Endpoint,
+};
 
 /// Streams that became bulk and that nobody asked about yet; more are not remembered, and stay where they are.
 const MAX_TOLD: usize = 1024;
@@ -62,7 +66,8 @@ impl Keeper {
     }
 
     /// At the client: takes a stream out of its connection and asks for it on `line`. If that fails, it is parked and taken up as any
-    /// other. False where it stays: it is over, waits already, or was moved before.
+    /// other. False where it stays: it is over, was moved before, or waits already; in that case [`Keeper::next_bulk`] names it again
+    /// once it goes on.
     pub fn move_to(&self, key: StreamKey, line: &Connection) -> bool {
         let Some(place) = self.place(key) else { return false };
         let mut inside = place.lock();
@@ -70,21 +75,23 @@ impl Keeper {
         if kept.moved || Arc::ptr_eq(shared, &line.0) || !line.is_open() {
             return false;
         }
-        let Some(moving) = shared.with(|endpoint| endpoint.leave(*id)) else { return false };
+        let waits = |endpoint: &Endpoint<Wakers>| endpoint.is_parked(*id) || endpoint.is_resuming(*id);
+        let left = shared.with(|endpoint| endpoint.leave(*id).ok_or_else(|| waits(endpoint)));
+        let moving = match left {
+            Ok(moving) => moving,
+            Err(waits) => {
+                if let Some(entry) = self.list().get_mut(&key) {
+                    entry.bulk_waits = waits;
+                }
+                return false;
+            }
+        };
         kept.moved = true;
         // Before it is asked for: that it waits again may be noted at once.
         if let Some(entry) = self.list().get_mut(&key) {
-            entry.parked = Some(Parked::now(None));
+            entry.leaves();
         }
-        let asked = line.0.with(|endpoint| endpoint.resume(moving, &mut kept.claim));
-        *shared = Arc::clone(&line.0);
-        match asked {
-            Ok(stream) => *id = stream,
-            Err(parked) => {
-                *id = parked;
-                self.note(&[], &[key]);
-            }
-        }
+        inside.ask_on(line, moving, self);
         // Its time counts from now on, should there be no answer.
         self.0.news.notify_one();
         true

@@ -13,7 +13,7 @@ use tokio::{
 use super::*;
 use crate::{
     ids::{ClusterId, InstanceId},
-    mux::{Closed, EndpointConfig, Ledger, MuxStream, OpenRequest, ResumeKey, Side},
+    mux::{Closed, EndpointConfig, Ledger, LineSettings, MuxStream, OpenRequest, ResumeKey, Side},
 };
 
 const KEEP_FOR: Duration = Duration::from_secs(60);
@@ -41,10 +41,15 @@ struct Pair {
 
 impl Pair {
     fn new() -> (Arc<Self>, tokio::sync::mpsc::Receiver<MuxStream>, JoinSet<()>) {
+        Self::keeping(100)
+    }
+
+    /// The agent keeps no more than so many that wait.
+    fn keeping(max_parked: usize) -> (Arc<Self>, tokio::sync::mpsc::Receiver<MuxStream>, JoinSet<()>) {
         let (accepted, streams) = tokio::sync::mpsc::channel(10);
         let pair = Arc::new(Self {
-            client: Keeper::telling_bulk(KEEP_FOR, 100, BULK),
-            agent: Keeper::new(KEEP_FOR, 100),
+            client: Keeper::with_lines(KEEP_FOR, 100, LineSettings::new(1, BULK)),
+            agent: Keeper::new(KEEP_FOR, max_parked),
             line: Mutex::default(),
             accepted,
             ledger: Ledger::new(64 << 20),
@@ -93,9 +98,13 @@ impl Pair {
     }
 
     async fn open(&self, key: u8) -> MuxStream {
+        Self::open_on(&self.connection().unwrap(), key).await
+    }
+
+    async fn open_on(connection: &Connection, key: u8) -> MuxStream {
         let stream = StreamKey::from_bytes([key; 16]);
         let request = OpenRequest::new(stream, ClusterId::of_spki(b"k"));
-        let opened = self.connection().unwrap().open(request).unwrap();
+        let opened = connection.open(request).unwrap();
         // As after an inner handshake.
         while opened.opened().is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -105,13 +114,17 @@ impl Pair {
     }
 }
 
-fn keep(stream: &MuxStream, proofs: u8, admit: Option<Admit>) {
+fn keep(stream: &MuxStream, proofs: u8, owner: Option<Owner>) {
     let proofs = ResumeKey::new(&[proofs; 32]);
-    stream.keep(ClusterId::of_spki(b"k"), proofs, admit);
+    stream.keep(ClusterId::of_spki(b"k"), proofs, owner);
 }
 
-fn all() -> Option<Admit> {
-    Some(Box::new(|_| Ok(())))
+fn all() -> Option<Owner> {
+    of("alice")
+}
+
+fn of(user: &str) -> Option<Owner> {
+    Some(Owner { user: user.into(), admit: Box::new(|_| Ok(())) })
 }
 
 #[tokio::test(start_paused = true)]
@@ -186,7 +199,8 @@ async fn t50_a_resume_by_another_or_without_leave_is_refused_and_the_stream_stay
     let mut forbidden = pair.open(2).await;
     forbidden.write_all(b"y").await.unwrap();
     let far = streams.recv().await.unwrap();
-    keep(&far, 7, Some(Box::new(|_| Err("the ticket is another's".into()))));
+    let admit: Admit = Box::new(|_| Err("the ticket is another's".into()));
+    keep(&far, 7, Some(Owner { user: "alice".into(), admit }));
     pair.cut();
     pair.lay();
     for stream in [&mut stolen, &mut forbidden] {
@@ -316,4 +330,100 @@ async fn a_move_to_a_line_that_does_not_answer_ends_where_it_began() {
     // It is found dead in time, and the stream goes on on the connection that it left.
     echoes(&mut near, &mut far, 200_000).await;
     assert!(line.is_closed() && !pair.client.move_to(StreamKey::from_bytes([9; 16]), &line));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_too_many_wait_the_oldest_of_whoever_has_most_end() {
+    let (pair, mut streams, _tasks) = Pair::keeping(4);
+    let mut held = Vec::new();
+    for users in [&["bob", "bob"][..], &["alice", "alice"], &["alice", "alice", "alice"]] {
+        let (connection, drivers) = pair.another();
+        for user in users {
+            let near = Pair::open_on(&connection, held.len() as u8).await;
+            let far = streams.recv().await.unwrap();
+            keep(&far, 7, of(user));
+            held.push((*user, near, far));
+        }
+        drivers.iter().for_each(JoinHandle::abort);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(pair.agent.parked(), 4);
+    let waits: Vec<_> = held.iter().map(|(user, _, far)| (*user, far.view().is_waiting())).collect();
+    assert_eq!(waits[..2], [("bob", true); 2], "he has fewer, though his wait longer");
+    assert_eq!(waits[2..4], [("alice", false); 2], "the oldest of hers");
+    assert_eq!(waits[4..].iter().filter(|(_, waits)| *waits).count(), 2, "{waits:?}");
+    let error = held[2].2.read(&mut [0; 8]).await.unwrap_err();
+    assert!(error.to_string().contains("too many streams wait"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_cut_whenever_it_was_taken_up_is_asked_for_less_and_less() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let mut near = pair.open(1).await;
+    let mut far = streams.recv().await.unwrap();
+    keep(&far, 7, all());
+    let tick = Duration::from_millis(1);
+    // One that stood, or moved a byte, is asked for at once; twice in a row it does not.
+    let back_at_once = async |near: &MuxStream| {
+        pair.cut();
+        pair.lay();
+        tokio::time::sleep(5 * tick).await;
+        assert!(!near.view().is_waiting());
+    };
+    back_at_once(&near).await;
+    let (begun, before) = (Instant::now(), pair.laid.load(Ordering::Relaxed));
+    while begun.elapsed() < Duration::from_secs(30) {
+        if !near.view().is_waiting() {
+            pair.cut();
+            pair.lay();
+        }
+        tokio::time::sleep(tick).await;
+    }
+    let times = pair.laid.load(Ordering::Relaxed) - before;
+    assert!((5..=120).contains(&times), "taken up {times} times in 30 s");
+    while near.view().is_waiting() {
+        tokio::time::sleep(tick).await;
+    }
+    echoes(&mut near, &mut far, 1).await;
+    back_at_once(&near).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    back_at_once(&near).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_became_bulk_and_waits_is_told_again_once_it_goes_on() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let mut near = pair.open(1).await;
+    let mut far = streams.recv().await.unwrap();
+    keep(&far, 7, all());
+    echoes(&mut near, &mut far, 200_000).await;
+    assert_eq!(pair.client.next_bulk().await, near.key());
+    let (line, _drivers) = pair.another();
+    pair.cut();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(near.view().is_waiting() && !pair.client.move_to(near.key(), &line));
+    pair.lay();
+    let told = timeout(Duration::from_secs(5), pair.client.next_bulk()).await;
+    assert_eq!(told.unwrap(), near.key());
+    assert!(pair.client.move_to(near.key(), &line));
+    echoes(&mut near, &mut far, 200_000).await;
+    assert_eq!(line.stream_count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_was_refused_for_good_is_not_counted_among_those_that_wait() {
+    let (pair, mut streams, _tasks) = Pair::new();
+    pair.lay();
+    let mut near = pair.open(1).await;
+    let far = streams.recv().await.unwrap();
+    keep(&far, 8, all());
+    pair.cut();
+    pair.lay();
+    let error = timeout(Duration::from_secs(5), near.read(&mut [0])).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+    pair.cut();
+    tokio::time::sleep(KEEP_FOR + Duration::from_secs(1)).await;
+    assert_eq!(pair.client.parked(), 0, "its handle is still held");
 }

@@ -134,12 +134,11 @@ impl<S: Signal> Endpoint<S> {
                 return Ok(());
             }
         }
-        stream.came += payload.len() as u64;
         if let Err(reason) = stream.receive.data(payload, fin, blocked, self.link.tally()) {
             self.reset(id, reason, "");
             return Ok(());
         }
-        if stream.came >= stream.bulk_at {
+        if stream.receive.received() >= stream.bulk_at {
             self.bulk.extend(stream.became_bulk());
         }
         stream.signal.readable();

@@ -39,6 +39,15 @@ pub enum Event {
     },
 }
 
+/// A kept stream whose connection, or the one with its other half, ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WasParked {
+    /// The name it is kept under.
+    pub key: StreamKey,
+    /// How far it was: bytes that came, and own ones that the far endpoint is known to have; each direction's end is one more. Never falls.
+    pub moved: u64,
+}
+
 /// A stream between two connections.
 #[derive(Debug)]
 pub struct Moving<S>(pub(super) Stream<S>);
@@ -69,9 +78,14 @@ impl<S: Signal> Endpoint<S> {
         std::mem::take(&mut self.over)
     }
 
-    /// The names of kept streams that were parked since this was asked last.
-    pub fn take_parked(&mut self) -> Vec<StreamKey> {
+    /// Kept streams that were parked since this was asked last.
+    pub fn take_parked(&mut self) -> Vec<WasParked> {
         std::mem::take(&mut self.parked)
+    }
+
+    /// How far a kept stream is, if it waits to go on elsewhere.
+    pub fn parked(&self, id: StreamId) -> Option<WasParked> {
+        self.streams.get(&id).filter(|stream| matches!(stream.phase, Phase::Parked))?.was_parked()
     }
 
     /// Whether the stream waits to go on elsewhere.
@@ -90,7 +104,7 @@ impl<S: Signal> Endpoint<S> {
         self.scheduler.remove(id);
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.park();
-            self.parked.extend(stream.kept_as);
+            self.parked.extend(stream.was_parked());
         }
     }
 
@@ -225,6 +239,7 @@ impl<S: Signal> Endpoint<S> {
     pub fn give_up(&mut self, id: StreamId, reason: CloseReason, detail: &str) -> bool {
         let Some(stream) = self.streams.get_mut(&id) else { return true };
         match stream.phase {
+            _ if stream.ended.is_some() => {}
             Phase::Parked => {
                 stream.phase = Phase::Live;
                 stream.end(StreamError { reason, detail: detail.to_owned() });

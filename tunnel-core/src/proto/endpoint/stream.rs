@@ -1,6 +1,6 @@
 //! One stream of an endpoint.
 
-use super::{Signal, StreamError};
+use super::{Signal, StreamError, WasParked};
 use crate::{
     ids::StreamKey,
     proto::{CloseReason, OpenRequest, Opened, ResumeRequest, Resumed, receive::ReceiveHalf, send::SendHalf},
@@ -35,8 +35,6 @@ pub(super) struct Stream<S> {
     pub(super) owes_resumed: Option<Resumed>,
     /// Once this many bytes went in a direction the stream is bulk, and that is told.
     pub(super) bulk_at: u64,
-    /// Bytes that came.
-    pub(super) came: u64,
     /// DETACHED must be sent, and nothing else: the stream goes on elsewhere.
     pub(super) detached: bool,
     /// RESET, not yet sent.
@@ -64,7 +62,6 @@ impl<S: Signal> Stream<S> {
             owes_opened: false,
             owes_resumed: None,
             bulk_at: u64::MAX,
-            came: 0,
             detached: false,
             reset: None,
             ended: None,
@@ -101,6 +98,12 @@ impl<S: Signal> Stream<S> {
         self.phase = Phase::Parked;
         self.owes_resumed = None;
         (self.dirty, self.owing) = (false, false);
+    }
+
+    /// For whoever keeps streams, if this is a kept one.
+    pub(super) fn was_parked(&self) -> Option<WasParked> {
+        let moved = self.send.confirmed() + self.receive.received_now();
+        self.kept_as.map(|key| WasParked { key, moved })
     }
 
     /// The stream is over, unless it was already. Nothing more is sent; what came can still be read before the error.
