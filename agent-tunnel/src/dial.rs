@@ -25,7 +25,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::task::AbortOnDropHandle;
 use towline_tunnel::{
-    carrier::tune,
+    carrier::{ReadAhead, tune},
     fault::{Fault, Report},
 };
 use tracing::warn;
@@ -284,14 +284,14 @@ impl Apiserver {
             |what: &str| Report::new(Fault::ApiserverUnreachable, format!("{}: {what}", self.address()));
         let tcp = self.connect(deadline).await?;
         let connector = TlsConnector::from(self.tls.config());
-        let tls = timeout_at(deadline, connector.connect(self.name.clone(), tcp))
+        let tls = timeout_at(deadline, connector.connect(self.name.clone(), ReadAhead::new(tcp)))
             .await
             .map_err(|_| late("the TLS handshake is not answered"))?
             .map_err(|error| self.tls_failed(error))?;
         self.speak(tls).await
     }
 
-    async fn speak(&self, tls: TlsStream<TcpStream>) -> Result<Line, Report> {
+    async fn speak(&self, tls: TlsStream<ReadAhead<TcpStream>>) -> Result<Line, Report> {
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_HEADERS)
             .max_buf_size(READ_AHEAD)

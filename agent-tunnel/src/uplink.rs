@@ -16,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 use towline_tunnel::{
     backoff::{self, Backoff},
     carrier::{
+        ReadAhead,
         dial::{Dialler, Errand, RelayAddress},
         websocket::WebSocketCarrier,
     },
@@ -48,7 +49,7 @@ const STREAMS_WAIT: Duration = Duration::from_secs(1);
 /// A session that stood this long was a good one: what was before is forgotten.
 const STEADY: Duration = Duration::from_secs(10);
 
-type Carrier = WebSocketCarrier<TlsStream<TcpStream>>;
+type Carrier = WebSocketCarrier<TlsStream<ReadAhead<TcpStream>>>;
 
 /// Whether the agent is connected, for whoever started it.
 #[derive(Clone, Debug)]

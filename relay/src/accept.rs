@@ -27,7 +27,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use towline_tunnel::{
     carrier::{
-        CONNECT_PATH, STREAMS_WAIT, SUBPROTOCOL,
+        CONNECT_PATH, ReadAhead, STREAMS_WAIT, SUBPROTOCOL,
         dial::Errand,
         tune,
         websocket::{WebSocketCarrier, accept_key},
@@ -116,7 +116,7 @@ async fn tcp(stream: TcpStream, from: SocketAddr, acceptor: &TlsAcceptor, turn: 
         debug!(%from, %error, "a connection was dead at once");
         return;
     }
-    match handshake.step(deadline, acceptor.accept(stream)).await {
+    match handshake.step(deadline, acceptor.accept(ReadAhead::new(stream))).await {
         Ok(Ok(stream)) => {
             let exporter = session::exporter(stream.get_ref().1);
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");

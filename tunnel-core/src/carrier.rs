@@ -3,12 +3,15 @@
 //! The mux above does not know which carrier it has. The first is WebSocket (RFC 6455) over TLS.
 
 pub mod dial;
+mod read_ahead;
 pub mod websocket;
 
 use std::{io, time::Duration};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
+
+pub use read_ahead::ReadAhead;
 
 /// Where agents and clients meet the relay.
 pub const CONNECT_PATH: &str = "/v1/connect";

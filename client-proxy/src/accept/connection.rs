@@ -29,6 +29,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use towline_tunnel::{
+    carrier::ReadAhead,
     drain::DrainWatcher,
     fault::{Fault, Report, is_read_raw},
     head::{GuardHandle, HeadGuard, MAX_HEAD, Patience, Steady},
@@ -103,11 +104,11 @@ pub(super) async fn serve(tcp: TcpStream, scope: Arc<Scope>, drain: DrainWatcher
     }
 }
 
-async fn handshake(tcp: TcpStream, tls: &EndpointTls) -> Result<TlsStream<TcpStream>, Report> {
+async fn handshake(tcp: TcpStream, tls: &EndpointTls) -> Result<TlsStream<ReadAhead<TcpStream>>, Report> {
     let refused = |error: std::io::Error| Report::caused_by(Fault::LocalCallerUnknown, "", error);
     tcp.set_nodelay(true).map_err(refused)?;
     let acceptor = TlsAcceptor::from(tls.config(SystemTime::now())?);
-    match timeout(BEGIN_WITHIN, acceptor.accept(tcp)).await {
+    match timeout(BEGIN_WITHIN, acceptor.accept(ReadAhead::new(tcp))).await {
         Ok(accepted) => accepted.map_err(refused),
         Err(_elapsed) => Err(Report::new(Fault::RequestTimeout, "the TLS handshake")),
     }
@@ -115,7 +116,7 @@ async fn handshake(tcp: TcpStream, tls: &EndpointTls) -> Result<TlsStream<TcpStr
 
 /// Says whether the connection ended cleanly, as far as HTTP itself does not tell.
 async fn serve_h1(
-    tls: TlsStream<TcpStream>,
+    tls: TlsStream<ReadAhead<TcpStream>>,
     scope: Arc<Scope>,
     cluster: ClusterId,
     drain: DrainWatcher,
@@ -156,7 +157,12 @@ async fn serve_h1(
     }
 }
 
-async fn serve_h2(tls: TlsStream<TcpStream>, scope: Arc<Scope>, cluster: ClusterId, drain: DrainWatcher) {
+async fn serve_h2(
+    tls: TlsStream<ReadAhead<TcpStream>>,
+    scope: Arc<Scope>,
+    cluster: ClusterId,
+    drain: DrainWatcher,
+) {
     let caller = Arc::new(Caller::new(scope, cluster, None));
     let service = {
         let caller = Arc::clone(&caller);

@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 use towline_tunnel::{
-    carrier::{dial::Dialler, websocket::WebSocketCarrier},
+    carrier::{ReadAhead, dial::Dialler, websocket::WebSocketCarrier},
     enrolment::{EnrolmentToken, JOIN},
     fault::Report,
     ids::{ClusterId, InstanceId, KeyHash},
@@ -24,7 +24,7 @@ use towline_tunnel::{
 use crate::far::Far;
 
 /// A session's bytes.
-pub type Carrier = WebSocketCarrier<TlsStream<TcpStream>>;
+pub type Carrier = WebSocketCarrier<TlsStream<ReadAhead<TcpStream>>>;
 
 /// Who an agent is: one instance of a cluster.
 #[derive(Clone, Debug)]

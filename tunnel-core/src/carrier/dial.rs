@@ -13,7 +13,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    tune,
+    ReadAhead, tune,
     websocket::{HandshakeError, WebSocketCarrier},
 };
 use crate::{
@@ -135,7 +135,9 @@ impl Dialler {
     ///
     /// # Errors
     /// Which step failed, and why.
-    pub async fn dial(&self) -> Result<(WebSocketCarrier<TlsStream<TcpStream>>, Option<Exporter>), Report> {
+    pub async fn dial(
+        &self,
+    ) -> Result<(WebSocketCarrier<TlsStream<ReadAhead<TcpStream>>>, Option<Exporter>), Report> {
         self.dial_for(Errand::Begin).await
     }
 
@@ -146,12 +148,12 @@ impl Dialler {
     pub async fn dial_for(
         &self,
         errand: Errand,
-    ) -> Result<(WebSocketCarrier<TlsStream<TcpStream>>, Option<Exporter>), Report> {
+    ) -> Result<(WebSocketCarrier<TlsStream<ReadAhead<TcpStream>>>, Option<Exporter>), Report> {
         let deadline = Instant::now() + DIAL_WITHIN;
         let tcp = self.connect(deadline).await?;
         let tls = timeout_at(
             deadline,
-            TlsConnector::from(Arc::clone(&self.config)).connect(self.name.clone(), tcp),
+            TlsConnector::from(Arc::clone(&self.config)).connect(self.name.clone(), ReadAhead::new(tcp)),
         )
         .await
         .map_err(|_| self.report(Fault::ConnectTimeout, "the TLS handshake is not answered"))?
