@@ -57,13 +57,14 @@ impl SendHalf {
         }
     }
 
-    /// The relay's half of a direction that goes on where its receiver `arrived`; `limit` is how far it may go.
+    /// The relay's half of a direction that goes on where its receiver `arrived`; `limit` is how far it may go, and lets nothing
+    /// through where it lies before that.
     pub fn passing_from(arrived: Arrived, limit: u64) -> Self {
         Self {
             base: arrived.bytes,
             sent: arrived.bytes,
             end: arrived.bytes,
-            limit,
+            limit: limit.max(arrived.bytes),
             fin_queued: arrived.fin,
             fin_sent: arrived.fin,
             fin_received: arrived.fin,
@@ -72,7 +73,7 @@ impl SendHalf {
     }
 
     /// Goes on, on another connection, where the far endpoint `arrived`: what it has is forgotten, the rest is sent again.
-    /// False where it names bytes that are forgotten already or were never sent.
+    /// False where it names bytes that are forgotten already or were never sent. A `limit` before that lets nothing through.
     #[must_use]
     pub fn rewind(&mut self, arrived: Arrived, limit: u64) -> bool {
         let whole = self.fin_sent && arrived.bytes == self.end;
@@ -84,7 +85,7 @@ impl SendHalf {
         self.unsent.prepend(again);
         self.sent = self.base;
         (self.fin_sent, self.fin_received) = (arrived.fin, arrived.fin);
-        self.limit = 0;
+        self.limit = self.sent;
         self.blocked_said = None;
         self.raise_limit(limit);
         true
@@ -240,6 +241,25 @@ mod tests {
 
     fn data(payload: Vec<u8>, fin: bool, blocked: bool) -> Option<Frame> {
         Some(Frame::Data { stream: 1, payload: payload.into(), fin, blocked })
+    }
+
+    #[test]
+    fn t50_a_limit_before_what_arrived_lets_nothing_through() {
+        let mut half = SendHalf::new(true);
+        half.push(vec![7; 100].into());
+        half.finish();
+        assert_eq!(emit(&mut half, 1 << 20), data(vec![7; 100], true, false));
+        // Whoever has a role may ask for this with a proof that is right: the end was never confirmed.
+        assert!(half.rewind(Arrived { bytes: 100, fin: false }, 0));
+        assert_eq!(emit(&mut half, 1 << 20), data(Vec::new(), true, false));
+        let mut passing = SendHalf::passing_from(Arrived { bytes: 100, fin: false }, 0);
+        passing.finish();
+        assert_eq!(emit(&mut passing, 1 << 20), data(Vec::new(), true, false));
+        let mut passing = SendHalf::passing_from(Arrived { bytes: 100, fin: false }, 0);
+        passing.push(vec![7; 5].into());
+        assert_eq!(emit(&mut passing, 1 << 20), data(Vec::new(), false, true));
+        assert!(passing.credit(100, 103));
+        assert_eq!(emit(&mut passing, 1 << 20), data(vec![7; 3], false, true));
     }
 
     #[test]

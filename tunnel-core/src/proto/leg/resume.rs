@@ -19,7 +19,8 @@ impl<R> Stream<R> {
         self.fin_arrived = arrived.fin;
         self.far_received = arrived.with_fin();
         self.told_received = self.far_received;
-        self.far_limit = far_limit;
+        // A peer may say anything: nothing is to be allowed before what arrived.
+        self.far_limit = far_limit.max(arrived.bytes);
         self.advertised = self.reach();
         self.advertised
     }
