@@ -22,7 +22,7 @@ use towline_tunnel::{
 };
 use tracing::debug;
 
-use self::users::Users;
+use self::users::{Held, Users};
 use crate::{
     forward::{Caller, Clock, Ending, Forwarder},
     metrics::{Metrics, Present},
@@ -138,7 +138,8 @@ impl Acceptor {
             return self.refused(&request, Fault::TicketMismatch, &error.to_string());
         }
         reset.clear();
-        self.keep(&inner, tickets, peer, held.user());
+        let held = Arc::new(held);
+        self.keep(&inner, tickets, peer, Arc::clone(&held));
         let caller = Caller { principal: ticket.principal, channel: request.channel, stream: request.key };
         self.forwarder.serve(inner, &caller, &reset, ending).await;
     }
@@ -149,16 +150,17 @@ impl Acceptor {
         inner: &InnerStream<ResettableStream>,
         tickets: VerifyingKey,
         peer: KeyHash,
-        user: Arc<str>,
+        held: Arc<Held>,
     ) {
         let Ok(exported) = inner.exporter(EXPORTER_LABEL) else { return };
-        let (cluster, clock, principal) = (self.inner.cluster(), self.clock.clone(), Arc::clone(&user));
+        let (cluster, clock, user) = (self.inner.cluster(), self.clock.clone(), held.user());
         let admit: Admit = Box::new(move |request| {
             let ticket = request.ticket.as_deref().unwrap_or_default();
             let ticket =
                 Ticket::verify(ticket, &tickets, cluster, clock.now()).map_err(|error| error.to_string())?;
             ticket.check_peer(peer).map_err(|error| error.to_string())?;
-            if *ticket.principal == *principal {
+            // What is kept counts for as long as it is: a stream whose end its client never confirms, too.
+            if *ticket.principal == *held.user() {
                 Ok(())
             } else {
                 Err("the ticket is another caller's".into())

@@ -22,7 +22,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use towline_tunnel::{
@@ -35,7 +35,7 @@ use towline_tunnel::{
     drain::DrainWatcher,
     mux::{Side, drive},
     proto::{CloseReason, leg::LegConfig},
-    session::{self, AcceptError, Channel, Exporter, Refused, control::Control},
+    session::{self, AcceptError, Channel, Exporter, control::Control},
     ticket::SKEW,
 };
 use tracing::{debug, info, warn};
@@ -43,11 +43,10 @@ use tracing::{debug, info, warn};
 use crate::{
     app::Relay,
     authenticate::Peer,
-    budget::AcceptBudget,
     forward::{RENEWALS, RelayConn, Renewal},
     handshakes::{Handshake, Handshakes, Turn},
     health::Readiness,
-    metrics::{Metrics, Stage},
+    metrics::{Present, Stage},
     places::Place,
     throttle::Conduct,
 };
@@ -106,12 +105,14 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
 }
 
 async fn tcp(stream: TcpStream, from: SocketAddr, acceptor: &TlsAcceptor, turn: Turn, relay: Arc<Relay>) {
-    let deadline = Instant::now() + relay.limits().handshake_timeout;
-    let Ok(Some(handshake)) = timeout_at(deadline, turn.come()).await else {
+    let time = relay.limits().handshake_timeout;
+    let Ok(Some(handshake)) = timeout(time, turn.come()).await else {
         relay.metrics().refused(Stage::Connection, CloseReason::LimitReached);
         debug!(%from, "a connection was closed: there was no place for it in time (--max-handshakes)");
         return;
     };
+    // Whoever had to wait for a place has all of the time that others have, or would be taken for slow.
+    let deadline = Instant::now() + time;
     if let Err(error) = tune(&stream) {
         debug!(%from, %error, "a connection was dead at once");
         return;
@@ -163,7 +164,8 @@ pub async fn connection<IO>(
         }
     };
     relay.metrics().refused(Stage::Connection, failed);
-    if has_passed.load(Ordering::Relaxed) {
+    // Who had to make room for another address did not waste the turn.
+    if has_passed.load(Ordering::Relaxed) && failed != CloseReason::LimitReached {
         relay.authenticator().note_waste(from.ip());
     }
 }
@@ -172,9 +174,8 @@ pub async fn connection<IO>(
 #[derive(Debug)]
 pub struct Door {
     readiness: Arc<Readiness>,
-    /// How many may pass, and who counts those that may not; none where everybody may.
-    budget: Option<(Arc<AcceptBudget>, Metrics)>,
-    conduct: Conduct,
+    /// Whose budget and memory of addresses counts, and the peer's address; none where everybody may pass.
+    kept_by: Option<(Arc<Relay>, IpAddr)>,
     /// Whether a turn was taken.
     has_passed: Arc<AtomicBool>,
 }
@@ -182,13 +183,12 @@ pub struct Door {
 impl Door {
     /// One that everybody may pass.
     pub fn open(readiness: Arc<Readiness>) -> Self {
-        Self { readiness, budget: None, conduct: Conduct::Good, has_passed: Arc::default() }
+        Self { readiness, kept_by: None, has_passed: Arc::default() }
     }
 
-    fn of(relay: &Relay, from: IpAddr) -> Self {
-        let budget = Some((Arc::clone(relay.budget()), relay.metrics().clone()));
-        let conduct = relay.authenticator().conduct(from);
-        Self { readiness: relay.readiness(), budget, conduct, has_passed: Arc::default() }
+    fn of(relay: &Arc<Relay>, from: IpAddr) -> Self {
+        let kept_by = Some((Arc::clone(relay), from));
+        Self { readiness: relay.readiness(), kept_by, has_passed: Arc::default() }
     }
 
     /// Waits until the peer may pass.
@@ -196,9 +196,11 @@ impl Door {
     /// # Errors
     /// When to come back.
     async fn pass(&self, errand: Errand) -> Result<(), Duration> {
-        let Some((budget, metrics)) = &self.budget else { return Ok(()) };
+        let Some((relay, from)) = &self.kept_by else { return Ok(()) };
+        let (budget, metrics) = (relay.budget(), relay.metrics());
         let begun = Instant::now();
-        let passed = match self.conduct {
+        // As it is now: connections that were made before may ask long after.
+        let passed = match relay.authenticator().conduct(*from) {
             // Tokens are for peers that may be let in.
             Conduct::Barred(wait) => Err(wait),
             Conduct::Wasteful => budget.spare(),
@@ -368,12 +370,14 @@ async fn session<IO>(
     let address = from.ip();
     let admit = |credential| admit(credential, address, &relay);
     let accepting = session::accept(carrier, exporter, relay.identity(), admit);
-    let accepted = handshake.step(deadline, accepting).await.unwrap_or_else(|late| {
-        Err(match late {
-            CloseReason::Timeout => AcceptError::Timeout,
-            reason => AcceptError::Refused(Refused::new(reason, "its place was needed (--max-handshakes)")),
-        })
-    });
+    let accepted = match handshake.step(deadline, accepting).await {
+        Ok(accepted) => accepted,
+        Err(CloseReason::Timeout) => Err(AcceptError::Timeout),
+        Err(evicted) => {
+            relay.metrics().refused(Stage::Session, evicted);
+            return info!(%from, "a handshake's place was needed for another address (--max-handshakes)");
+        }
+    };
     let (channel, welcome, (peer, place)) = match accepted {
         Ok(accepted) => accepted,
         Err(error) => {
@@ -381,11 +385,15 @@ async fn session<IO>(
                 AcceptError::Proof | AcceptError::Message(_) => relay.authenticator().note_failure(address),
                 // A bad network may do the same, and a relay that is busy.
                 AcceptError::Io(_) | AcceptError::Timeout => relay.authenticator().note_waste(address),
-                // Who has as many sessions as it may have can ask for more for ever.
-                AcceptError::Refused(refused) if refused.reason == CloseReason::LimitReached => {
+                // Nothing else would stop whoever asks for ever for what it can't have.
+                AcceptError::Version => relay.authenticator().note_waste(address),
+                AcceptError::Refused(refused)
+                    if matches!(refused.reason, CloseReason::LimitReached | CloseReason::Forbidden) =>
+                {
                     relay.authenticator().note_waste(address);
                 }
-                AcceptError::Refused(_) | AcceptError::Version => {}
+                // Counted as failures already, or the relay's own doing.
+                AcceptError::Refused(_) => {}
             }
             relay.metrics().refused(Stage::Session, error.reason());
             info!(%from, %error, "a session was refused");
@@ -436,7 +444,7 @@ async fn run<IO>(
             (limit, &relay.metrics().agent_sessions, &relay.metrics().agent_sessions_opened)
         }
     };
-    sessions.inc();
+    let _present = Present::in_gauge(sessions);
     opened.inc();
     let user = match &peer {
         Peer::Client(client) => Some(relay.users().of(&client.caller.principal)),
@@ -485,7 +493,6 @@ async fn run<IO>(
     let (reason, detail) = closed.reason();
     info!(channel = %id, reason = reason.text(), detail, "a session ended");
     drop(guard);
-    sessions.dec();
 }
 
 /// Answers an agent's questions for certificates; never returns.

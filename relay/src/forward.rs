@@ -485,6 +485,8 @@ fn may_end(frame: &Frame) -> Option<StreamId> {
     match frame {
         Frame::Data { stream, .. }
         | Frame::Credit { stream, .. }
+        | Frame::Opened { stream, .. }
+        | Frame::Resumed { stream, .. }
         | Frame::Reset { stream, .. }
         | Frame::Detached { stream } => Some(*stream),
         _ => None,

@@ -60,6 +60,15 @@ impl Taken {
         Handshake { of: of.clone(), address, number, evicted }
     }
 
+    /// Who waits gets what is free: of those whose address holds the fewest, the first that came.
+    fn next(&mut self) -> Option<(IpAddr, oneshot::Sender<Handshake>)> {
+        let Taken { held, waiting, .. } = self;
+        waiting.retain(|(_, waits)| !waits.is_closed());
+        let held = |address| held.get(address).map_or(0, Vec::len);
+        let (place, _) = waiting.iter().enumerate().min_by_key(|(_, (address, _))| held(address))?;
+        waiting.remove(place)
+    }
+
     /// The address that holds the most, if that is more than its share.
     fn greediest(&self, share: usize) -> Option<IpAddr> {
         let most = self.held.iter().max_by_key(|(_, held)| held.len())?;
@@ -180,13 +189,7 @@ impl Drop for Handshake {
         if place.is_none() {
             return;
         }
-        let next = loop {
-            match taken.waiting.pop_front() {
-                Some((_, gone)) if gone.is_closed() => {}
-                next => break next,
-            }
-        };
-        match next {
+        match taken.next() {
             Some((address, waits)) => {
                 let handshake = taken.give(&self.of, address);
                 drop(taken);
@@ -272,6 +275,22 @@ mod tests {
         drop((first, last));
         let taken = handshakes.lock();
         assert_eq!((taken.all, taken.held.len(), taken.waiting.len()), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn t33_what_becomes_free_is_for_whoever_has_fewest() {
+        let handshakes = Handshakes::new(128);
+        let mut greedy = fill(&handshakes, address(0), 128);
+        let fleet = fill(&handshakes, address(1), 2);
+        let of_greedy = handshakes.enter(address(0)).unwrap();
+        let of_fleet = handshakes.enter(address(1)).unwrap();
+        assert!(matches!(of_fleet, Turn::Later(_)), "it has its share already");
+        greedy.truncate(125);
+        let third = of_fleet.come().await.expect("it came later, and has fewer");
+        greedy.pop();
+        let again = of_greedy.come().await.expect("nobody else waits");
+        drop((fleet, third, again, greedy));
+        assert_eq!(handshakes.lock().all, 0);
     }
 
     #[tokio::test]

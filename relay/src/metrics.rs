@@ -167,9 +167,8 @@ impl Metrics {
     }
 
     /// A peer waits for its turn, until this is dropped.
-    pub fn waits(&self) -> Waits {
-        self.accepts_waiting.inc();
-        Waits(self.accepts_waiting.clone())
+    pub fn waits(&self) -> Present {
+        Present::in_gauge(&self.accepts_waiting)
     }
 
     /// Its turn came.
@@ -191,11 +190,19 @@ impl Metrics {
     }
 }
 
-/// One that waits, whichever way that ends.
+/// One of those that a gauge counts.
 #[derive(Debug)]
-pub struct Waits(Gauge);
+pub struct Present(Gauge);
 
-impl Drop for Waits {
+impl Present {
+    /// One more, until this is dropped, however its task ends.
+    pub fn in_gauge(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Present {
     fn drop(&mut self) {
         self.0.dec();
     }

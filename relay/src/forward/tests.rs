@@ -138,9 +138,12 @@ async fn a_stream_that_its_client_gives_up_waits_for_no_answer() {
     world.send(&[world.open(1)]);
     // A flood behind one that the agent leaves without an answer.
     for stream in (3..20_000).step_by(2) {
-        let given_up = match stream % 3 {
+        let given_up = match stream % 5 {
             0 => Frame::Reset { stream, reason: CloseReason::Cancelled, detail: String::new() },
             1 => Frame::Detached { stream },
+            // An answer to itself.
+            2 => Frame::Opened { stream, payload: Bytes::new() },
+            3 => Frame::Resumed { stream, payload: Bytes::new() },
             // Past its credit.
             _ => Frame::Credit { stream, received: u64::MAX, limit: 0 },
         };
