@@ -11,7 +11,8 @@ spec:
     image: $IMAGE
     imagePullPolicy: Never
     stdin: true
-    command: [sh, -c, 'while read line; do echo "got \$line"; [ "\$line" = bye ] && exit 0; done']
+    # It ends when it is asked to, and not with its last words: what is written in that moment may be lost by kubelet.
+    command: [sh, -c, 'while read line; do [ "\$line" = end ] && exit 0; echo "got \$line"; done']
 YAML
 kubectl wait pod/echoer --for=condition=Ready --timeout=60s
 python3 - <<'PY'
@@ -20,6 +21,7 @@ attach = subprocess.Popen(["kubectl", "attach", "-i", "-q", "echoer"], stdin=sub
 for line in ("one", "two", "bye"):
     attach.stdin.write(line + "\n"); attach.stdin.flush()
     print(attach.stdout.readline().strip())
+attach.stdin.write("end\n"); attach.stdin.flush()
 print("exit", attach.wait(20))
 PY
 kubectl wait pod/echoer --for=jsonpath='{.status.phase}'=Succeeded --timeout=30s
