@@ -23,7 +23,7 @@ use towline_tunnel::{
     mux::Machine,
     proto::{
         CloseReason, OpenRequest, ResumeRequest,
-        frame::{self, Frame, StreamId},
+        frame::{self, StreamId},
         leg::{Leg, LegConfig, LegEvent, Progress},
         link::Violation,
     },
@@ -325,7 +325,7 @@ impl RelayConn {
         state.leg.inbound(now, waited.take());
         let more = loop {
             let Some(frame) = frame::decode(bytes)? else { break false };
-            let stream = may_end(&frame);
+            let stream = frame.stream();
             if let Some(event) = state.leg.on_frame(frame, now)? {
                 if matches!(event, LegEvent::Reset { .. } | LegEvent::Detached { .. })
                     && let Some(stream) = stream
@@ -477,19 +477,6 @@ impl RelayConn {
         {
             debug!(channel = %self.channel, "an answer was dropped: too many wait");
         }
-    }
-}
-
-/// The stream that a frame ends, if it ends one: by what it says, or by breaking the stream's rules.
-fn may_end(frame: &Frame) -> Option<StreamId> {
-    match frame {
-        Frame::Data { stream, .. }
-        | Frame::Credit { stream, .. }
-        | Frame::Opened { stream, .. }
-        | Frame::Resumed { stream, .. }
-        | Frame::Reset { stream, .. }
-        | Frame::Detached { stream } => Some(*stream),
-        _ => None,
     }
 }
 

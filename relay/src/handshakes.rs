@@ -2,7 +2,7 @@
 //!
 //! While there is room it is anybody's: a fleet behind one NAT that comes back may have all of it. Once all places are
 //! taken, addresses that hold more than a share of them make room, newest first, for those that hold less; they
-//! themselves wait, one after the other, for places that become free.
+//! themselves wait for places that become free, which go to whoever has fewest.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -179,7 +179,7 @@ impl World {
             }
             _ => {}
         }
-        let Some(id) = stream_of(&frame) else { return };
+        let Some(id) = frame.stream() else { return };
         let Some(at) = relay.route(side, link, id) else { return };
         if let (AGENT, Frame::Resumed { payload, .. }) = (side, &frame) {
             relay.taken(at, Resumed::decode(payload).expect("a sound RESUMED"));
@@ -308,20 +308,6 @@ impl World {
         if let Some((link, id)) = routes[routes.len() - 1 - which % routes.len()].ends[side] {
             self.links[side][link].send(&frame(id));
         }
-    }
-}
-
-fn stream_of(frame: &Frame) -> Option<StreamId> {
-    match frame {
-        Frame::Open { stream, .. }
-        | Frame::Opened { stream, .. }
-        | Frame::Data { stream, .. }
-        | Frame::Credit { stream, .. }
-        | Frame::Reset { stream, .. }
-        | Frame::Resume { stream, .. }
-        | Frame::Resumed { stream, .. }
-        | Frame::Detached { stream } => Some(*stream),
-        _ => None,
     }
 }
 

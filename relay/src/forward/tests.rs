@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use towline_tunnel::{
     ids::InstanceId,
     keys::SigningKey,
-    proto::{endpoint::Side, ledger::Ledger},
+    proto::{endpoint::Side, frame::Frame, ledger::Ledger},
 };
 
 use super::*;

@@ -171,6 +171,23 @@ pub enum FrameError {
     Text(u8),
 }
 
+impl Frame {
+    /// The stream that it is about, if it is about one.
+    pub fn stream(&self) -> Option<StreamId> {
+        match self {
+            Self::Open { stream, .. }
+            | Self::Opened { stream, .. }
+            | Self::Data { stream, .. }
+            | Self::Credit { stream, .. }
+            | Self::Reset { stream, .. }
+            | Self::Resume { stream, .. }
+            | Self::Resumed { stream, .. }
+            | Self::Detached { stream } => Some(*stream),
+            _ => None,
+        }
+    }
+}
+
 impl FrameError {
     /// The reason that GOAWAY carries.
     pub fn reason(self) -> CloseReason {
