@@ -267,14 +267,26 @@ impl<R: Clone> Leg<R> {
         mut request: OpenRequest,
         to: R,
     ) -> Result<StreamId, CloseReason> {
+        self.begin(user, request.share, to, |stream| {
+            stream.far_limit = stream.far_limit.max(request.limit);
+            stream.advertised = stream.far_limit.min(stream.allowance.size()).max(FLOOR);
+            request.limit = stream.advertised;
+            Begin::Open(request)
+        })
+    }
+
+    /// A new stream of ours, which begins with what `ask` makes of it.
+    fn begin(
+        &mut self,
+        user: Option<&Ledger>,
+        share: u64,
+        to: R,
+        ask: impl FnOnce(&mut Stream<R>) -> Begin,
+    ) -> Result<StreamId, CloseReason> {
         let id = self.new_id()?;
-        let ledger = self.budgets.within(request.share, user);
-        let mut stream = Self::stream(request.share, ledger);
-        stream.far_limit = stream.far_limit.max(request.limit);
-        stream.advertised = stream.far_limit.min(stream.allowance.size()).max(FLOOR);
-        request.limit = stream.advertised;
+        let mut stream = Self::stream(share, self.budgets.within(share, user));
+        stream.begin = Some(ask(&mut stream));
         stream.to = Some(to);
-        stream.begin = Some(Begin::Open(request));
         self.streams.insert(id, stream);
         self.mark(id);
         Ok(id)

@@ -79,16 +79,11 @@ impl<R: Clone> Leg<R> {
         mut request: ResumeRequest,
         to: R,
     ) -> Result<StreamId, CloseReason> {
-        let id = self.new_id()?;
-        let ledger = self.budgets.within(request.share, user);
-        let mut stream = Self::stream(request.share, ledger);
-        request.limit = stream.go_on_from(request.arrived, request.limit);
-        stream.to = Some(to);
-        stream.resuming = true;
-        stream.begin = Some(Begin::Resume(request));
-        self.streams.insert(id, stream);
-        self.mark(id);
-        Ok(id)
+        self.begin(user, request.share, to, |stream| {
+            request.limit = stream.go_on_from(request.arrived, request.limit);
+            stream.resuming = true;
+            Begin::Resume(request)
+        })
     }
 
     /// The far endpoint goes on with the stream that this leg's peer took up.
