@@ -24,7 +24,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use towline_tunnel::{
     carrier::{
         CONNECT_PATH, ReadAhead, STREAMS_WAIT, SUBPROTOCOL,
@@ -33,6 +33,7 @@ use towline_tunnel::{
         websocket::{WebSocketCarrier, accept_key},
     },
     drain::DrainWatcher,
+    ids::ChannelId,
     mux::{Side, drive},
     proto::{CloseReason, leg::LegConfig},
     session::{self, AcceptError, Channel, Exporter, control::Control},
@@ -57,6 +58,8 @@ const H2_STREAMS: u32 = 16;
 const H2_RESETS: usize = 16;
 /// After an error of accept(2), mostly EMFILE: there is nothing to accept with until something closes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes that a connection's task may have: each idle agent costs so much for as long as it is connected.
+const LARGEST_TASK: usize = 4 * 1024;
 
 /// Takes connections until the drain begins; then waits for those that are open.
 pub async fn listen(listener: TcpListener, relay: Arc<Relay>, drain: DrainWatcher) {
@@ -88,7 +91,13 @@ pub async fn listen(listener: TcpListener, relay: Arc<Relay>, drain: DrainWatche
             continue;
         };
         let (relay, acceptor) = (Arc::clone(&relay), acceptor.clone());
-        connections.spawn(async move { tcp(stream, from, &acceptor, turn, relay).await });
+        let task = async move { tcp(stream, from, &acceptor, turn, relay).await };
+        debug_assert!(
+            size_of_val(&task) <= LARGEST_TASK,
+            "a connection's task has {} bytes",
+            size_of_val(&task)
+        );
+        connections.spawn(task);
     }
     drop(listener);
     while let Some(ended) = connections.join_next().await {
@@ -117,19 +126,36 @@ async fn tcp(stream: TcpStream, from: SocketAddr, acceptor: &TlsAcceptor, turn: 
         debug!(%from, %error, "a connection was dead at once");
         return;
     }
+    // In a box of its own, which is gone once it is done: a handshake needs many times what a session does.
+    let begun = Box::pin(begin_tls(stream, acceptor, from, deadline, handshake, &relay)).await;
+    if let Some(begun) = begun {
+        run(begun, from, &relay).await;
+    }
+}
+
+async fn begin_tls(
+    stream: TcpStream,
+    acceptor: &TlsAcceptor,
+    from: SocketAddr,
+    deadline: Instant,
+    handshake: Handshake,
+    relay: &Arc<Relay>,
+) -> Option<Begun<TlsStream<ReadAhead<TcpStream>>>> {
     match handshake.step(deadline, acceptor.accept(ReadAhead::new(stream))).await {
         Ok(Ok(stream)) => {
             let exporter = session::exporter(stream.get_ref().1);
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            connection(stream, exporter, http2, from, deadline, handshake, relay).await;
+            begin(stream, exporter, http2, from, deadline, handshake, relay).await
         }
         Ok(Err(error)) => {
             relay.metrics().refused(Stage::Connection, CloseReason::FrameMalformed);
             debug!(%from, %error, "a TLS handshake failed");
+            None
         }
         Err(late) => {
             relay.metrics().refused(Stage::Connection, late);
             debug!(%from, reason = late.text(), "a TLS handshake was not finished");
+            None
         }
     }
 }
@@ -148,12 +174,40 @@ pub async fn connection<IO>(
 ) where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let begun = Box::pin(begin(io, exporter, http2, from, deadline, handshake, &relay)).await;
+    if let Some(begun) = begun {
+        run(begun, from, &relay).await;
+    }
+}
+
+/// Whose session it is, and what it has of the relay.
+struct Begun<IO> {
+    /// Boxed: it would stand in the session's task once for each function that it is handed to.
+    channel: Box<Channel<WebSocketCarrier<IO>>>,
+    id: ChannelId,
+    peer: Peer,
+    place: Place,
+}
+
+/// HTTP and the session's handshake.
+async fn begin<IO>(
+    io: IO,
+    exporter: Option<Exporter>,
+    http2: bool,
+    from: SocketAddr,
+    deadline: Instant,
+    handshake: Handshake,
+    relay: &Arc<Relay>,
+) -> Option<Begun<IO>>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let limit = relay.limits().max_header_bytes;
-    let door = Door::of(&relay, from.ip());
+    let door = Door::of(relay, from.ip());
     let has_passed = Arc::clone(&door.has_passed);
     let failed = match handshake.step(deadline, upgrade(io, http2, limit, door)).await {
         Ok(Ok(Some(carrier))) => return session(carrier, exporter, from, deadline, handshake, relay).await,
-        Ok(Ok(None)) => return,
+        Ok(Ok(None)) => return None,
         Ok(Err(error)) => {
             debug!(%from, %error, "an HTTP connection ended");
             CloseReason::FrameMalformed
@@ -168,6 +222,7 @@ pub async fn connection<IO>(
     if has_passed.load(Ordering::Relaxed) && failed != CloseReason::LimitReached {
         relay.authenticator().note_waste(from.ip());
     }
+    None
 }
 
 /// What stands before an upgrade.
@@ -362,20 +417,22 @@ async fn session<IO>(
     from: SocketAddr,
     deadline: Instant,
     handshake: Handshake,
-    relay: Arc<Relay>,
-) where
+    relay: &Relay,
+) -> Option<Begun<IO>>
+where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let begun = Instant::now();
     let address = from.ip();
-    let admit = |credential| admit(credential, address, &relay);
+    let admit = |credential| admit(credential, address, relay);
     let accepting = session::accept(carrier, exporter, relay.identity(), admit);
     let accepted = match handshake.step(deadline, accepting).await {
         Ok(accepted) => accepted,
         Err(CloseReason::Timeout) => Err(AcceptError::Timeout),
         Err(evicted) => {
             relay.metrics().refused(Stage::Session, evicted);
-            return info!(%from, "a handshake's place was needed for another address (--max-handshakes)");
+            info!(%from, "a handshake's place was needed for another address (--max-handshakes)");
+            return None;
         }
     };
     let (channel, welcome, (peer, place)) = match accepted {
@@ -397,12 +454,12 @@ async fn session<IO>(
             }
             relay.metrics().refused(Stage::Session, error.reason());
             info!(%from, %error, "a session was refused");
-            return;
+            return None;
         }
     };
     drop(handshake);
     relay.metrics().handshake_seconds.observe(begun.elapsed().as_secs_f64());
-    run(channel, welcome.channel, peer, place, from, &relay).await;
+    Some(Begun { channel: Box::new(channel), id: welcome.channel, peer, place })
 }
 
 async fn admit(
@@ -419,16 +476,11 @@ async fn admit(
     Ok((welcome, (peer, place)))
 }
 
-async fn run<IO>(
-    channel: Channel<WebSocketCarrier<IO>>,
-    id: towline_tunnel::ids::ChannelId,
-    peer: Peer,
-    _place: Place,
-    from: SocketAddr,
-    relay: &Relay,
-) where
+async fn run<IO>(begun: Begun<IO>, from: SocketAddr, relay: &Relay)
+where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let Begun { channel, id, peer, place: _place } = begun;
     let (max_streams, sessions, opened) = match &peer {
         Peer::Client(client) => {
             info!(channel = %id, %from, principal = client.caller.principal, program = client.program, line = client.line, "a client's session began");
