@@ -154,7 +154,7 @@ async fn one(agents: usize, arguments: &Arguments, told: &mut Told) -> anyhow::R
 fn tell(
     agents: usize,
     back: &[Duration],
-    begun: &[Duration],
+    begun: &Begun,
     served: Duration,
     arguments: &Arguments,
     told: &mut Told,
@@ -169,34 +169,50 @@ fn tell(
         }
     }
     let budget = f64::from(arguments.budget.unwrap_or(Limits::default().accept_rate));
-    let most = peak(begun) as f64;
-    let figure = Figure::once(name("most sessions begun in a second"), "/s", most, agents);
+    let most = peak(&begun.turns) as f64;
+    let figure = Figure::once(name("most let in in a second"), "/s", most, agents);
     told.note(Figure { ratio: Some(most / budget), against: Some("the budget".into()), ..figure });
+    // Where cores are short, those that were let in one after the other may be done together.
+    let most = peak(&begun.sessions) as f64;
+    told.note(Figure::once(name("most sessions begun in a second"), "/s", most, agents));
     let seen = peak(back) as f64;
     told.note(Figure::once(name("the same, as the agents see it"), "/s", seen, agents));
 }
 
-/// When sessions of agents began, by a relay's log, from its first midnight on.
-fn begun(log: &str) -> Vec<Duration> {
-    let mut times: Vec<Duration> = Vec::new();
-    for line in log.lines().filter(|line| line.contains("an agent's session began")) {
-        let Some(time) = time_of_day(line) else { continue };
-        let day = Duration::from_secs(24 * 3600);
-        // Lines are written in order, give or take what threads do.
-        let is_next_day = times.last().is_some_and(|last| *last > time + day / 2);
-        times.push(if is_next_day { time + day } else { time });
-    }
-    times.sort_unstable();
-    times
+/// What a relay's log says of agents that came; from its first midnight on, rising.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Begun {
+    /// When each took its turn, which the budget is of.
+    turns: Vec<Duration>,
+    /// When its session began: the handshake later.
+    sessions: Vec<Duration>,
 }
 
-/// From `…"timestamp":"2026-01-01T12:34:56.789012Z"…`.
-fn time_of_day(line: &str) -> Option<Duration> {
+fn begun(log: &str) -> Begun {
+    let mut begun = Begun::default();
+    for line in log.lines().filter(|line| line.contains("an agent's session began")) {
+        let Some((time, handshake)) = times(line) else { continue };
+        let day = Duration::from_secs(24 * 3600);
+        // Lines are written in order, give or take what threads do.
+        let is_next_day = begun.sessions.last().is_some_and(|last| *last > time + day / 2);
+        let time = if is_next_day { time + day } else { time };
+        begun.sessions.push(time);
+        begun.turns.push(time.saturating_sub(handshake));
+    }
+    begun.sessions.sort_unstable();
+    begun.turns.sort_unstable();
+    begun
+}
+
+/// The time of day and how long since the turn, from `…"timestamp":"2026-01-01T12:34:56.789012Z"…"micros":1700…`.
+fn times(line: &str) -> Option<(Duration, Duration)> {
     let read: serde_json::Value = serde_json::from_str(line).ok()?;
+    let handshake = Duration::from_micros(read["fields"]["micros"].as_u64()?);
     let (_, time) = read["timestamp"].as_str()?.trim_end_matches('Z').split_once('T')?;
     let mut parts = time.split(':');
     let mut next = || parts.next()?.parse::<f64>().ok().filter(|part| (0.0..61.0).contains(part));
-    Some(Duration::from_secs_f64(next()? * 3600.0 + next()? * 60.0 + next()?))
+    let time = Duration::from_secs_f64(next()? * 3600.0 + next()? * 60.0 + next()?);
+    Some((time, handshake))
 }
 
 /// Most of these times (which rise) that lie within one second.
@@ -251,9 +267,11 @@ mod tests {
     }
 
     #[test]
-    fn a_log_says_when_sessions_began() {
+    fn a_log_says_when_turns_came_and_sessions_began() {
         let line = |time: &str, message: &str| {
-            format!(r#"{{"timestamp":"2026-01-01T{time}Z","fields":{{"message":"{message}"}}}}"#)
+            format!(
+                r#"{{"timestamp":"2026-01-01T{time}Z","fields":{{"message":"{message}","micros":250000}}}}"#
+            )
         };
         let log = [
             line("23:59:59.500000", "an agent's session began"),
@@ -261,8 +279,9 @@ mod tests {
             line("00:00:00.250000", "an agent's session began"),
         ]
         .join("\n");
-        let day = Duration::from_secs(24 * 3600);
-        assert_eq!(begun(&log), [day - Duration::from_millis(500), Duration::from_millis(250) + day]);
-        assert!(begun("not JSON: an agent's session began").is_empty());
+        let (day, millis) = (Duration::from_secs(24 * 3600), Duration::from_millis);
+        assert_eq!(begun(&log).sessions, [day - millis(500), day + millis(250)]);
+        assert_eq!(begun(&log).turns, [day - millis(750), day]);
+        assert!(begun("not JSON: an agent's session began") == Begun::default());
     }
 }

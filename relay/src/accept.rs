@@ -3,10 +3,7 @@
 use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -187,6 +184,8 @@ struct Begun<IO> {
     id: ChannelId,
     peer: Peer,
     place: Place,
+    /// When its turn came.
+    turn: Instant,
 }
 
 /// HTTP and the session's handshake.
@@ -204,9 +203,12 @@ where
 {
     let limit = relay.limits().max_header_bytes;
     let door = Door::of(relay, from.ip());
-    let has_passed = Arc::clone(&door.has_passed);
+    let turn = Arc::clone(&door.turn);
     let failed = match handshake.step(deadline, upgrade(io, http2, limit, door)).await {
-        Ok(Ok(Some(carrier))) => return session(carrier, exporter, from, deadline, handshake, relay).await,
+        Ok(Ok(Some(carrier))) => {
+            let turn = turn.get().copied().unwrap_or_else(Instant::now);
+            return session(carrier, exporter, from, turn, deadline, handshake, relay).await;
+        }
         Ok(Ok(None)) => return None,
         Ok(Err(error)) => {
             debug!(%from, %error, "an HTTP connection ended");
@@ -219,7 +221,7 @@ where
     };
     relay.metrics().refused(Stage::Connection, failed);
     // Who had to make room for another address did not waste the turn.
-    if has_passed.load(Ordering::Relaxed) && failed != CloseReason::LimitReached {
+    if turn.get().is_some() && failed != CloseReason::LimitReached {
         relay.authenticator().note_waste(from.ip());
     }
     None
@@ -231,19 +233,19 @@ pub struct Door {
     readiness: Arc<Readiness>,
     /// Whose budget and memory of addresses counts, and the peer's address; none where everybody may pass.
     kept_by: Option<(Arc<Relay>, IpAddr)>,
-    /// Whether a turn was taken.
-    has_passed: Arc<AtomicBool>,
+    /// When its turn came.
+    turn: Arc<OnceLock<Instant>>,
 }
 
 impl Door {
     /// One that everybody may pass.
     pub fn open(readiness: Arc<Readiness>) -> Self {
-        Self { readiness, kept_by: None, has_passed: Arc::default() }
+        Self { readiness, kept_by: None, turn: Arc::default() }
     }
 
     fn of(relay: &Arc<Relay>, from: IpAddr) -> Self {
         let kept_by = Some((Arc::clone(relay), from));
-        Self { readiness: relay.readiness(), kept_by, has_passed: Arc::default() }
+        Self { readiness: relay.readiness(), kept_by, turn: Arc::default() }
     }
 
     /// Waits until the peer may pass.
@@ -266,7 +268,7 @@ impl Door {
         };
         match passed {
             Ok(()) => {
-                self.has_passed.store(true, Ordering::Relaxed);
+                let _first = self.turn.set(Instant::now());
                 metrics.accepted(errand, begun.elapsed());
             }
             Err(_) => metrics.refused(Stage::Connection, CloseReason::LimitReached),
@@ -415,6 +417,7 @@ async fn session<IO>(
     carrier: WebSocketCarrier<IO>,
     exporter: Option<Exporter>,
     from: SocketAddr,
+    turn: Instant,
     deadline: Instant,
     handshake: Handshake,
     relay: &Relay,
@@ -459,7 +462,7 @@ where
     };
     drop(handshake);
     relay.metrics().handshake_seconds.observe(begun.elapsed().as_secs_f64());
-    Some(Begun { channel: Box::new(channel), id: welcome.channel, peer, place })
+    Some(Begun { channel: Box::new(channel), id: welcome.channel, peer, place, turn })
 }
 
 async fn admit(
@@ -480,17 +483,22 @@ async fn run<IO>(begun: Begun<IO>, from: SocketAddr, relay: &Relay)
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let Begun { channel, id, peer, place: _place } = begun;
+    let Begun { channel, id, peer, place: _place, turn } = begun;
+    let micros = u64::try_from(turn.elapsed().as_micros()).unwrap_or(u64::MAX);
     let (max_streams, sessions, opened) = match &peer {
         Peer::Client(client) => {
-            info!(channel = %id, %from, principal = client.caller.principal, program = client.program, line = client.line, "a client's session began");
+            info!(
+                channel = %id, %from, principal = client.caller.principal, program = client.program, line = client.line, micros,
+                "a client's session began"
+            );
             let limit = relay.limits().max_streams_per_client;
             (limit, &relay.metrics().client_sessions, &relay.metrics().client_sessions_opened)
         }
         Peer::Agent(agent) => {
             info!(
                 channel = %id, %from, cluster = %agent.cluster.id, name = agent.cluster.name,
-                instance = %agent.holder.instance, program = agent.program, line = agent.line, "an agent's session began"
+                instance = %agent.holder.instance, program = agent.program, line = agent.line, micros,
+                "an agent's session began"
             );
             let limit = relay.limits().max_streams_per_agent;
             (limit, &relay.metrics().agent_sessions, &relay.metrics().agent_sessions_opened)

@@ -110,7 +110,7 @@ pub(super) const TARGETS: &[Target] = &[
     value("agents after a relay restart, all", &["", " agents, relay ", "$, all back"], AtMost(60.0)),
     ratio(
         "accepts a second",
-        &["", " agents, relay ", "$most sessions begun in a second"],
+        &["", " agents, relay ", "$most let in in a second"],
         "the budget",
         AtMost(1.0),
     ),
