@@ -164,13 +164,14 @@ struct Stream<R> {
     /// `received` of this leg's own peer, for the bytes that go out here.
     peer_received: u64,
     owes_credit: bool,
-    begin: Option<Begin>,
-    answer: Option<Answer>,
+    /// Boxed, as what follows: an idle stream has none of them.
+    begin: Option<Box<Begin>>,
+    answer: Option<Box<Answer>>,
     /// RESUME is not answered yet: no DATA may come or go.
     resuming: bool,
     /// DETACHED must be sent, and nothing else.
     detached: bool,
-    reset: Option<(CloseReason, String)>,
+    reset: Option<Box<(CloseReason, String)>>,
     ended: bool,
     dirty: bool,
 }
@@ -285,7 +286,7 @@ impl<R: Clone> Leg<R> {
     ) -> Result<StreamId, CloseReason> {
         let id = self.new_id()?;
         let mut stream = Self::stream(share, self.budgets.within(share, user));
-        stream.begin = Some(ask(&mut stream));
+        stream.begin = Some(Box::new(ask(&mut stream)));
         stream.to = Some(to);
         self.streams.insert(id, stream);
         self.mark(id);
@@ -298,7 +299,7 @@ impl<R: Clone> Leg<R> {
         stream.far_limit = stream.far_limit.max(opened.limit);
         stream.advertised = stream.advertised.max(stream.reach());
         opened.limit = stream.advertised;
-        stream.answer = Some(Answer::Opened(opened));
+        stream.answer = Some(Box::new(Answer::Opened(opened)));
         self.mark(id);
     }
 
@@ -364,7 +365,7 @@ impl<R: Clone> Leg<R> {
             // The peer never heard of it.
             self.forget_if_over(id);
         } else {
-            stream.reset = Some((reason, detail.to_owned()));
+            stream.reset = Some(Box::new((reason, detail.to_owned())));
             self.mark(id);
         }
     }

@@ -43,7 +43,7 @@ impl<R: Clone> Leg<R> {
     fn emit_control(&mut self, id: StreamId, out: &mut BytesMut) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.dirty = false;
-        match stream.begin.take() {
+        match stream.begin.take().map(|begin| *begin) {
             Some(Begin::Open(request)) => {
                 frame::encode(out, &Frame::Open { stream: id, payload: request.encode() });
                 if stream.send.is_ready() {
@@ -57,10 +57,10 @@ impl<R: Clone> Leg<R> {
         }
         if std::mem::take(&mut stream.detached) {
             frame::encode(out, &Frame::Detached { stream: id });
-        } else if let Some((reason, detail)) = stream.reset.take() {
+        } else if let Some((reason, detail)) = stream.reset.take().map(|reset| *reset) {
             frame::encode(out, &Frame::Reset { stream: id, reason, detail });
         } else if !stream.ended {
-            match stream.answer.take() {
+            match stream.answer.take().map(|answer| *answer) {
                 Some(Answer::Opened(opened)) => {
                     frame::encode(out, &Frame::Opened { stream: id, payload: opened.encode() });
                 }

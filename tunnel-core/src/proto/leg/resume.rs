@@ -94,7 +94,7 @@ impl<R: Clone> Leg<R> {
         }
         stream.resuming = false;
         resumed.limit = stream.go_on_from(resumed.arrived, resumed.limit);
-        stream.answer = Some(Answer::Resumed(resumed));
+        stream.answer = Some(Box::new(Answer::Resumed(resumed)));
         self.mark(id);
     }
 
