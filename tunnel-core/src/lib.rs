@@ -4,6 +4,7 @@
 //! or clock), carriers, the mux, inner TLS, drain and backoff. The specification that this crate implements is
 //! `docs/protocol.md`.
 
+pub mod audit;
 pub mod backoff;
 pub mod carrier;
 pub mod drain;
