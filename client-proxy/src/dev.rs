@@ -118,6 +118,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         public: None,
         issuer: trust(RELAY_AUDIENCE)?,
         certificate_life: towline_relay::certificates::DEFAULT_LIFE,
+        audit: towline_relay::app::AuditConfig::default(),
         drain_timeout: DRAIN,
         limits: RelayLimits::default(),
         clock: towline_relay::clock::Clock::system(),

@@ -199,6 +199,7 @@ impl Rig {
             public: Some(RelayAddress::parse(&address.to_string())?),
             issuer: trusts("towline-relay", None)?.into(),
             certificate_life: Duration::from_secs(3600),
+            audit: towline_relay::app::AuditConfig::default(),
             drain_timeout: Duration::from_secs(1),
             limits: Limits::default(),
             clock: Clock::system(),

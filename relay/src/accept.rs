@@ -31,7 +31,7 @@ use towline_tunnel::{
     },
     drain::DrainWatcher,
     ids::ChannelId,
-    mux::{Side, drive},
+    mux::{Closed, Side, drive},
     proto::{CloseReason, leg::LegConfig},
     session::{self, AcceptError, Channel, Exporter, control::Control},
     ticket::SKEW,
@@ -40,8 +40,9 @@ use tracing::{debug, info, warn};
 
 use crate::{
     app::Relay,
+    audit::Account,
     authenticate::Peer,
-    forward::{RENEWALS, RelayConn, Renewal},
+    forward::{Owner, RENEWALS, RelayConn, Renewal},
     handshakes::{Handshake, Handshakes, Turn},
     health::Readiness,
     metrics::{Present, Stage},
@@ -506,16 +507,19 @@ where
     };
     let _present = Present::in_gauge(sessions);
     opened.inc();
-    let user = match &peer {
-        Peer::Client(client) => Some(relay.users().of(&client.caller.principal)),
+    let owner = match &peer {
+        Peer::Client(client) => Some(Owner {
+            user: relay.users().of(&client.caller.principal),
+            account: Account::new(relay.audit().clone(), client.channel(id, from)),
+        }),
         Peer::Agent(_) => None,
     };
     let most = relay.limits().max_buffered_bytes_per_session;
     let config = LegConfig {
         side: Side::Acceptor,
         max_streams: max_streams as usize,
-        ledger: match &user {
-            Some(user) => relay.ledger().child_with(user.ledger(), most),
+        ledger: match &owner {
+            Some(owner) => relay.ledger().child_with(owner.user.ledger(), most),
             // What an agent is promised is promised for users' streams, one by one.
             None => relay.ledger().child(most),
         },
@@ -524,7 +528,7 @@ where
     let (renewals, questions) = mpsc::channel(RENEWALS);
     let conn = RelayConn::new(
         peer,
-        user,
+        owner,
         id,
         config,
         Arc::clone(relay.switchboard()),
@@ -551,6 +555,11 @@ where
         () = expire(&conn, relay) => return,
     };
     let (reason, detail) = closed.reason();
+    conn.end_account(match &closed {
+        Closed::ByPeer => "the client closed it",
+        Closed::Io(_) => "its connection was lost",
+        Closed::Stopped | Closed::Violation(_) => reason.text(),
+    });
     info!(channel = %id, reason = reason.text(), detail, "a session ended");
     drop(guard);
 }

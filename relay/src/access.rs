@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use towline_tunnel::{ids::ClusterId, proto::CloseReason};
 
-use crate::registry::{Cluster, Grants, Registry, SubjectKind};
+use crate::registry::{Cluster, Grants, Registry, Role, SubjectKind};
 
 /// Longest answer to "which group?": a token with more groups than this is judged by its first ones only.
 /// Entra sends at most 200; a lookup each is what one OPEN may cost.
@@ -60,10 +60,24 @@ impl AccessControl {
         let Some(cluster) = known.cluster(cluster).filter(|cluster| cluster.enabled) else {
             return Decision::Deny(CloseReason::ClusterUnknown);
         };
-        match known.grants(cluster.id).and_then(|grants| end(grants, caller, now)) {
-            Some(until) => Decision::Allow { cluster: Arc::clone(cluster), until },
+        match known.grants(cluster.id).and_then(|grants| given(grants, caller, now)) {
+            Some((_, _, until)) => Decision::Allow { cluster: Arc::clone(cluster), until },
             None => Decision::Deny(CloseReason::Forbidden),
         }
+    }
+
+    /// The cluster's name; empty where there is none with this id.
+    pub fn name(&self, cluster: ClusterId) -> String {
+        self.registry.snapshot().cluster(cluster).map(|cluster| cluster.name.clone()).unwrap_or_default()
+    }
+
+    /// By which role the caller may open the cluster now, for the audit; nothing where they may not.
+    pub fn why(&self, caller: &Caller, cluster: ClusterId, now: SystemTime) -> String {
+        let known = self.registry.snapshot();
+        let given = known.grants(cluster).and_then(|grants| given(grants, caller, now));
+        given.map_or_else(String::new, |(kind, subject, _)| {
+            format!("{} of {kind} {subject}", Role::ClusterUser)
+        })
     }
 
     /// The same for the cluster with this name: what a client may ask before it has an id.
@@ -76,16 +90,23 @@ impl AccessControl {
     }
 }
 
-/// The latest end of the grants that let this caller in at `now`; `Some(None)` is without end.
-fn end(grants: &Grants, caller: &Caller, now: SystemTime) -> Option<Option<SystemTime>> {
+/// Of the grants that let this caller in at `now` the one that ends last, if it ends: by which of their names, and when.
+fn given<'a>(
+    grants: &Grants,
+    caller: &'a Caller,
+    now: SystemTime,
+) -> Option<(SubjectKind, &'a String, Option<SystemTime>)> {
     let groups = caller.groups.iter().take(MAX_GROUPS).map(|group| (SubjectKind::Group, group));
     let names = [(SubjectKind::User, &caller.username), (SubjectKind::Principal, &caller.principal)];
     names
         .into_iter()
         .chain(groups)
-        .filter_map(|(kind, subject)| grants.end(kind, subject))
-        .filter(|end| end.is_none_or(|end| now < end))
-        .reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b)))
+        .filter_map(|(kind, subject)| Some((kind, subject, grants.end(kind, subject)?)))
+        .filter(|(_, _, end)| end.is_none_or(|end| now < end))
+        .reduce(|a, b| {
+            let is_later = a.2.is_some_and(|a| b.2.is_none_or(|b| b > a));
+            if is_later { b } else { a }
+        })
 }
 
 #[cfg(test)]
@@ -95,7 +116,7 @@ mod tests {
     use towline_tunnel::keys::SigningKey;
 
     use super::*;
-    use crate::registry::{EnrolmentOffer, Role, RoleAssignment};
+    use crate::registry::{EnrolmentOffer, RoleAssignment};
 
     fn at(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(seconds)

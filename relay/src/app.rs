@@ -10,6 +10,7 @@ use tokio::{
 };
 use towline_identity::{TrustSettings, TrustSource, Verifier};
 use towline_tunnel::{
+    audit::{AuditLog, AuditWriter, Destination},
     backoff,
     carrier::dial::RelayAddress,
     drain::{DrainTrigger, DrainWatcher, drain},
@@ -23,6 +24,7 @@ use tracing::{info, warn};
 use crate::{
     accept,
     access::AccessControl,
+    audit::{Audit, NOTED_EVERY, Retention},
     authenticate::Authenticator,
     budget::AcceptBudget,
     certificates::CertificateAuthority,
@@ -69,8 +71,19 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// What peers can make grow.
     pub limits: Limits,
+    /// Who opened what.
+    pub audit: AuditConfig,
     /// The time.
     pub clock: Clock,
+}
+
+/// What is kept of who opened what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// In the registry.
+    pub retention: Retention,
+    /// And as lines, if anywhere.
+    pub log: Option<Destination>,
 }
 
 /// A relay: what its connections share.
@@ -83,6 +96,7 @@ pub struct Relay {
     places: Places,
     budget: Arc<AcceptBudget>,
     switchboard: Arc<Switchboard>,
+    audit: Audit,
     metrics: Metrics,
     readiness: Arc<Readiness>,
     ledger: Ledger,
@@ -114,6 +128,9 @@ impl Relay {
     }
     pub(crate) fn switchboard(&self) -> &Arc<Switchboard> {
         &self.switchboard
+    }
+    pub(crate) fn audit(&self) -> &Audit {
+        &self.audit
     }
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
@@ -171,6 +188,7 @@ pub struct Running {
     public: PublicAddress,
     identity_hash: KeyHash,
     tasks: JoinSet<()>,
+    audit_writer: Option<AuditWriter>,
     trigger: DrainTrigger,
     drain_timeout: Duration,
 }
@@ -213,6 +231,11 @@ async fn start_on(
         PublicAddress { relay: relay_address, ca_pem: tls.own_authority().map(|own| own.pem.clone()) };
     public.note(&registry).await?;
     let authority = CertificateAuthority::new(&keys.authority, config.certificate_life)?;
+    let (log, audit_writer) = match &config.audit.log {
+        Some(to) => AuditLog::open(to).map(|(log, writer)| (log, Some(writer)))?,
+        None => (AuditLog::none(), None),
+    };
+    let (audit, auditor) = Audit::new(registry.clone(), log, config.audit.retention, clock.clone());
     let sessions = Sessions::default();
     let access = AccessControl::new(registry.clone());
     let (trigger, watcher) = drain();
@@ -236,6 +259,7 @@ async fn start_on(
             metrics.clone(),
         )),
         sessions: sessions.clone(),
+        audit,
         metrics: metrics.clone(),
         readiness: Arc::clone(&readiness),
         ledger,
@@ -249,6 +273,8 @@ async fn start_on(
     tasks.spawn(tls.follow());
     tasks.spawn(follow_registry(registry.clone(), metrics.clone(), Arc::clone(&readiness)));
     tasks.spawn(sessions.follow(registry.clone(), clock));
+    tasks.spawn(auditor.run());
+    tasks.spawn(note_accounts(Arc::clone(&relay)));
     tasks.spawn(withdraw(Arc::clone(&relay), registry.clone()));
     tasks.spawn(keep_keys_fresh(Arc::clone(&relay)));
     if let Some(settings) = config.issuer.settings {
@@ -268,6 +294,7 @@ async fn start_on(
         public,
         identity_hash: keys.identity_hash(),
         tasks,
+        audit_writer,
         trigger,
         drain_timeout: config.drain_timeout,
     })
@@ -322,7 +349,11 @@ impl Running {
         };
         let _in_time = timeout(LAST_WORDS, gone).await;
         self.relay.sessions.write_changes(&self.registry, &self.relay.clock).await;
+        self.relay.audit.flush().await;
         self.tasks.shutdown().await;
+        if let Some(writer) = self.audit_writer {
+            writer.finish(LAST_WORDS).await;
+        }
         self.registry.close().await;
         info!(quiet, "the relay has ended");
         quiet
@@ -381,6 +412,16 @@ async fn withdraw(relay: Arc<Relay>, registry: Registry) {
 /// Takes up what changes in the files that say whom to trust.
 async fn keep_trust_loaded(relay: Arc<Relay>, settings: TrustSettings) {
     relay.authenticator.verifier().keep_loaded(&settings).await;
+}
+
+/// What sessions that go on have carried is noted now and then; never returns.
+async fn note_accounts(relay: Arc<Relay>) {
+    loop {
+        sleep(NOTED_EVERY).await;
+        for conn in relay.sessions.all() {
+            conn.note_account();
+        }
+    }
 }
 
 async fn keep_keys_fresh(relay: Arc<Relay>) {

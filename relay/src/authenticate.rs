@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -23,6 +23,7 @@ use tracing::warn;
 
 use crate::{
     access::Caller,
+    audit::Channel,
     certificates::{CertificateAuthority, Holder, Issued},
     clock::Clock,
     enrol::Enrolment,
@@ -47,6 +48,19 @@ pub struct ClientPeer {
     pub program: String,
     /// The session is a line of the process, beside its own.
     pub line: bool,
+}
+
+impl ClientPeer {
+    /// Its session, as the audit tells of it.
+    pub fn channel(&self, id: ChannelId, source: SocketAddr) -> Channel {
+        Channel {
+            id,
+            user: self.caller.username.clone(),
+            principal: self.caller.principal.clone(),
+            source,
+            program: self.program.clone(),
+        }
+    }
 }
 
 /// An agent instance whose certificate or enrolment was accepted.

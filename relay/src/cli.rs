@@ -1,5 +1,6 @@
 //! The command line of `towline-relay`.
 
+mod audit;
 mod clusters;
 mod enroll;
 mod roles;
@@ -46,6 +47,8 @@ enum Command {
     /// Say who may open which cluster
     #[command(subcommand)]
     Role(roles::Role),
+    /// Show who opened which cluster, and who was refused
+    Audit(audit::Audit),
 }
 
 /// Where the relay keeps its keys and its registry.
@@ -135,6 +138,7 @@ async fn run(command: Command) -> Result<(), Report> {
         Command::RevokeInstance(revoke) => revoke.run(now).await,
         Command::RemoveCluster(remove) => remove.run().await,
         Command::Role(role) => role.run(now).await,
+        Command::Audit(audit) => audit.run(now).await,
     }
 }
 

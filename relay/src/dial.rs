@@ -102,6 +102,12 @@ impl Switchboard {
         }
     }
 
+    /// The cluster's name, if there is one with this id, and by which role the client may open it: for the audit.
+    pub fn why(&self, client: &ClientPeer, cluster: ClusterId) -> (String, String) {
+        let name = self.access.name(cluster);
+        (name, self.access.why(&client.caller, cluster, self.clock.now()))
+    }
+
     /// Opens the other half of a client's stream, `from`, on a session of the cluster's agent; or has the agent's process that
     /// holds it take it up.
     ///

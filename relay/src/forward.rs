@@ -31,6 +31,7 @@ use towline_tunnel::{
 use tracing::{debug, info};
 
 use crate::{
+    audit::Account,
     authenticate::{AgentPeer, ClientPeer, Peer},
     dial::Switchboard,
     metrics::{Metrics, Stage},
@@ -85,6 +86,15 @@ pub struct Renewal {
     pub key: VerifyingKey,
 }
 
+/// Whose the streams of a client's connection are.
+#[derive(Debug)]
+pub struct Owner {
+    /// The user, on all of their sessions.
+    pub user: Arc<User>,
+    /// What this session opens.
+    pub account: Account,
+}
+
 /// One authenticated connection of a client or an agent.
 pub struct RelayConn {
     me: Weak<RelayConn>,
@@ -108,6 +118,8 @@ struct State {
     opening: BTreeMap<StreamId, Instant>,
     /// As last told to the metrics.
     counted: usize,
+    /// For the audit, if it is a client's.
+    account: Option<Account>,
 }
 
 impl fmt::Debug for RelayConn {
@@ -117,11 +129,11 @@ impl fmt::Debug for RelayConn {
 }
 
 impl RelayConn {
-    /// A connection whose peer was authenticated, and whose user is known if it is a client; questions for the registry come
+    /// A connection whose peer was authenticated, and whose owner is known if it is a client; questions for the registry come
     /// out of `renewals`.
     pub fn new(
         peer: Peer,
-        user: Option<Arc<User>>,
+        owner: Option<Owner>,
         channel: ChannelId,
         config: LegConfig,
         switchboard: Arc<Switchboard>,
@@ -129,12 +141,13 @@ impl RelayConn {
         renewals: mpsc::Sender<Renewal>,
     ) -> Arc<Self> {
         let leg = Leg::new(config, tokio::time::Instant::now().into_std());
+        let (user, account) = owner.map(|owner| (owner.user, owner.account)).unzip();
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             peer,
             user,
             channel,
-            state: Mutex::new(State { leg, closed: false, opening: BTreeMap::new(), counted: 0 }),
+            state: Mutex::new(State { leg, closed: false, opening: BTreeMap::new(), counted: 0, account }),
             output: Notify::new(),
             stop: CancellationToken::new(),
             going: AtomicBool::new(false),
@@ -260,6 +273,20 @@ impl RelayConn {
         }
     }
 
+    /// Hands on what the audit has not heard yet.
+    pub fn note_account(&self) {
+        if let Some(account) = &mut self.lock().account {
+            account.note();
+        }
+    }
+
+    /// The session has ended: the audit is told how.
+    pub fn end_account(&self, how: &str) {
+        if let Some(account) = &mut self.lock().account {
+            account.end(how);
+        }
+    }
+
     /// The connection is gone: ends its streams on the other connections. Done by its session's guard.
     pub(crate) fn close(&self) {
         self.going.store(true, Ordering::Relaxed);
@@ -269,6 +296,8 @@ impl RelayConn {
         let routes = state.leg.close();
         self.count_streams(&mut state);
         drop(state);
+        // Where its task was cut short, nothing more is known.
+        self.end_account("it was cut short");
         for route in routes {
             route.conn.detach(route.stream);
         }
@@ -333,6 +362,11 @@ impl RelayConn {
                     // Whoever no longer wants a stream waits for no answer.
                     state.opening.remove(&stream);
                 }
+                if let LegEvent::Data { to, payload, .. } = &event
+                    && let (Some(account), Some(agent)) = (&mut state.account, to.conn.agent())
+                {
+                    account.carried(agent.cluster.id, payload.len() as u64, 0);
+                }
                 let stop = matches!(event, LegEvent::Open { .. } | LegEvent::Resume { .. });
                 events.push(event);
                 if stop {
@@ -382,7 +416,12 @@ impl RelayConn {
                     &metrics.bytes_to_clients
                 };
                 direction.inc_by(bytes);
-                to.conn.lock().leg.forward(to.stream, payload, fin, blocked);
+                let mut state = to.conn.lock();
+                if let (Some(account), Some(agent)) = (&mut state.account, self.agent()) {
+                    account.carried(agent.cluster.id, 0, bytes);
+                }
+                state.leg.forward(to.stream, payload, fin, blocked);
+                drop(state);
                 to
             }
             LegEvent::Credit { to, received, limit } => {
@@ -413,12 +452,18 @@ impl RelayConn {
             return self.reset(stream, CloseReason::Forbidden, "no stream begins on a line");
         }
         let Some(me) = self.me.upgrade() else { return };
+        let resumes = matches!(wanted, Wanted::Resume(_));
         // Before the agent hears of it: its answer may be here before this thread goes on.
         self.lock().opening.insert(stream, now);
         match self.switchboard.connect(client, self.channel, wanted, Route { conn: me, stream }) {
             Ok(route) => {
                 let agent_stream = route.stream;
-                self.lock().leg.bind(stream, route, 0);
+                let mut state = self.lock();
+                if let Some(account) = &mut state.account {
+                    account.allowed(cluster, resumes, || self.switchboard.why(client, cluster));
+                }
+                state.leg.bind(stream, route, 0);
+                drop(state);
                 self.metrics().opens.inc();
                 debug!(channel = %self.channel, stream, agent_stream, %key, %cluster, "a stream was opened");
                 // The role may have gone between the decision and now, when nobody knew of the stream.
@@ -428,6 +473,11 @@ impl RelayConn {
             }
             Err((reason, detail)) => {
                 self.metrics().refused(Stage::Stream, reason);
+                if let Some(account) = &mut self.lock().account {
+                    account.refused(cluster, reason, || {
+                        (self.switchboard.why(client, cluster).0, detail.to_string())
+                    });
+                }
                 info!(
                     channel = %self.channel, stream, %cluster, principal = client.caller.principal, reason = reason.text(),
                     detail = &*detail, "a stream was refused"

@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod access;
 pub mod app;
+pub mod audit;
 pub mod authenticate;
 pub mod budget;
 pub mod certificates;

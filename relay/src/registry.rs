@@ -4,6 +4,7 @@
 //! [`Snapshot`] in memory, which [`follow`] keeps current when another process (the command line) changes the file.
 //! While the file is away, what is already known goes on.
 
+mod audit;
 mod enrolments;
 mod error;
 mod follow;
@@ -21,6 +22,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+pub use audit::{AuditFilter, AuditRow};
 pub use enrolments::{Enrolled, EnrolmentOffer};
 pub use error::RegistryError;
 pub use follow::{LOOK_EVERY, follow};
@@ -159,13 +161,13 @@ fn create_private(path: &Path) -> io::Result<()> {
 }
 
 fn migrations() -> Migrator {
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "registry".into(),
-        MigrationType::Simple,
-        include_str!("registry/migrations/0001_registry.sql").into_sql_str(),
-        false,
-    )])
+    let migration = |version, name: &'static str, sql: &'static str| {
+        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(vec![
+        migration(1, "registry", include_str!("registry/migrations/0001_registry.sql")),
+        migration(2, "audit", include_str!("registry/migrations/0002_audit.sql")),
+    ])
 }
 
 /// Seconds since 1970, as the tables hold times.

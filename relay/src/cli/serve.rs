@@ -6,14 +6,16 @@ use clap::{ArgGroup, Args};
 use tokio::signal::unix::{SignalKind, signal};
 use towline_identity::{IssuerSettings, TrustSettings, TrustSource};
 use towline_tunnel::{
+    audit::Destination,
     carrier::dial::RelayAddress,
     fault::{Fault, Report},
-    values::duration,
+    values::{bytes, duration},
 };
 
 use super::Place;
 use crate::{
-    app::{self, Config},
+    app::{self, AuditConfig, Config},
+    audit::Retention,
     clock::Clock,
     limits::Limits,
     tls::TlsSource,
@@ -62,6 +64,40 @@ pub(super) struct Serve {
 
     #[command(flatten)]
     limits: Limits,
+
+    #[command(flatten)]
+    audit: AuditArgs,
+}
+
+/// What is kept of who opened what.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Audit")]
+struct AuditArgs {
+    /// How long `towline-relay audit` shows what people opened
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = duration)]
+    audit_retention: Duration,
+    /// Records that are kept for it at most; the oldest go first
+    #[arg(long, value_name = "N", default_value = "1000000", value_parser = clap::value_parser!(u64).range(1..))]
+    audit_records: u64,
+    /// Write a line of JSON for each channel that ends to this file too, or to standard output (-)
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<String>,
+    /// Size at which that file is moved to FILE.1
+    #[arg(long, value_name = "SIZE", default_value = "100MiB", value_parser = bytes)]
+    audit_log_size: u64,
+    /// How many moved files are kept
+    #[arg(long, value_name = "N", default_value = "10")]
+    audit_log_files: u32,
+}
+
+impl AuditArgs {
+    fn parse(self) -> AuditConfig {
+        let log = |to: String| Destination::parse(&to, self.audit_log_size, self.audit_log_files);
+        AuditConfig {
+            retention: Retention { age: self.audit_retention, records: self.audit_records },
+            log: self.audit_log.map(log),
+        }
+    }
 }
 
 /// Whose tokens for the relay are accepted: names and meanings of kube-apiserver's flags.
@@ -157,6 +193,7 @@ impl Serve {
             certificate_life: self.certificate_life,
             drain_timeout: self.drain_timeout,
             limits: self.limits,
+            audit: self.audit.parse(),
             clock: Clock::system(),
         })
     }

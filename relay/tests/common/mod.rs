@@ -1,7 +1,10 @@
 //! A real relay on loopback, and peers that speak its protocol by the real library.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use tempfile::TempDir;
@@ -15,7 +18,7 @@ use towline_identity::{
     dev::{DevIssuer, TokenRequest},
 };
 use towline_relay::{
-    app::{self, Config, Running},
+    app::{self, AuditConfig, Config, Running},
     clock::Clock,
     enrol::{TokenRequest as EnrolRequest, make_token},
     limits::Limits,
@@ -76,6 +79,11 @@ pub(crate) fn limits() -> Limits {
 
 impl Bench {
     pub(crate) async fn new(limits: Limits) -> Self {
+        Self::audited(limits, |_| AuditConfig::default()).await
+    }
+
+    /// One whose audit may stand in the bench's folder.
+    pub(crate) async fn audited(limits: Limits, audit: impl FnOnce(&Path) -> AuditConfig) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issuer = DevIssuer::start(0).await.unwrap();
         let issuer_ca = folder.path().join("issuer.pem");
@@ -100,6 +108,7 @@ impl Bench {
             .unwrap()
             .into(),
             certificate_life: Duration::from_secs(3600),
+            audit: audit(folder.path()),
             drain_timeout: Duration::from_secs(20),
             limits,
             clock: Clock::system(),
