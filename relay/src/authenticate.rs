@@ -192,7 +192,8 @@ impl Authenticator {
         }
     }
 
-    /// Counts a handshake that was begun and not finished: nobody's fault, maybe, but it took a turn of the accept budget.
+    /// Counts a handshake that took a turn of the accept budget and became no session, though its credential is not at fault: it was
+    /// not finished, or the peer is of another version, or asked for what it may not or can't have. Nobody's fault, maybe.
     pub fn note_waste(&self, from: IpAddr) {
         self.wasted.failed(from);
     }

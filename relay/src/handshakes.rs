@@ -2,7 +2,8 @@
 //!
 //! While there is room it is anybody's: a fleet behind one NAT that comes back may have all of it. Once all places are
 //! taken, addresses that hold more than a share of them make room, newest first, for those that hold less; they
-//! themselves wait for places that become free, which go to whoever has fewest.
+//! themselves wait for places that become free, which go to whoever has fewest. Places to wait at are shared out by the same rule.
+//! An IPv6 /64 is one address, and a /48 a few ([`crate::origin`]).
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,12 +18,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use towline_tunnel::proto::CloseReason;
 
-use crate::throttle::network;
+use crate::origin::{Counts, Range};
 
 /// This part of all places is what no address can be made to give up: who wants to keep others out needs as many addresses.
 const SHARE: u32 = 64;
 /// So many connections may wait for a place, accepted and unread: as many as a kernel's backlog holds, for a fleet behind one NAT.
-const WAITING: usize = 4096;
+pub const WAITING: usize = 4096;
+/// So many of them no address can be made to give up.
+const WAITING_SHARE: u32 = (WAITING as u32).div_ceil(SHARE);
 
 /// The places of all that are not yet sessions.
 #[derive(Clone, Debug)]
@@ -31,7 +34,7 @@ pub struct Handshakes(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     places: usize,
-    share: usize,
+    share: u32,
     taken: Mutex<Taken>,
     freed: Notify,
 }
@@ -40,15 +43,24 @@ struct Inner {
 struct Taken {
     all: usize,
     next: u64,
-    /// What each address holds, the newest last.
-    held: HashMap<IpAddr, Vec<Held>>,
-    waiting: VecDeque<(IpAddr, oneshot::Sender<Handshake>)>,
+    /// What each network holds, the newest last.
+    held: HashMap<Range, Vec<Held>>,
+    counts: Counts,
+    waiting: Waiting,
 }
 
 #[derive(Debug)]
 struct Held {
+    address: IpAddr,
     number: u64,
     evicted: CancellationToken,
+}
+
+/// Those that have no place yet, the first that came first.
+#[derive(Debug, Default)]
+struct Waiting {
+    queue: VecDeque<(IpAddr, oneshot::Sender<Handshake>)>,
+    counts: Counts,
 }
 
 impl Taken {
@@ -56,23 +68,77 @@ impl Taken {
     fn give(&mut self, of: &Handshakes, address: IpAddr) -> Handshake {
         let (number, evicted) = (self.next, CancellationToken::new());
         self.next += 1;
-        self.held.entry(address).or_default().push(Held { number, evicted: evicted.clone() });
+        let held = self.held.entry(Range::network(address)).or_default();
+        held.push(Held { address, number, evicted: evicted.clone() });
+        self.counts.add(address);
         Handshake { of: of.clone(), address, number, evicted }
     }
 
-    /// Who waits gets what is free: of those whose address holds the fewest, the first that came.
+    /// Who waits gets what is free: of those whose address holds the least, the first that came.
     fn next(&mut self) -> Option<(IpAddr, oneshot::Sender<Handshake>)> {
-        let Taken { held, waiting, .. } = self;
-        waiting.retain(|(_, waits)| !waits.is_closed());
-        let held = |address| held.get(address).map_or(0, Vec::len);
-        let (place, _) = waiting.iter().enumerate().min_by_key(|(_, (address, _))| held(address))?;
-        waiting.remove(place)
+        self.waiting.forget_gone();
+        let counts = &self.counts;
+        let waiting = self.waiting.queue.iter().enumerate();
+        let (place, _) = waiting.min_by_key(|(_, (address, _))| counts.load(*address))?;
+        self.waiting.remove(place)
     }
 
-    /// The address that holds the most, if that is more than its share.
-    fn greediest(&self, share: usize) -> Option<IpAddr> {
-        let most = self.held.iter().max_by_key(|(_, held)| held.len())?;
-        (most.1.len() > share).then_some(*most.0)
+    /// The network that holds the most, if that is more than its share, or its site more than the site's. Of a site's networks
+    /// the one that holds most, and of those the newest.
+    fn greediest(&self, share: u32) -> Option<Range> {
+        let key = |held: &Vec<Held>| {
+            held.last().map(|newest| (self.counts.load(newest.address), held.len(), newest.number))
+        };
+        let (network, held) = self.held.iter().max_by_key(|(_, held)| key(held))?;
+        key(held).is_some_and(|(load, ..)| load > Counts::share(share)).then_some(*network)
+    }
+
+    /// Takes the newest place of this network; who has it will notice.
+    fn evict(&mut self, network: Range) {
+        if let Some(newest) = self.held.get_mut(&network).and_then(Vec::pop) {
+            self.counts.remove(newest.address);
+            newest.evicted.cancel();
+        }
+    }
+}
+
+impl Waiting {
+    /// A place in the queue. Where it is full, whoever waits more often than its share makes room, newest first, for those that
+    /// don't; none for others.
+    fn enter(&mut self, address: IpAddr) -> Option<oneshot::Receiver<Handshake>> {
+        if self.queue.len() >= WAITING {
+            self.forget_gone();
+        }
+        if self.queue.len() >= WAITING {
+            let share = Counts::share(WAITING_SHARE);
+            if self.counts.load(address) >= share {
+                return None;
+            }
+            let waiting = self.queue.iter().enumerate();
+            let loads = waiting.map(|(place, (address, _))| (self.counts.load(*address), place));
+            let (_, newest) = loads.max().filter(|(load, _)| *load > share)?;
+            self.remove(newest);
+        }
+        let (sender, turn) = oneshot::channel();
+        self.queue.push_back((address, sender));
+        self.counts.add(address);
+        Some(turn)
+    }
+
+    fn remove(&mut self, place: usize) -> Option<(IpAddr, oneshot::Sender<Handshake>)> {
+        let removed = self.queue.remove(place)?;
+        self.counts.remove(removed.0);
+        Some(removed)
+    }
+
+    fn forget_gone(&mut self) {
+        let Self { queue, counts } = self;
+        queue.retain(|(address, waits)| {
+            if waits.is_closed() {
+                counts.remove(*address);
+            }
+            !waits.is_closed()
+        });
     }
 }
 
@@ -86,7 +152,7 @@ pub enum Turn {
 }
 
 impl Turn {
-    /// The place; none where the relay ends before. Dropping the future gives the turn up.
+    /// The place; none where the relay ends before, or where it was to wait is another's. Dropping the future gives the turn up.
     pub async fn come(self) -> Option<Handshake> {
         match self {
             Self::Now(handshake) => Some(handshake),
@@ -109,7 +175,7 @@ impl Handshakes {
     pub fn new(places: u32) -> Self {
         Self(Arc::new(Inner {
             places: places as usize,
-            share: places.div_ceil(SHARE) as usize,
+            share: places.div_ceil(SHARE),
             taken: Mutex::default(),
             freed: Notify::new(),
         }))
@@ -130,29 +196,18 @@ impl Handshakes {
     }
 
     /// A connection from this address wants a place. None where too many wait.
-    pub fn enter(&self, from: IpAddr) -> Option<Turn> {
-        let address = network(from);
+    pub fn enter(&self, address: IpAddr) -> Option<Turn> {
         let mut taken = self.lock();
         if taken.all < self.0.places {
             taken.all += 1;
             return Some(Turn::Now(taken.give(self, address)));
         }
-        let has_share = taken.held.get(&address).is_some_and(|held| held.len() >= self.0.share);
+        let has_share = taken.counts.load(address) >= Counts::share(self.0.share);
         if !has_share && let Some(greediest) = taken.greediest(self.0.share) {
-            if let Some(newest) = taken.held.get_mut(&greediest).and_then(Vec::pop) {
-                newest.evicted.cancel();
-            }
+            taken.evict(greediest);
             return Some(Turn::Now(taken.give(self, address)));
         }
-        if taken.waiting.len() >= WAITING {
-            taken.waiting.retain(|(_, waits)| !waits.is_closed());
-            if taken.waiting.len() >= WAITING {
-                return None;
-            }
-        }
-        let (sender, turn) = oneshot::channel();
-        taken.waiting.push_back((address, sender));
-        Some(Turn::Later(turn))
+        taken.waiting.enter(address).map(Turn::Later)
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
@@ -177,18 +232,20 @@ impl Handshake {
 impl Drop for Handshake {
     fn drop(&mut self) {
         let mut taken = self.of.lock();
-        let Some(held) = taken.held.get_mut(&self.address) else { return };
+        let network = Range::network(self.address);
+        let Some(held) = taken.held.get_mut(&network) else { return };
         let place = held.iter().rposition(|held| held.number == self.number);
         if let Some(place) = place {
             held.remove(place);
         }
         if held.is_empty() {
-            taken.held.remove(&self.address);
+            taken.held.remove(&network);
         }
         // Not there if it was evicted: then its place is another's.
         if place.is_none() {
             return;
         }
+        taken.counts.remove(self.address);
         match taken.next() {
             Some((address, waits)) => {
                 let handshake = taken.give(&self.of, address);
@@ -274,7 +331,8 @@ mod tests {
         let last = last.come().await.expect("what was evicted freed none, and the other one did");
         drop((first, last));
         let taken = handshakes.lock();
-        assert_eq!((taken.all, taken.held.len(), taken.waiting.len()), (0, 0, 0));
+        assert_eq!((taken.all, taken.held.len(), taken.waiting.queue.len()), (0, 0, 0));
+        assert!(taken.counts.is_empty() && taken.waiting.counts.is_empty());
     }
 
     #[tokio::test]
@@ -301,5 +359,46 @@ mod tests {
         assert!(now(&handshakes, two).is_none(), "the same network");
         assert!(now(&handshakes, address(0)).is_some());
         assert_eq!(evicted(&held), 1);
+    }
+    fn network(site: u32, n: u32) -> IpAddr {
+        format!("2001:db8:{site:x}:{n:x}::1").parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn t33_an_ipv6_site_keeps_nobody_out_however_many_networks_it_has() {
+        let handshakes = Handshakes::new(128);
+        let greedy: Vec<_> = (0..128).map(|n| now(&handshakes, network(1, n)).unwrap()).collect();
+        let mut others = Vec::new();
+        for other in 0..60 {
+            others.extend(fill(&handshakes, address(other), 2));
+        }
+        assert_eq!((evicted(&greedy), evicted(&others)), (120, 0), "a site keeps what four addresses would");
+        assert!(greedy[..8].iter().all(|oldest| !oldest.evicted.is_cancelled()), "the newest go");
+        assert!(now(&handshakes, network(1, 9999)).is_none(), "a network of its that has nothing");
+        drop((greedy, others));
+        assert!(handshakes.lock().counts.is_empty());
+    }
+
+    #[tokio::test]
+    async fn t33_one_address_may_have_all_of_the_waiting_room_and_keeps_nobody_out() {
+        let handshakes = Handshakes::new(2);
+        let held = [now(&handshakes, address(0)).unwrap(), now(&handshakes, address(1)).unwrap()];
+        let mut greedy: Vec<_> = (0..WAITING / 2).map(|_| handshakes.enter(address(0)).unwrap()).collect();
+        greedy.extend((0..WAITING as u32 / 2).map(|n| handshakes.enter(network(1, n)).unwrap()));
+        assert!(handshakes.enter(address(0)).is_none(), "there is no room for more of it");
+        let share = WAITING_SHARE as usize;
+        let fleet: Vec<_> = (0..share).map(|_| handshakes.enter(address(1)).expect("it waits")).collect();
+        assert!(handshakes.enter(address(1)).is_none(), "it has its share");
+        let site: Vec<_> = (0..1000).map_while(|n| handshakes.enter(network(2, n))).collect();
+        assert_eq!(site.len(), 4 * share, "a site has a few");
+        let gone = greedy.iter_mut().filter_map(|turn| match turn {
+            Turn::Later(turn) => turn.try_recv().err(),
+            Turn::Now(_) => None,
+        });
+        let gone = gone.filter(|error| *error == oneshot::error::TryRecvError::Closed).count();
+        assert_eq!(gone, fleet.len() + site.len(), "as many made room");
+        assert_eq!(handshakes.lock().waiting.queue.len(), WAITING);
+        drop((greedy, fleet, site, held));
+        assert!(handshakes.lock().counts.is_empty());
     }
 }

@@ -17,6 +17,7 @@ pub mod health;
 pub mod keys;
 pub mod limits;
 pub mod metrics;
+pub mod origin;
 pub mod places;
 pub mod registry;
 pub mod sessions;

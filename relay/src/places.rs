@@ -15,7 +15,7 @@ use towline_tunnel::{
     session::Refused,
 };
 
-use crate::{authenticate::Peer, limits::Limits, throttle::network};
+use crate::{authenticate::Peer, limits::Limits, origin::Counts};
 
 /// Whoever is refused for want of room should not come back at once.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ struct PlacesInner {
 #[derive(Debug, Default)]
 struct Taken {
     all: u32,
-    addresses: HashMap<IpAddr, u32>,
+    addresses: Counts,
     users: HashMap<String, u32>,
     processes: HashMap<Process, OfProcess>,
 }
@@ -178,12 +178,11 @@ impl Places {
     /// # Errors
     /// If there is none.
     pub fn enter(&self, address: IpAddr) -> Result<Place, Refused> {
-        let address = network(address);
         let mut taken = self.0.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.all >= self.0.max {
             return Err(full("--max-sessions"));
         }
-        if !take(&mut taken.addresses, address, self.0.max_per_address) {
+        if !taken.addresses.add_within(address, self.0.max_per_address) {
             return Err(full("--max-sessions-per-address"));
         }
         taken.all += 1;
@@ -214,7 +213,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.all -= 1;
-        give_back(&mut taken.addresses, &self.address);
+        taken.addresses.remove(self.address);
         if let Some((process, line)) = &self.process {
             taken.leave(process, *line);
         }
@@ -373,6 +372,19 @@ mod tests {
         second.of_peer(&peer("alice", &two, false)).unwrap();
         drop(second);
         let taken = places.0.taken.lock().unwrap();
-        assert_eq!((taken.all, taken.addresses.len(), taken.users.len()), (2, 2, 0));
+        assert_eq!((taken.all, taken.users.len()), (2, 0));
+        assert_eq!((taken.addresses.load(at(1)), taken.addresses.load(at(2))), (0, Counts::share(1)));
+    }
+
+    #[test]
+    fn an_ipv6_site_has_the_sessions_of_a_few_addresses() {
+        let places = Places::new(&Limits { max_sessions_per_address: 2, ..Limits::default() });
+        let network = |n: u32| format!("2001:db8:1:{n:x}::1").parse::<IpAddr>().unwrap();
+        let held: Vec<Place> = (0..100).map_while(|n| places.enter(network(n)).ok()).collect();
+        assert_eq!(held.len(), 8);
+        assert!(places.enter(network(999)).unwrap_err().detail.contains("per-address"));
+        let _other = places.enter("2001:db8:2::1".parse().unwrap()).expect("another site");
+        drop(held);
+        places.enter(network(0)).unwrap();
     }
 }

@@ -1,27 +1,29 @@
-//! Refused credentials and unfinished handshakes, counted by where they come from.
+//! Refused credentials and handshakes that became no session, counted by where they come from.
 //!
 //! Not against guessing (tokens and secrets can't be guessed) but against the work that judging them makes. Many people
 //! may share one address, so that the limit is generous, and success costs nothing.
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
+use crate::origin::Range;
+
 const WINDOW: Duration = Duration::from_secs(60);
-/// Addresses counted at once; whoever has this many is not stopped by counting more.
-const MAX_ADDRESSES: usize = 16_384;
+/// Ranges of addresses counted at once; whoever has this many is not stopped by counting more.
+const MAX_RANGES: usize = 16_384;
 
 /// What an address may expect after what came from it lately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conduct {
     /// Its turn, as everybody.
     Good,
-    /// A turn that nobody else needs: it began many handshakes and did not finish them.
+    /// A turn that nobody else needs: many of its handshakes became no session.
     Wasteful,
     /// Nothing, for so long: too many of its credentials were refused.
     Barred(Duration),
@@ -36,7 +38,7 @@ pub struct FailureThrottle {
 
 #[derive(Debug, Default)]
 struct Counted {
-    windows: HashMap<IpAddr, Window>,
+    windows: HashMap<Range, Window>,
     swept: Option<Instant>,
 }
 
@@ -55,42 +57,40 @@ impl FailureThrottle {
     /// How long this address must wait until it is listened to again, if it must.
     pub fn wait(&self, address: IpAddr) -> Option<Duration> {
         let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        let window = counted.windows.get(&network(address))?;
-        let left = WINDOW.checked_sub(window.begun.elapsed())?;
-        (window.failures >= self.per_minute).then_some(left)
+        let left = |range: Range| {
+            let window = counted.windows.get(&range)?;
+            let left = WINDOW.checked_sub(window.begun.elapsed())?;
+            (window.failures >= self.per_minute.saturating_mul(range.shares())).then_some(left)
+        };
+        Range::all(address).filter_map(left).max()
     }
 
     /// Counts a failure.
     pub fn failed(&self, address: IpAddr) {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        let network = network(address);
-        if counted.windows.len() >= MAX_ADDRESSES && !counted.windows.contains_key(&network) {
+        // The widest range first: there are fewest of them, and each stops all that is in it.
+        Range::all(address).for_each(|range| counted.count(range));
+    }
+}
+
+impl Counted {
+    fn count(&mut self, range: Range) {
+        if self.windows.len() >= MAX_RANGES && !self.windows.contains_key(&range) {
             // Looking at all of them once a window is enough: more often, and counting itself would be the load.
-            if counted.swept.is_none_or(|swept| swept.elapsed() >= WINDOW) {
-                counted.swept = Some(Instant::now());
-                counted.windows.retain(|_, window| window.begun.elapsed() < WINDOW);
+            if self.swept.is_none_or(|swept| swept.elapsed() >= WINDOW) {
+                self.swept = Some(Instant::now());
+                self.windows.retain(|_, window| window.begun.elapsed() < WINDOW);
             }
-            if counted.windows.len() >= MAX_ADDRESSES {
+            if self.windows.len() >= MAX_RANGES {
                 return;
             }
         }
         let fresh = || Window { begun: Instant::now(), failures: 0 };
-        let window = counted.windows.entry(network).or_insert_with(fresh);
+        let window = self.windows.entry(range).or_insert_with(fresh);
         if window.begun.elapsed() >= WINDOW {
             *window = fresh();
         }
         window.failures = window.failures.saturating_add(1);
-    }
-}
-
-/// Whoever has an IPv6 address has the other 2⁶⁴ of its network too.
-pub fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        v4 => v4,
     }
 }
 
@@ -121,10 +121,22 @@ mod tests {
         throttle.failed("2001:db8::1".parse().unwrap());
         assert!(throttle.wait("2001:db8::2".parse().unwrap()).is_some());
         assert!(throttle.wait("2001:db8:0:1::2".parse().unwrap()).is_none());
-        assert_eq!(network("::ffff:192.0.2.1".parse().unwrap()), "192.0.2.1".parse::<IpAddr>().unwrap());
-        for n in 0..2 * MAX_ADDRESSES as u32 {
+        for n in 0..2 * MAX_RANGES as u32 {
             throttle.failed(IpAddr::V4(n.into()));
         }
-        assert!(throttle.counted.lock().unwrap().windows.len() <= MAX_ADDRESSES);
+        assert!(throttle.counted.lock().unwrap().windows.len() <= MAX_RANGES);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn an_ipv6_site_is_stopped_whichever_of_its_networks_fail() {
+        let throttle = FailureThrottle::new(10);
+        let network = |n: u32| format!("2001:db8:1:{n:x}::1").parse::<IpAddr>().unwrap();
+        for n in 0..40 {
+            assert_eq!(throttle.wait(network(n)), None, "{n}");
+            throttle.failed(network(n));
+        }
+        assert!(throttle.wait(network(60_000)).is_some(), "one that never failed");
+        assert!(throttle.wait("2001:db8:2::1".parse().unwrap()).is_none(), "another site");
+        tokio::time::advance(WINDOW + Duration::from_secs(1)).await;
+        assert_eq!(throttle.wait(network(0)), None);
     }
 }
