@@ -20,6 +20,8 @@ const SWEEP_EVERY: usize = 64;
 pub struct Users {
     max_streams: usize,
     max_buffered_bytes: u64,
+    /// What all of them share.
+    whole: Ledger,
     known: Mutex<Known>,
 }
 
@@ -38,11 +40,12 @@ pub struct User {
 }
 
 impl Users {
-    /// Nobody yet.
-    pub fn new(limits: &Limits) -> Self {
+    /// Nobody yet. What is promised to them all is promised in `whole`.
+    pub fn new(limits: &Limits, whole: &Ledger) -> Self {
         Self {
             max_streams: limits.max_streams_per_user as usize,
             max_buffered_bytes: limits.max_buffered_bytes_per_user,
+            whole: whole.clone(),
             known: Mutex::new(Known { users: HashMap::new(), sweep_at: SWEEP_EVERY }),
         }
     }
@@ -63,7 +66,7 @@ impl Users {
         let user = Arc::new(User {
             max_streams: self.max_streams,
             streams: AtomicUsize::new(0),
-            ledger: Ledger::new(self.max_buffered_bytes),
+            ledger: Ledger::share_of(&self.whole, self.max_buffered_bytes),
         });
         known.users.insert(principal.to_owned(), Arc::clone(&user));
         user
@@ -97,7 +100,8 @@ mod tests {
 
     #[test]
     fn a_user_is_one_however_many_sessions_and_is_forgotten_once_nothing_is_theirs() {
-        let users = Users::new(&Limits { max_streams_per_user: 5, ..Limits::default() });
+        let whole = Ledger::new(1 << 20);
+        let users = Users::new(&Limits { max_streams_per_user: 5, ..Limits::default() }, &whole);
         let (one, two) = (users.of("alice"), users.of("alice"));
         one.count(0, 3);
         two.count(0, 2);
@@ -115,5 +119,22 @@ mod tests {
         }
         assert!(users.known.lock().unwrap().users.len() <= 2 * SWEEP_EVERY);
         assert_eq!(users.of("alice").ledger().promised(), 10, "an agent's session still holds it");
+    }
+    #[test]
+    fn two_users_can_not_have_all_that_the_relay_promises() {
+        let limits = Limits::default();
+        let whole = Ledger::new(limits.max_buffered_bytes);
+        let users = Users::new(&limits, &whole);
+        let all = [users.of("alice"), users.of("bob"), users.of("carol")];
+        let [alice, bob, carol] = all.each_ref().map(|user| whole.child_with(user.ledger(), u64::MAX));
+        for user in [&alice, &bob] {
+            while user.reserve(1 << 20, true) {}
+        }
+        assert_eq!(
+            alice.promised(),
+            limits.max_buffered_bytes_per_user,
+            "who is alone has all of their limit"
+        );
+        assert!(carol.reserve(32 << 20, true), "{} of {}", whole.promised(), limits.max_buffered_bytes);
     }
 }

@@ -19,6 +19,8 @@ struct Inner {
     promised: AtomicU64,
     /// Whatever is promised here is promised in each of these, too.
     parents: Vec<Ledger>,
+    /// Never more is promised here than this one has left.
+    beside: Option<Ledger>,
 }
 
 impl Ledger {
@@ -38,14 +40,30 @@ impl Ledger {
         Self::within(vec![self.clone(), other.clone()], limit)
     }
 
+    /// A ledger for one of those who share `whole`, in which what is promised here must be promised too, and first, by
+    /// [`child_with`](Self::child_with): at most `limit`, and at most as much as then is left of the whole.
+    ///
+    /// So the bound falls as the whole fills (Choudhury and Hahne's dynamic thresholds): one has at most half of it, each of `n` who
+    /// want as much as they get one part of `n + 1`, and something is left for whoever comes next.
+    pub fn share_of(whole: &Self, limit: u64) -> Self {
+        Self::made(Vec::new(), limit, Some(whole.clone()))
+    }
+
     fn within(parents: Vec<Self>, limit: u64) -> Self {
-        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0), parents }))
+        Self::made(parents, limit, None)
+    }
+
+    fn made(parents: Vec<Self>, limit: u64, beside: Option<Self>) -> Self {
+        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0), parents, beside }))
     }
 
     /// Takes `bytes`, if three quarters of the limit (for the growth of what is there) or all of it (for what is
     /// `new`) still hold them: near the limit growth stops first.
     pub fn reserve(&self, bytes: u64, new: bool) -> bool {
-        let limit = if new { self.0.limit } else { self.0.limit / 4 * 3 };
+        // The whole has promised these bytes already. Others reserve meanwhile: a share is as exact as it needs to be.
+        let left = self.0.beside.as_ref().map_or(u64::MAX, Self::left);
+        let limit = self.0.limit.min(left);
+        let limit = if new { limit } else { limit / 4 * 3 };
         let reserved = self
             .0
             .promised
@@ -74,6 +92,10 @@ impl Ledger {
     /// Whether anybody else holds it, or a ledger within it.
     pub fn is_used(&self) -> bool {
         Arc::strong_count(&self.0) > 1
+    }
+
+    fn left(&self) -> u64 {
+        self.0.limit.saturating_sub(self.promised())
     }
 
     /// Bytes promised now.
@@ -120,5 +142,32 @@ mod tests {
         assert_eq!((part.promised(), session.promised(), user.promised()), (40, 95, 40));
         part.release(40);
         assert_eq!((session.promised(), user.promised()), (55, 0));
+    }
+    #[test]
+    fn those_who_share_a_ledger_leave_something_for_whoever_comes_next() {
+        let whole = Ledger::new(1200);
+        // One after the other, byte by byte, each as much as there is: alone, and then together with others.
+        let take = |users: usize| {
+            let shares: Vec<_> = (0..users).map(|_| Ledger::share_of(&whole, 1000)).collect();
+            let sessions: Vec<_> =
+                shares.iter().map(|share| whole.child(1000).child_with(share, 1000)).collect();
+            while sessions.iter().filter(|session| session.reserve(1, true)).count() > 0 {}
+            let held: Vec<u64> = shares.iter().map(Ledger::promised).collect();
+            sessions.iter().for_each(|session| session.release(session.promised()));
+            assert_eq!(whole.promised(), 0);
+            held
+        };
+        assert_eq!(take(1), [600]);
+        assert_eq!(take(2), [400, 400]);
+        assert_eq!(take(5), [200; 5]);
+
+        let shares = [0; 3].map(|_| Ledger::share_of(&whole, 1000));
+        let [first, second, third] = shares.each_ref().map(|share| whole.child_with(share, 1000));
+        assert!(first.reserve(600, true) && !first.reserve(1, true));
+        assert!(second.reserve(300, true) && !second.reserve(1, true), "half of what the first has left");
+        assert!(third.reserve(150, true));
+        second.release(300);
+        assert!(third.reserve(75, true), "what is given back is there for others");
+        assert!(!Ledger::share_of(&whole, 10).reserve(11, true), "never more than its own limit");
     }
 }
