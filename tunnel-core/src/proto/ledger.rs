@@ -46,15 +46,12 @@ impl Ledger {
     /// So the bound falls as the whole fills (Choudhury and Hahne's dynamic thresholds): one has at most half of it, each of `n` who
     /// want as much as they get one part of `n + 1`, and something is left for whoever comes next.
     pub fn share_of(whole: &Self, limit: u64) -> Self {
-        Self::made(Vec::new(), limit, Some(whole.clone()))
+        let (parents, beside) = (Vec::new(), Some(whole.clone()));
+        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0), parents, beside }))
     }
 
     fn within(parents: Vec<Self>, limit: u64) -> Self {
-        Self::made(parents, limit, None)
-    }
-
-    fn made(parents: Vec<Self>, limit: u64, beside: Option<Self>) -> Self {
-        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0), parents, beside }))
+        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0), parents, beside: None }))
     }
 
     /// Takes `bytes`, if three quarters of the limit (for the growth of what is there) or all of it (for what is
