@@ -116,8 +116,8 @@ impl Acceptor {
         };
         let Some(held) = self.users.hold(&ticket.principal) else {
             let detail = "the user has too many streams at the agent (--max-streams-per-user)";
-            stream.reset(CloseReason::LimitReached, detail);
-            return self.refused(&request, Fault::RelayLimit, detail);
+            stream.reset(CloseReason::AgentLimitReached, detail);
+            return self.refused(&request, Fault::AgentLimit, detail);
         };
         let (stream, reset) = ResettableStream::new(stream);
         reset.set(CloseReason::InnerTlsFailed, "the handshake failed");

@@ -14,11 +14,11 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
-use towline_identity::{IssuerSettings, TrustSettings, TrustSource};
+use towline_identity::{IssuerSettings, Roots, TrustSettings, TrustSource};
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     enrolment::EnrolmentToken,
-    fault::{Fault, Report},
+    fault::{Fault, Report, name_program},
     mux::{LineSettings, MAX_LINES},
     values::{bytes, duration},
 };
@@ -93,9 +93,6 @@ struct Run {
     #[arg(long, value_name = "ACCOUNT", env = "TOWLINE_AGENT_IMPERSONATOR")]
     impersonator: Option<String>,
 
-    #[command(flatten)]
-    issuer: IssuerArgs,
-
     /// Address and port for /metrics, /healthz and /readyz; keep it on loopback
     #[arg(long, value_name = "ADDRESS", env = "TOWLINE_AGENT_METRICS_LISTEN", default_value = "127.0.0.1:0")]
     metrics_listen: SocketAddr,
@@ -111,6 +108,10 @@ struct Run {
     /// Connections beside the session, opened and closed as needed, for streams that carry much; 0 for none
     #[arg(long, value_name = "N", env = "TOWLINE_AGENT_BULK_LINES", default_value_t = BULK_LINES, value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_LINES)))]
     bulk_lines: u32,
+
+    // Those with headings of their own come last: a heading holds for all that follows.
+    #[command(flatten)]
+    issuer: IssuerArgs,
 
     #[command(flatten)]
     limits: LimitArgs,
@@ -185,6 +186,10 @@ struct LimitArgs {
 
 impl IssuerArgs {
     fn parse(self) -> Result<TrustSource, Report> {
+        if let Some(file) = &self.oidc_ca_file {
+            let unusable = |error| Report::new(Fault::FileUnreadable, format!("--oidc-ca-file {error}"));
+            Roots::read(file).map_err(unusable)?;
+        }
         let signing_algs = self.oidc_signing_algs.clone();
         let oidc = self.oidc_issuer_url.map(|issuer_url| IssuerSettings {
             issuer_url,
@@ -260,7 +265,10 @@ impl Run {
 fn read_token(path: &std::path::Path) -> Result<Option<EnrolmentToken>, Report> {
     match fs::read_to_string(path) {
         Ok(text) if text.trim().is_empty() => Ok(None),
-        Ok(text) => EnrolmentToken::decode(&text).map(Some),
+        Ok(text) => EnrolmentToken::decode(&text).map(Some).map_err(|mut report| {
+            report.detail = format!("{}: {}", path.display(), report.detail);
+            report
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             tracing::warn!(file = %path.display(), "there is no enrolment token");
             Ok(None)
@@ -290,6 +298,7 @@ fn id(place: &Place) -> Result<(), Report> {
 
 /// Runs the program; its exit code is the fault's (`docs/errors.md`).
 pub fn main() -> ExitCode {
+    name_program("towline-agent");
     let cli = Cli::parse();
     log_to_stderr();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -373,7 +382,8 @@ mod tests {
         assert_eq!(read_token(&path).unwrap(), None);
         fs::write(&path, "tle1.canary").unwrap();
         let report = read_token(&path).unwrap_err();
-        assert_eq!(report.fault, Fault::EnrolTokenRefused);
-        assert!(!report.to_string().contains("canary"), "{report}");
+        assert_eq!(report.fault, Fault::EnrolTokenUnusable);
+        let said = report.to_string();
+        assert!(said.contains(path.to_str().unwrap()) && !said.contains("canary"), "{said}");
     }
 }

@@ -440,7 +440,7 @@ async fn no_user_takes_all_of_an_agents_streams() {
     let mut held: Vec<_> = (0..MAX_STREAMS_PER_USER).map(|_| bench.open(Some(bench.ticket()))).collect();
     let mut beyond = bench.open(Some(bench.ticket()));
     let error = timeout(WITHIN, beyond.read(&mut [0])).await.unwrap().unwrap_err();
-    assert_eq!(reason(&error), Some(CloseReason::LimitReached), "{error}");
+    assert_eq!(reason(&error), Some(CloseReason::AgentLimitReached), "{error}");
     let bob_key = SigningKey::generate();
     let bob = Ticket::new(
         bench.cluster,

@@ -56,8 +56,7 @@ impl EnrolmentToken {
     /// # Errors
     /// If it is not an enrolment token; the text itself is never repeated.
     pub fn decode(text: &str) -> Result<Self, Report> {
-        let wrong =
-            |why: &str| Report::new(Fault::EnrolTokenRefused, format!("not an enrolment token: {why}"));
+        let wrong = |why: &str| Report::new(Fault::EnrolTokenUnusable, why);
         let body = text.trim().strip_prefix(PREFIX).ok_or_else(|| wrong("it does not begin with tle1."))?;
         if body.len() > 64 * 1024 {
             return Err(wrong("it is too long"));
@@ -70,7 +69,8 @@ impl EnrolmentToken {
         let expires = fields.need_u64(4).map_err(damaged)?;
         let ca = fields.maybe(CA).map(|_| fields.need_text(CA, 32 * 1024)).transpose().map_err(damaged)?;
         Ok(Self {
-            relay: RelayAddress::parse(fields.need_text(1, 512).map_err(damaged)?)?,
+            relay: RelayAddress::parse(fields.need_text(1, 512).map_err(damaged)?)
+                .map_err(|report| wrong(&report.detail))?,
             relay_key: KeyHash::from_bytes(fields.need_array(2).map_err(damaged)?),
             secret: Secret::new(secret),
             expires: UNIX_EPOCH
@@ -108,6 +108,7 @@ mod tests {
         let text = token().encode();
         for bad in ["", "tle1.", "tle2.AAAA", &text[..40], &format!("{text}!"), &text[5..]] {
             let report = EnrolmentToken::decode(bad).unwrap_err();
+            assert_eq!(report.fault, Fault::EnrolTokenUnusable);
             assert!(bad.len() < 6 || !report.to_string().contains(bad), "{report}");
         }
     }

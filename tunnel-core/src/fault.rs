@@ -4,6 +4,8 @@
 //! A [`Report`] is one *occurrence*: a fault and what was seen. Messages, Kubernetes `Status` objects, exit codes
 //! and the page `docs/errors.md` are all made from the table in `fault/table.rs`, so they can't disagree.
 
+use std::sync::OnceLock;
+
 mod answer;
 mod page;
 mod report;
@@ -13,6 +15,17 @@ pub use answer::{Answer, is_read_raw};
 pub use page::errors_page;
 pub use report::Report;
 pub use table::Fault;
+
+static PROGRAM: OnceLock<&'static str> = OnceLock::new();
+
+/// Names this process: how reports of [`Hop::Here`] begin. For `main`, once; it is `towline` where nobody says so.
+pub fn name_program(name: &'static str) {
+    let _named_before = PROGRAM.set(name);
+}
+
+fn program() -> &'static str {
+    PROGRAM.get().unwrap_or(&"towline")
+}
 
 /// The part of the journey in which a fault shows itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -30,7 +30,7 @@ pub struct ChannelId(pub u64);
 
 /// A text is not an id of the wanted kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a {kind}: expected {expected}")]
+#[error("not {kind}: expected {expected}")]
 pub struct ParseIdError {
     kind: &'static str,
     expected: &'static str,
@@ -133,10 +133,10 @@ macro_rules! random_id {
     };
 }
 
-hash_id!(ClusterId, "cluster id");
-hash_id!(KeyHash, "key hash");
-random_id!(InstanceId, "agent instance id");
-random_id!(StreamKey, "stream key");
+hash_id!(ClusterId, "a cluster id");
+hash_id!(KeyHash, "a key hash");
+random_id!(InstanceId, "an agent instance id");
+random_id!(StreamKey, "a stream key");
 
 impl ChannelId {
     /// A new random id.

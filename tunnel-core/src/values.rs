@@ -12,7 +12,10 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a time span such as 90s, 15m, 24h or 7d");
     let span: Span = text.parse().map_err(|_| wrong())?;
     let span = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
-    Duration::try_from(span).ok().filter(|span| !span.is_zero()).ok_or_else(wrong)
+    match Duration::try_from(span) {
+        Ok(Duration::ZERO) => Err(format!("{text:?} is no time at all: it must be longer than nothing")),
+        span => span.map_err(|_| wrong()),
+    }
 }
 
 /// `64KiB`, `32MiB`, `1GiB`, or a plain number of bytes; not zero.
@@ -44,6 +47,7 @@ mod tests {
         for bad in ["", "5", "0s", "-1h", "1mo"] {
             assert!(duration(bad).is_err(), "{bad:?}");
         }
+        assert!(duration("0s").unwrap_err().contains("longer than nothing"));
         for bad in ["", "0", "MiB", "1.5MiB", "18446744073709551615GiB"] {
             assert!(bytes(bad).is_err(), "{bad:?}");
         }

@@ -94,11 +94,10 @@ struct User {
 /// Reads the context's cluster and user.
 pub(super) fn read(path: &Path, context: Option<&str>) -> Result<Target, Report> {
     let name = path.display().to_string();
-    let bytes = fs::read(path)
-        .map_err(|error| Report::caused_by(Fault::KubeconfigUnreadable, name.clone(), error))?;
+    let bytes =
+        fs::read(path).map_err(|error| Report::caused_by(Fault::FileUnreadable, name.clone(), error))?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    parse(&bytes, context, folder)
-        .map_err(|why| Report::new(Fault::KubeconfigUnreadable, format!("{name}: {why}")))
+    parse(&bytes, context, folder).map_err(|why| Report::new(Fault::FileUnreadable, format!("{name}: {why}")))
 }
 
 fn parse(bytes: &[u8], context: Option<&str>, folder: &Path) -> Result<Target, String> {
@@ -259,7 +258,7 @@ users:
     #[test]
     fn a_missing_file_is_named() {
         let report = read(Path::new("/nowhere/config"), None).unwrap_err();
-        assert_eq!(report.fault, Fault::KubeconfigUnreadable);
+        assert_eq!(report.fault, Fault::FileUnreadable);
         assert!(report.to_string().contains("/nowhere/config"), "{report}");
     }
 }

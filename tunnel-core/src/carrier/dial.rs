@@ -78,6 +78,11 @@ impl RelayAddress {
         Ok(Self { host, port })
     }
 
+    /// The host's name or address; IPv6 without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
     /// `host:port`, for Host and messages.
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
@@ -195,6 +200,10 @@ impl Dialler {
     }
 
     fn tls_failed(&self, error: io::Error) -> Report {
+        if let Some(names) = presented(&error) {
+            let names = if names.is_empty() { "no name at all".to_owned() } else { names.join(", ") };
+            return self.report(Fault::CertificateNameWrong, &format!("the certificate is for {names}"));
+        }
         let fault = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(rustls::Error::InvalidCertificate(certificate)) => match certificate {
                 CertificateError::Expired
@@ -221,6 +230,21 @@ impl Dialler {
         };
         Report::caused_by(Fault::UpgradeRefused, detail, error)
     }
+}
+
+/// The DNS names and IP addresses of a certificate that was refused because the dialled one is not among them.
+fn presented(error: &io::Error) -> Option<Vec<String>> {
+    let rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. }) =
+        error.get_ref()?.downcast_ref()?
+    else {
+        return None;
+    };
+    // As rustls-webpki writes them: DnsName("relay.test"), IpAddress(192.0.2.1).
+    let bare = |name: &String| match name.split_once('(') {
+        Some((_, name)) => name.trim_end_matches(')').trim_matches('"').to_owned(),
+        None => name.clone(),
+    };
+    Some(presented.iter().map(bare).collect())
 }
 
 /// The system's roots, and those in `ca_file`.

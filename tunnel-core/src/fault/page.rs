@@ -32,7 +32,8 @@ pub fn errors_page() -> String {
         let _ = writeln!(page, "| {} | {} | {meaning} |", outcome.exit_code(), outcome.http_status());
     }
     page.push_str(
-        "\n`towline run` otherwise ends with the exit code of the command that it ran.\n\n## Faults\n",
+        "\n`towline run` otherwise ends with the exit code of the command that it ran; as shells do, with 127 where there is no such \
+         command, and with 126 where it can't be run.\n\n## Faults\n",
     );
     for fault in Fault::ALL {
         let _ = write!(

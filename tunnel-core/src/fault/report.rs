@@ -1,13 +1,14 @@
 //! One occurrence of a fault, as a person or kubectl sees it.
 
 use std::{
+    borrow::Cow,
     fmt::{self, Write as _},
     time::Duration,
 };
 
 use serde_json::json;
 
-use super::{Fault, Hop};
+use super::{Fault, Hop, program};
 use crate::backoff::MAX_HINT;
 
 /// A fault that happened: which one, and what was seen.
@@ -83,20 +84,21 @@ impl Report {
     }
 }
 
+impl Report {
+    /// What was seen, with the text of the error that caused it, where that isn't there already.
+    fn seen(&self) -> Cow<'_, str> {
+        match self.source.as_ref().map(ToString::to_string) {
+            Some(source) if self.detail.is_empty() => source.into(),
+            Some(source) if !self.detail.contains(&source) => format!("{}: {source}", self.detail).into(),
+            _ => self.detail.as_str().into(),
+        }
+    }
+}
+
 impl Clone for Report {
-    /// The source can't be cloned; its text moves into the copy's detail where it isn't there already.
+    /// The source can't be cloned; its text moves into the copy's detail.
     fn clone(&self) -> Self {
-        let detail = match &self.source {
-            Some(source) if !self.detail.contains(&source.to_string()) => {
-                if self.detail.is_empty() {
-                    source.to_string()
-                } else {
-                    format!("{}: {source}", self.detail)
-                }
-            }
-            _ => self.detail.clone(),
-        };
-        Self { fault: self.fault, detail, source: None, delay: self.delay }
+        Self { fault: self.fault, detail: self.seen().into_owned(), source: None, delay: self.delay }
     }
 }
 
@@ -104,13 +106,14 @@ impl fmt::Display for Report {
     /// `towline relay: cluster is not known (edge-7) [TL-REL-004]. To fix (you): …`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.fault.hop() {
-            Hop::Here => write!(f, "towline: {}", self.fault.title())?,
+            Hop::Here => write!(f, "{}: {}", program(), self.fault.title())?,
             hop => write!(f, "towline {}: {}", hop.name(), self.fault.title())?,
         }
-        if !self.detail.is_empty() {
+        let seen = self.seen();
+        if !seen.is_empty() {
             f.write_str(" (")?;
             // It may be a peer's words, and this goes to people's terminals.
-            for c in self.detail.chars() {
+            for c in seen.chars() {
                 f.write_char(match c {
                     c if c.is_whitespace() => ' ',
                     c if is_printed(c) => c,
@@ -172,9 +175,12 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_keeps_the_text_of_the_source() {
+    fn the_text_of_the_source_is_told_once_and_a_copy_keeps_it() {
         let report =
             Report::caused_by(Fault::RelayUnreachable, "dialling", std::io::Error::other("no route"));
-        assert!(report.clone().to_string().contains("no route"));
+        assert!(report.to_string().contains("(dialling: no route)"), "{report}");
+        assert_eq!(report.clone().clone().to_string(), report.to_string());
+        let report = Report::caused_by(Fault::PortBusy, "", std::io::Error::other("in use"));
+        assert!(report.to_string().contains("(in use)"), "{report}");
     }
 }

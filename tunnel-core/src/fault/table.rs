@@ -54,6 +54,12 @@ faults! {
     ClusterUnconfirmed = "TL-CFG-006", Client, Untrusted, You,
         "nobody has confirmed which cluster the name means", "The relay says which id a name has; only you can know whether that is right, and there is no terminal to ask you on.",
         "name the cluster by its id, which is its pin (`--cluster NAME=ID`; `towline-agent id` prints it in the cluster), or run this once on a terminal";
+    DataDirInUse = "TL-CFG-007", Here, Usage, You,
+        "another relay serves from the data directory", "Two relays with the same keys and the same registry would answer for each other.",
+        "stop the other one, or give this one a --data-dir of its own";
+    EnrolTokenUnusable = "TL-CFG-008", Here, Usage, You,
+        "the file does not hold an enrolment token", "What it holds was damaged on the way, or is something else.",
+        "write what `towline-relay enroll NAME` printed, all of it, to the file of --enrolment-token-file";
 
     // KUB: kubeconfig and the local endpoint.
     KubeconfigUnreadable = "TL-KUB-001", Client, Usage, You,
@@ -104,7 +110,7 @@ faults! {
         "renew the relay's certificate, and check this machine's clock";
     CertificateNameWrong = "TL-TLS-003", Network, Untrusted, You,
         "the relay's certificate is for another name", "The address does not stand in the certificate.",
-        "use the name that stands in the relay's certificate";
+        "dial a name that the relay's certificate is for, or have one made for this name (`towline-relay serve --tls-self-signed NAME`)";
     TlsFailed = "TL-TLS-004", Network, Untrusted, You,
         "the TLS handshake with the relay failed", "What answers does not speak TLS, or ended the handshake.",
         "check that the address is a towline relay's TLS port";
@@ -127,7 +133,7 @@ faults! {
         "write a fresh token to the relay token file; it is read again when it changes";
     ClusterForbidden = "TL-REL-003", Relay, Forbidden, RelayAdmin,
         "you may not open this cluster", "No role assignment lets you in.",
-        "on the relay: towline-relay role assign --user USER --role cluster-user --cluster NAME";
+        "on the relay, run the command that is named here (towline-relay role assign --user USER --role cluster-user --cluster NAME), or the same with --group";
     ClusterUnknown = "TL-REL-004", Relay, NotFound, You,
         "the cluster is not known", "No cluster of this name or id is enrolled at this relay.",
         "check the name or id; `towline-relay clusters` lists them on the relay";
@@ -142,7 +148,7 @@ faults! {
         "try again in a moment";
     EnrolTokenRefused = "TL-REL-008", Relay, Unauthenticated, RelayAdmin,
         "the enrolment token was not accepted", "It was used before, is expired, or belongs to another relay.",
-        "make a new one: towline-relay enroll NAME";
+        "on the relay, make a new one: towline-relay enroll NAME; with --replace where another cluster has this name, or this cluster has another one";
     AgentCertificateRefused = "TL-REL-009", Relay, Unauthenticated, ClusterAdmin,
         "the agent's certificate was not accepted", "It is expired, revoked, or of another relay or cluster.",
         "enrol the agent again with a new enrolment token";
@@ -159,7 +165,7 @@ faults! {
     // AGT: the agent's answers.
     AgentCredential = "TL-AGT-001", Agent, Unavailable, ClusterAdmin,
         "the agent has no usable credential for its apiserver", "The service-account token or kubeconfig can't be read.",
-        "check the agent's service account and its token projection";
+        "check the agent's service account and its token projection, or the credential in its --kubeconfig";
     AgentTimeout = "TL-AGT-002", Agent, Timeout, ClusterAdmin,
         "the agent did not answer in time", "The stream was opened, and nothing came back.",
         "look at the agent's log";
@@ -168,7 +174,7 @@ faults! {
         "try again in a moment";
     AgentLimit = "TL-AGT-004", Agent, TooMany, ClusterAdmin,
         "a limit of the agent was reached", "Too many streams or buffered bytes at once.",
-        "try again later; raise the limit that the agent's log names";
+        "try again later; raise the agent's flag that is named here, such as --max-streams-per-user";
 
     // IDN: who is calling, verified in the cluster.
     ClusterTokenMissing = "TL-IDN-001", Agent, Unauthenticated, You,

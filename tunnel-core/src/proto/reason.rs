@@ -97,6 +97,8 @@ reasons! {
     Revoked = 26 => AgentCertificateRefused, "revoked";
     /// Neither bytes nor acknowledgements came for too long.
     PeerDead = 27 => CarrierLost, "no sign of life";
+    /// A limit of the agent is reached.
+    AgentLimitReached = 28 => AgentLimit, "limit of the agent reached";
 }
 
 impl CloseReason {
@@ -113,6 +115,7 @@ impl CloseReason {
                 | Self::RegistryUnavailable
                 | Self::IssuerUnavailable
                 | Self::PeerDead
+                | Self::AgentLimitReached
         )
     }
 }

@@ -99,6 +99,7 @@ async fn t30_a_bad_certificate_fails_closed_and_says_which_fault_it_has() {
     assert_eq!(expired.fault, Fault::CertificateExpired, "{expired}");
     let misnamed = dial(authority.server("other.example", 4000), Some(&ca)).await;
     assert_eq!(misnamed.fault, Fault::CertificateNameWrong, "{misnamed}");
+    assert!(misnamed.to_string().contains("the certificate is for other.example)"), "{misnamed}");
     // An interceptor with an authority of its own, which this machine was not told to trust.
     let intercepted = dial(Authority::new().server("localhost", 4000), Some(&ca)).await;
     assert_eq!(intercepted.fault, Fault::CertificateUntrusted, "{intercepted}");
