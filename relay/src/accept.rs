@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -58,12 +59,15 @@ const H2_RESETS: usize = 16;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes that a connection's task may have: each idle agent costs so much for as long as it is connected.
 const LARGEST_TASK: usize = 4 * 1024;
+/// While it goes on, it is said in the log this often.
+const ACCEPT_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Takes connections until the drain begins; then waits for those that are open.
 pub async fn listen(listener: TcpListener, relay: Arc<Relay>, drain: DrainWatcher) {
     let acceptor = TlsAcceptor::from(relay.tls());
     let handshakes = Handshakes::new(relay.limits().max_handshakes);
     let mut connections = JoinSet::new();
+    let mut told = None;
     loop {
         // Where all places are taken and nobody has too many, connections wait in the kernel's backlog: each handshake
         // before them ends within its deadline.
@@ -78,8 +82,15 @@ pub async fn listen(listener: TcpListener, relay: Arc<Relay>, drain: DrainWatche
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                warn!(%error, "no connection could be accepted");
-                sleep(ACCEPT_PAUSE).await;
+                relay.metrics().accept_errors.inc();
+                if told.is_none_or(|told: Instant| told.elapsed() >= ACCEPT_TOLD_EVERY) {
+                    told = Some(Instant::now());
+                    warn!(%error, "no connection could be accepted (towline_relay_accept_errors_total counts on)");
+                }
+                // Of one connection that has gone already, and nothing to wait for.
+                if error.kind() != io::ErrorKind::ConnectionAborted {
+                    let _drains = timeout(ACCEPT_PAUSE, drain.begun()).await;
+                }
                 continue;
             }
         };

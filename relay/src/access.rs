@@ -1,6 +1,6 @@
 //! Who may open which cluster, decided from memory for each OPEN.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
 use towline_tunnel::{ids::ClusterId, proto::CloseReason};
 
@@ -9,6 +9,9 @@ use crate::registry::{Cluster, Grants, Registry, Role, SubjectKind};
 /// Longest answer to "which group?": a token with more groups than this is judged by its first ones only.
 /// Entra sends at most 200; a lookup each is what one OPEN may cost.
 pub const MAX_GROUPS: usize = 1000;
+
+/// More groups don't fit where they are told.
+const GROUPS_TOLD: usize = 16;
 
 /// A caller, as the relay's verifier knows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,12 +85,41 @@ impl AccessControl {
 
     /// The same for the cluster with this name: what a client may ask before it has an id.
     pub fn resolve(&self, caller: &Caller, name: &str, now: SystemTime) -> Decision {
-        let id = self.registry.snapshot().cluster_named(name).map(|cluster| cluster.id);
-        match id {
+        match self.cluster_named(name) {
             Some(id) => self.decide(caller, id, now),
             None => Decision::Deny(CloseReason::ClusterUnknown),
         }
     }
+
+    /// The id that the name has now.
+    pub fn cluster_named(&self, name: &str) -> Option<ClusterId> {
+        self.registry.snapshot().cluster_named(name).map(|cluster| cluster.id)
+    }
+
+    /// What would let this caller in, as an administrator types it at the relay: who they are here, only the relay knows. What is
+    /// longest comes last, since it travels as a detail, which is cut.
+    pub fn remedy(&self, caller: &Caller, cluster: ClusterId) -> String {
+        let known = self.registry.snapshot();
+        let name = known.cluster(cluster).map_or_else(|| cluster.to_string(), |known| known.name.clone());
+        let command = format!(
+            "towline-relay role assign --user {} --role cluster-user --cluster {name}",
+            quoted(&caller.username)
+        );
+        if caller.groups.is_empty() {
+            return format!("{command}; your token names no groups");
+        }
+        let groups: Vec<_> = caller.groups.iter().take(GROUPS_TOLD).map(|group| quoted(group)).collect();
+        format!("{command}; or --group with one of yours: {}", groups.join(" "))
+    }
+}
+
+/// A word for a shell (POSIX, Shell Command Language, 2.2.2): names come from tokens.
+fn quoted(word: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.into();
+    }
+    format!("'{}'", word.replace('\'', r"'\''")).into()
 }
 
 /// Of the grants that let this caller in at `now` the one that ends last, if it ends: by which of their names, and when.
@@ -172,6 +204,24 @@ mod tests {
         fn decide(&self, caller: &Caller, cluster: ClusterId, now: u64) -> Decision {
             AccessControl::new(self.registry.clone()).decide(caller, cluster, at(now))
         }
+    }
+
+    #[tokio::test]
+    async fn who_may_not_is_told_what_an_administrator_types_to_let_them_in() {
+        let fixture = Fixture::new().await;
+        let access = AccessControl::new(fixture.registry.clone());
+        let alice = Caller {
+            username: "https://idp#it's \"alice\"; reboot".into(),
+            groups: vec!["dev".into(), "our ops".into()],
+            ..alice()
+        };
+        assert_eq!(
+            access.remedy(&alice, fixture.a),
+            r#"towline-relay role assign --user 'https://idp#it'\''s "alice"; reboot' --role cluster-user --cluster a; or --group with one of yours: dev 'our ops'"#
+        );
+        let nobody = Caller { username: "bob@example.com".into(), groups: Vec::new(), ..alice };
+        let said = access.remedy(&nobody, fixture.b);
+        assert!(said.contains("--user bob@example.com --role") && said.ends_with("no groups"), "{said}");
     }
 
     #[tokio::test]

@@ -29,6 +29,7 @@ use crate::{
     budget::AcceptBudget,
     certificates::CertificateAuthority,
     clock::Clock,
+    data_dir::Claim,
     dial::Switchboard,
     enrol::PublicAddress,
     health::{self, Readiness},
@@ -191,6 +192,7 @@ pub struct Running {
     audit_writer: Option<AuditWriter>,
     trigger: DrainTrigger,
     drain_timeout: Duration,
+    _claim: Claim,
 }
 
 /// Binds, opens and starts everything; fails if any of it can't be had.
@@ -213,20 +215,26 @@ async fn start_on(
     let metrics_address = metrics_listener.local_addr().map_err(no_address)?;
     let clock = config.clock;
     let now = clock.now();
-    let keys = RelayKeys::load_or_create(&config.data_dir)?;
-    let registry = Registry::open(&config.data_dir).await?;
-    registry.begin_serving(now).await?;
-    let tls = OuterTls::load(config.tls, now)?;
+    // Whatever can be wrong in what was typed is found before anything is written.
     let verifier = Verifier::new(config.issuer.trust)
         .map_err(|error| Report::new(Fault::ConfigInvalid, error.to_string()))?;
-    let ledger = Ledger::new(config.limits.max_buffered_bytes);
-    let metrics = Metrics::new(ledger.clone());
-    metrics.registry_available.set(1);
-    let readiness = Arc::new(Readiness::new());
     let relay_address = match config.public {
         Some(public) => public,
         None => RelayAddress::parse(&address.to_string())?,
     };
+    config.tls.check(&relay_address)?;
+    let claim = Claim::take(&config.data_dir).await?;
+    let tls = OuterTls::load(config.tls, now)?;
+    if !tls.covers(relay_address.host()) {
+        warn!(public = %relay_address, certificate = tls.names().join(", "), "the certificate does not cover what agents and clients are told to dial: give the right --public-url, or another certificate");
+    }
+    let keys = RelayKeys::load_or_create(&config.data_dir)?;
+    let registry = Registry::open(&config.data_dir).await?;
+    registry.begin_serving(now).await?;
+    let ledger = Ledger::new(config.limits.max_buffered_bytes);
+    let metrics = Metrics::new(ledger.clone());
+    metrics.registry_available.set(1);
+    let readiness = Arc::new(Readiness::new());
     let public =
         PublicAddress { relay: relay_address, ca_pem: tls.own_authority().map(|own| own.pem.clone()) };
     public.note(&registry).await?;
@@ -297,6 +305,7 @@ async fn start_on(
         audit_writer,
         trigger,
         drain_timeout: config.drain_timeout,
+        _claim: claim,
     })
 }
 

@@ -15,14 +15,17 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use towline_tunnel::fault::{Fault, Report};
+use towline_tunnel::{
+    carrier::dial::RelayAddress,
+    fault::{Fault, Report, name_program},
+};
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
-use crate::{keys::RelayKeys, registry::Registry};
+use crate::{data_dir, keys::RelayKeys, registry::Registry};
 
 /// A blind relay for kubectl: agents dial in, people are connected to them, and nothing that passes can be read here.
 #[derive(Debug, Parser)]
-#[command(name = "towline-relay", version, disable_help_subcommand = true)]
+#[command(name = "towline-relay", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -94,9 +97,28 @@ impl Place {
         self.keys()
     }
 
+    /// Whether a relay serves from here now: otherwise nobody is online, whatever its last notes say. Says so to people.
+    fn is_served(&self) -> bool {
+        let served = data_dir::is_served(&self.data_dir);
+        if !served {
+            eprintln!("No relay serves from {} now: nobody is online.", self.data_dir.display());
+        }
+        served
+    }
+
     fn keys(&self) -> Result<RelayKeys, Report> {
         RelayKeys::load_or_create(&self.data_dir)
     }
+}
+
+/// What peers are told to dial: they take `host` for an address, too, but who types a word here may mean something else.
+fn public_url(text: &str) -> Result<RelayAddress, String> {
+    if !text.starts_with("https://") {
+        return Err(
+            "it must be a URL such as https://relay.example.com or https://relay.example.com:8443".into()
+        );
+    }
+    RelayAddress::parse(text).map_err(|report| report.detail)
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -110,6 +132,7 @@ enum Format {
 
 /// Runs the program; its exit code is the fault's (`docs/errors.md`).
 pub fn main() -> ExitCode {
+    name_program("towline-relay");
     let cli = Cli::parse();
     log_to_stderr();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

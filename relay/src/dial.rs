@@ -93,11 +93,9 @@ impl Switchboard {
         }
         match self.access.decide(&client.caller, cluster, now) {
             Decision::Allow { until, .. } => Ok(until.map_or(ends, |until| until.min(ends))),
-            // What they are called here is what an administrator needs to let them in.
-            Decision::Deny(CloseReason::Forbidden) => Err((
-                CloseReason::Forbidden,
-                format!("the relay knows you as user {}", client.caller.username).into(),
-            )),
+            Decision::Deny(CloseReason::Forbidden) => {
+                Err((CloseReason::Forbidden, self.access.remedy(&client.caller, cluster).into()))
+            }
             Decision::Deny(reason) => Err((reason, "".into())),
         }
     }
@@ -206,6 +204,11 @@ impl Switchboard {
                         let resolved =
                             Control::Resolved { cluster: cluster.id, name: cluster.name.clone(), online };
                         Some(resolved.encode(id))
+                    }
+                    Decision::Deny(CloseReason::Forbidden) => {
+                        let known = self.access.cluster_named(&name);
+                        let remedy = known.map(|cluster| self.access.remedy(&client.caller, cluster));
+                        failed(id, CloseReason::Forbidden, remedy.as_deref().unwrap_or_default())
                     }
                     Decision::Deny(reason) => failed(id, reason, ""),
                 }

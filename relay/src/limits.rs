@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 
-use towline_tunnel::values::{bytes, duration};
+use towline_tunnel::{
+    fault::{Fault, Report},
+    values::{bytes, duration},
+};
 
 /// The limits of one relay.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
@@ -15,7 +18,7 @@ pub struct Limits {
     #[arg(long, value_name = "N", default_value = "20000", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sessions: u32,
 
-    /// Sessions at once from one address (IPv4 address or IPv6 /64); raise it where many agents share one NAT
+    /// Sessions at once from one address (IPv4, or IPv6 /64; four times as many from a /48); raise it where many agents share one NAT
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sessions_per_address: u32,
 
@@ -51,7 +54,7 @@ pub struct Limits {
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     pub accept_rate: u32,
 
-    /// How many of them may begin at once, at most half
+    /// How many of them may begin at once; at most half, which is the default where it is less
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..))]
     pub accept_burst: u32,
 
@@ -80,6 +83,29 @@ pub struct Limits {
     pub max_failures_per_minute: u32,
 }
 
+/// What `--accept-burst` is where nobody says so.
+const ACCEPT_BURST: u32 = 100;
+
+impl Limits {
+    /// Whether the limits fit each other.
+    ///
+    /// # Errors
+    /// Which don't.
+    pub fn check(&self) -> Result<(), Report> {
+        let most = (self.accept_rate / 2).max(1);
+        if self.accept_burst > most && self.accept_burst != ACCEPT_BURST {
+            return Err(Report::new(
+                Fault::ConfigInvalid,
+                format!(
+                    "--accept-burst {} is more than half of --accept-rate {}: give {most} or less, or a higher rate",
+                    self.accept_burst, self.accept_rate
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
 #[derive(Parser)]
 struct Alone {
     #[command(flatten)]
@@ -97,6 +123,17 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[test]
+    fn a_burst_beyond_half_of_the_rate_is_refused_and_the_default_gives_way() {
+        let limits = |accept_rate, accept_burst| Limits { accept_rate, accept_burst, ..Limits::default() };
+        assert_eq!(Limits::default().accept_burst, ACCEPT_BURST);
+        for fits in [limits(1000, 500), limits(1, 1), limits(20, 10), limits(20, ACCEPT_BURST)] {
+            assert!(fits.check().is_ok(), "{fits:?}");
+        }
+        let said = limits(1000, 501).check().unwrap_err().to_string();
+        assert!(said.contains("--accept-burst 501") && said.contains("500"), "{said}");
+    }
 
     #[test]
     fn the_operators_guide_names_every_limit_with_its_default() {

@@ -85,6 +85,8 @@ pub struct Metrics {
     accepts: [Counter; 2],
     /// What they waited for it, in seconds.
     accept_wait_seconds: Histogram,
+    /// Times that accept(2) gave no connection, mostly for want of open files.
+    pub accept_errors: Counter,
     /// 1 while the registry's file can be used.
     pub registry_available: Gauge,
     refusals: Family<Refusal, Counter>,
@@ -131,6 +133,12 @@ impl Metrics {
             "Wait for such a turn, in seconds",
             accept_wait_seconds.clone(),
         );
+        let accept_errors = Counter::default();
+        registry.register(
+            "accept_errors",
+            "Connections that could not be accepted, mostly for want of open files",
+            accept_errors.clone(),
+        );
         let registry_available = Gauge::default();
         registry.register(
             "registry_available",
@@ -155,6 +163,7 @@ impl Metrics {
             accepts_waiting,
             accepts: ["resuming", "new"].map(|name| accepts.get_or_create_owned(&kind(name))),
             accept_wait_seconds,
+            accept_errors,
             registry_available,
             refusals,
             registry: Arc::new(registry),
@@ -267,6 +276,7 @@ mod tests {
             r#"towline_relay_accepts_total{kind="new"} 0"#,
             "towline_relay_accepts_waiting 2",
             "towline_relay_accept_wait_seconds_count 1",
+            "towline_relay_accept_errors_total 0",
             "towline_relay_buffered_bytes 300",
             "towline_relay_registry_available 0",
             "towline_relay_tasks 0",

@@ -2,6 +2,8 @@
 //!
 //! Outer TLS gets through firewalls. Who the relay is, its identity key proves inside.
 
+mod names;
+
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -110,6 +112,16 @@ impl OuterTls {
         Arc::clone(&self.config)
     }
 
+    /// Whether peers that dial this host take the certificate, as it is now, for the relay's.
+    pub fn covers(&self, host: &str) -> bool {
+        self.current.leaf().is_some_and(|leaf| names::covers(&leaf, host))
+    }
+
+    /// The DNS names and IP addresses that it is for.
+    pub fn names(&self) -> Vec<String> {
+        self.current.leaf().map(|leaf| names::of(&leaf)).unwrap_or_default()
+    }
+
     /// The relay's own authority, where it made one.
     pub fn own_authority(&self) -> Option<&OwnAuthority> {
         self.authority.as_ref()
@@ -146,6 +158,10 @@ impl OuterTls {
 struct Current(RwLock<Arc<CertifiedKey>>);
 
 impl Current {
+    fn leaf(&self) -> Option<CertificateDer<'static>> {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).cert.first().cloned()
+    }
+
     fn replace(&self, certified: CertifiedKey) {
         *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(certified);
     }

@@ -60,6 +60,7 @@ pub(super) fn find(registry: &Registry, name_or_id: &str) -> Result<Arc<Cluster>
 impl Clusters {
     pub(super) async fn run(self, now: SystemTime) -> Result<(), Report> {
         let registry = self.place.registry().await?;
+        let served = self.place.is_served();
         let known = registry.snapshot();
         let instances = registry.instances().await?;
         let mut clusters: Vec<_> = known.clusters().collect();
@@ -67,8 +68,9 @@ impl Clusters {
         let of = |cluster: &Cluster| {
             instances.iter().filter(|instance| instance.cluster == cluster.id).collect::<Vec<&Instance>>()
         };
-        let online =
-            |cluster: &Cluster| of(cluster).iter().filter(|instance| instance.is_online(now)).count();
+        let online = |cluster: &Cluster| {
+            of(cluster).iter().filter(|instance| served && instance.is_online(now)).count()
+        };
         let seen = |cluster: &Cluster| of(cluster).iter().filter_map(|instance| instance.last_seen).max();
         match self.output {
             Format::Table => {
@@ -109,6 +111,7 @@ impl Clusters {
 impl Instances {
     pub(super) async fn run(self, now: SystemTime) -> Result<(), Report> {
         let registry = self.place.registry().await?;
+        let served = self.place.is_served();
         let known = registry.snapshot();
         let instances = registry.instances().await?;
         let name = |instance: &Instance| {
@@ -116,7 +119,7 @@ impl Instances {
         };
         let state = |instance: &Instance| match instance {
             instance if instance.revoked_at.is_some() => "revoked",
-            instance if instance.is_online(now) => "online",
+            instance if served && instance.is_online(now) => "online",
             _ => "away",
         };
         match self.output {

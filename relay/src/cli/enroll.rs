@@ -9,7 +9,7 @@ use towline_tunnel::{
     values::duration,
 };
 
-use super::{Place, print};
+use super::{Place, print, public_url};
 use crate::{
     enrol::{DEFAULT_TTL, PublicAddress, TokenRequest, make_token},
     registry::ClusterName,
@@ -21,8 +21,8 @@ pub(super) struct Enroll {
     /// Name of the cluster: lower-case letters, digits, `-` and `.`
     name: ClusterName,
 
-    /// How long the token is good
-    #[arg(long, value_name = "TIME", default_value = DEFAULT_TTL, value_parser = duration)]
+    /// How long the token is good; at most 30d
+    #[arg(long, value_name = "TIME", default_value = DEFAULT_TTL, value_parser = ttl)]
     ttl: Duration,
 
     /// Let another cluster take over the name, with its roles
@@ -30,11 +30,19 @@ pub(super) struct Enroll {
     replace: bool,
 
     /// Where the agent finds the relay, if not where it last served
-    #[arg(long, value_name = "URL")]
-    public_url: Option<String>,
+    #[arg(long, value_name = "URL", value_parser = public_url)]
+    public_url: Option<RelayAddress>,
 
     #[command(flatten)]
     place: Place,
+}
+
+/// A secret that lies about for longer than this is no longer one.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    let ttl = duration(text)?;
+    if ttl > LONGEST { Err("an enrolment token is good for 30d at most".to_owned()) } else { Ok(ttl) }
 }
 
 impl Enroll {
@@ -42,10 +50,7 @@ impl Enroll {
         let registry = self.place.registry().await?;
         let noted = PublicAddress::noted(&registry).await?;
         let address = match (self.public_url, noted) {
-            (Some(url), noted) => PublicAddress {
-                relay: RelayAddress::parse(&url)?,
-                ca_pem: noted.and_then(|noted| noted.ca_pem),
-            },
+            (Some(relay), noted) => PublicAddress { relay, ca_pem: noted.and_then(|noted| noted.ca_pem) },
             (None, Some(noted)) => noted,
             (None, None) => {
                 return Err(Report::new(
@@ -55,11 +60,11 @@ impl Enroll {
             }
         };
         let request = TokenRequest { name: self.name, ttl: self.ttl, replaces: self.replace, address };
-        let name = request.name.clone();
+        let (name, relay) = (request.name.clone(), request.address.relay.clone());
         let token = make_token(&registry, self.place.keys()?.identity_hash(), request, now).await?;
         print(&token.encode())?;
         eprintln!(
-            "This lets one cluster in, as {name}, once, until {}. Give it to the agent in a file: --enrolment-token-file",
+            "This lets one cluster in, as {name}, once, until {}, and sends its agent to {relay}. Give it to the agent in a file: --enrolment-token-file",
             moment(token.expires)
         );
         Ok(())

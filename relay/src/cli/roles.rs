@@ -61,11 +61,21 @@ struct Subject {
     #[arg(long)]
     user: Option<String>,
     /// Issuer, `#` and the token's subject
-    #[arg(long)]
+    #[arg(long, value_parser = principal)]
     principal: Option<String>,
     /// A group of the relay token
     #[arg(long)]
     group: Option<String>,
+}
+
+/// Any other text would match nobody, in silence.
+fn principal(text: &str) -> Result<String, String> {
+    match text.split_once('#') {
+        Some((issuer, subject)) if issuer.contains("://") && !subject.is_empty() => Ok(text.to_owned()),
+        _ => Err("a principal is the issuer's URL, `#` and the `sub` of the token, such as \
+                  https://idp.example.com#4711"
+            .to_owned()),
+    }
 }
 
 impl Subject {

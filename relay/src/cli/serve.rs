@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args};
 use tokio::signal::unix::{SignalKind, signal};
-use towline_identity::{IssuerSettings, TrustSettings, TrustSource};
+use towline_identity::{IssuerSettings, Roots, TrustSettings, TrustSource};
 use towline_tunnel::{
     audit::Destination,
     carrier::dial::RelayAddress,
@@ -12,12 +12,13 @@ use towline_tunnel::{
     values::{bytes, duration},
 };
 
-use super::Place;
+use super::{Place, public_url};
 use crate::{
     app::{self, AuditConfig, Config},
     audit::Retention,
     clock::Clock,
     limits::Limits,
+    open_files,
     tls::TlsSource,
 };
 
@@ -36,8 +37,8 @@ pub(super) struct Serve {
     metrics_listen: SocketAddr,
 
     /// What agents and clients dial, such as <https://relay.example.com>
-    #[arg(long, value_name = "URL")]
-    public_url: Option<String>,
+    #[arg(long, value_name = "URL", value_parser = public_url)]
+    public_url: Option<RelayAddress>,
 
     /// PEM file with the certificate and its chain; read again when it changes
     #[arg(long, value_name = "FILE", requires = "tls_key")]
@@ -51,9 +52,6 @@ pub(super) struct Serve {
     #[arg(long, value_name = "NAME", conflicts_with = "tls_cert")]
     tls_self_signed: Vec<String>,
 
-    #[command(flatten)]
-    issuer: IssuerArgs,
-
     /// How long an agent instance's certificate lasts; it is renewed after two thirds
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
     certificate_life: Duration,
@@ -61,6 +59,10 @@ pub(super) struct Serve {
     /// How long streams may go on after SIGTERM
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
     drain_timeout: Duration,
+
+    // Those with headings of their own come last: a heading holds for all that follows.
+    #[command(flatten)]
+    issuer: IssuerArgs,
 
     #[command(flatten)]
     limits: Limits,
@@ -145,6 +147,10 @@ struct IssuerArgs {
 
 impl IssuerArgs {
     fn parse(self) -> Result<TrustSource, Report> {
+        if let Some(file) = &self.oidc_ca_file {
+            let unusable = |error| Report::new(Fault::FileUnreadable, format!("--oidc-ca-file {error}"));
+            Roots::read(file).map_err(unusable)?;
+        }
         let signing_algs = self.oidc_signing_algs.clone();
         let oidc = self.oidc_issuer_url.map(|issuer_url| IssuerSettings {
             issuer_url,
@@ -169,6 +175,7 @@ impl IssuerArgs {
 
 impl Serve {
     fn config(self) -> Result<Config, Report> {
+        self.limits.check()?;
         let data_dir = self.place.data_dir;
         let tls = match (self.tls_cert, self.tls_key) {
             (Some(certificate), Some(key)) => TlsSource::Files { certificate, key },
@@ -188,7 +195,7 @@ impl Serve {
             listen: self.listen,
             metrics_listen: self.metrics_listen,
             tls,
-            public: self.public_url.as_deref().map(RelayAddress::parse).transpose()?,
+            public: self.public_url,
             issuer: self.issuer.parse()?,
             certificate_life: self.certificate_life,
             drain_timeout: self.drain_timeout,
@@ -203,9 +210,7 @@ impl Serve {
         let no_signals = |error| Report::caused_by(Fault::Internal, "signals can't be caught", error);
         let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-        std::fs::create_dir_all(&config.data_dir).map_err(|error| {
-            Report::caused_by(Fault::FileUnwritable, config.data_dir.display().to_string(), error)
-        })?;
+        open_files::raise_for(&config.limits);
         let running = app::start(config).await?;
         tokio::select! {
             _ = terminate.recv() => {}
