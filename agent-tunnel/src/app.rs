@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use http::Method;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 use towline_identity::{TrustSettings, TrustSource, Verifier};
@@ -149,6 +150,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let mut beside = JoinSet::new();
     beside.spawn(health::serve(listener, metrics.clone()));
     beside.spawn(keep_fresh(Arc::clone(&acceptor)));
+    beside.spawn(ask_apiserver(Arc::clone(&acceptor)));
     beside.spawn(async move { match keeper.watch().await {} });
     if let Some(settings) = config.issuer.settings {
         beside.spawn(keep_loaded(Arc::clone(&acceptor), settings));
@@ -174,6 +176,20 @@ async fn keep_fresh(acceptor: Arc<Acceptor>) {
         warn!(%error, "the issuer's keys can't be had yet; they are asked for again when a token needs them");
     }
     tokio::join!(forwarder.verifier().keep_fresh(), forwarder.apiserver().keep_pool());
+}
+
+/// Asks kube-apiserver once, so that whoever starts an agent with a wrong address, authority or credential reads of it here, and
+/// not the first caller.
+async fn ask_apiserver(acceptor: Arc<Acceptor>) {
+    let apiserver = acceptor.forwarder().apiserver();
+    let refused = |fault, what: &str| Report::new(fault, format!("{}: {what}", apiserver.address()));
+    let report = match apiserver.call(Method::GET, "/version", "", Vec::new()).await {
+        Ok((401, _)) => refused(Fault::AgentCredential, "it answers 401"),
+        Ok((500.., _)) => refused(Fault::ApiserverUnreachable, "it does not work yet"),
+        Ok((status, _)) => return info!(apiserver = apiserver.address(), status, "kube-apiserver answers"),
+        Err(report) => report,
+    };
+    warn!(%report, "kube-apiserver can't be used yet; it is asked again with each request");
 }
 
 /// Takes up what changes in the files that say whom to trust.

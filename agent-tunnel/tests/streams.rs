@@ -9,7 +9,8 @@ use std::{
 };
 
 use support::{
-    Bench, Cap, MAX_STREAMS_PER_USER, WITHIN, cap::CapConnection, fault, parts, read_to_end, read_until,
+    Bench, Cap, KEEP_FOR, MAX_STREAMS_PER_USER, WITHIN, cap::CapConnection, fault, parts, read_to_end,
+    read_until,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -441,6 +442,7 @@ async fn no_user_takes_all_of_an_agents_streams() {
     let mut beyond = bench.open(Some(bench.ticket()));
     let error = timeout(WITHIN, beyond.read(&mut [0])).await.unwrap().unwrap_err();
     assert_eq!(reason(&error), Some(CloseReason::AgentLimitReached), "{error}");
+    assert_eq!(CloseReason::AgentLimitReached.fault(), Fault::AgentLimit, "the flag is the agent's");
     let bob_key = SigningKey::generate();
     let bob = Ticket::new(
         bench.cluster,
@@ -458,4 +460,43 @@ async fn no_user_takes_all_of_an_agents_streams() {
     })
     .await;
     timeout(WITHIN, bench.connect()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_whose_end_its_client_never_confirms_ends_in_time_and_gives_back_what_it_held() {
+    let asked = Arc::new(Notify::new());
+    let told = Arc::clone(&asked);
+    let cap = Cap::new(move |mut connection: CapConnection| {
+        let told = Arc::clone(&told);
+        async move {
+            connection.head().await?;
+            told.notify_one();
+            connection.say(OK.as_bytes()).await
+        }
+    })
+    .await;
+    let mut bench = Bench::new(cap).await;
+    let mut left = bench.connect().await;
+    left.write_all(bench.head("GET /version", "Connection: close\r\n").as_bytes()).await.unwrap();
+    timeout(WITHIN, asked.notified()).await.unwrap();
+    let begun = Instant::now();
+    bench.lose_session();
+    support::eventually("it waits", || bench.keeper.parked() == 1).await;
+
+    // It counts among its user's streams while it waits.
+    let mut others: Vec<_> = (1..MAX_STREAMS_PER_USER).map(|_| bench.open(Some(bench.ticket()))).collect();
+    let mut beyond = bench.open(Some(bench.ticket()));
+    let error = timeout(WITHIN, beyond.read(&mut [0])).await.unwrap().unwrap_err();
+    assert_eq!(reason(&error), Some(CloseReason::AgentLimitReached), "{error}");
+
+    support::eventually("its time is over", || bench.keeper.parked() == 0).await;
+    assert!(begun.elapsed() >= KEEP_FOR, "{:?}", begun.elapsed());
+    timeout(WITHIN, bench.connect()).await.expect("its place is another's");
+    others.clear();
+    drop(left);
+    support::eventually("nothing is left", || {
+        let page = bench.metrics.page();
+        page.contains("towline_agent_streams 0") && page.contains("towline_agent_buffered_bytes 0")
+    })
+    .await;
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::timeout,
 };
 use towline_agent::{
@@ -33,7 +33,7 @@ use towline_tunnel::{
     ids::{ChannelId, ClusterId, InstanceId, StreamKey},
     inner::{InnerAcceptor, InnerConnector, InnerStream},
     keys::SigningKey,
-    mux::{Connection, EndpointConfig, Ledger, MuxStream, OpenRequest, Side},
+    mux::{Connection, EndpointConfig, Keeper, Ledger, MuxStream, OpenRequest, Side},
     ticket::{MAX_LIFE, Ticket},
 };
 
@@ -58,8 +58,15 @@ pub struct Bench {
     /// The relay's side of the agent's session.
     pub mux: Connection,
     pub agent_mux: Connection,
-    _tasks: JoinSet<()>,
+    /// Of the agent's streams.
+    pub keeper: Keeper,
+    acceptor: Arc<Acceptor>,
+    drivers: [AbortHandle; 2],
+    tasks: JoinSet<()>,
 }
+
+/// Streams that lose their connection wait for so long.
+pub const KEEP_FOR: Duration = Duration::from_secs(5);
 
 pub fn endpoint(side: Side) -> EndpointConfig {
     EndpointConfig {
@@ -86,14 +93,11 @@ impl Bench {
         let acceptor =
             Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), Clock::system(), MAX_STREAMS_PER_USER));
 
-        let (a, b) = duplex(256 * 1024);
-        let (mux, relay_driver) = Connection::new(a, BytesMut::new(), endpoint(Side::Acceptor));
-        let (agent_mux, agent_driver) = Connection::new(b, BytesMut::new(), endpoint(Side::Dialler));
         let (relay, ending) = (SigningKey::generate(), Ending::default());
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move { drop(relay_driver.run().await) });
-        tasks.spawn(async move { drop(agent_driver.run().await) });
-        tasks.spawn(acceptor.accept(agent_mux.clone(), relay.public(), ending.clone()));
+        let (mut tasks, keeper) = (JoinSet::new(), Keeper::new(KEEP_FOR, 1000));
+        let watched = keeper.clone();
+        tasks.spawn(async move { match watched.watch().await {} });
+        let (mux, agent_mux, drivers) = session(&mut tasks, &acceptor, &keeper, &relay, &ending);
         Self {
             folder,
             issuer,
@@ -105,8 +109,18 @@ impl Bench {
             metrics,
             mux,
             agent_mux,
-            _tasks: tasks,
+            keeper,
+            acceptor,
+            drivers,
+            tasks,
         }
+    }
+
+    /// The session is lost without a word, and the agent has another one.
+    pub fn lose_session(&mut self) {
+        self.drivers.iter().for_each(AbortHandle::abort);
+        let Self { tasks, acceptor, keeper, relay, ending, .. } = self;
+        (self.mux, self.agent_mux, self.drivers) = session(tasks, acceptor, keeper, relay, ending);
     }
 
     pub fn principal(&self, subject: &str) -> String {
@@ -165,6 +179,26 @@ impl Bench {
     pub async fn get(&self, path: &str, more: &str) -> String {
         self.ask(&self.head(&format!("GET {path}"), &format!("Connection: close\r\n{more}"))).await
     }
+}
+
+/// A session of the agent: the relay's side of it, and the agent's.
+fn session(
+    tasks: &mut JoinSet<()>,
+    acceptor: &Arc<Acceptor>,
+    keeper: &Keeper,
+    relay: &SigningKey,
+    ending: &Ending,
+) -> (Connection, Connection, [AbortHandle; 2]) {
+    let (a, b) = duplex(256 * 1024);
+    let (mux, relay_driver) = Connection::new(a, BytesMut::new(), endpoint(Side::Acceptor));
+    let (agent_mux, agent_driver) =
+        Connection::kept(b, BytesMut::new(), endpoint(Side::Dialler), keeper.clone());
+    let drivers = [
+        tasks.spawn(async move { drop(relay_driver.run().await) }),
+        tasks.spawn(async move { drop(agent_driver.run().await) }),
+    ];
+    tasks.spawn(Arc::clone(acceptor).accept(agent_mux.clone(), relay.public(), ending.clone()));
+    (mux, agent_mux, drivers)
 }
 
 fn verifier(issuer: &DevIssuer, folder: &TempDir) -> Verifier {
