@@ -4,41 +4,19 @@
 
 mod support;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use rustls::pki_types::PrivatePkcs8KeyDer;
-use support::{Home, Kubectl, Peer, soon};
+use support::{Home, Kubectl, Peer, peer::certificate, soon};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 use towline::app::start;
 use towline_tunnel::drain::drain;
 
 /// Beyond what backoff alone would make of the first failures (at most 0.25 s, and then 0.5 s), and of a request that waits.
 const TOLD: Duration = Duration::from_secs(2);
-
-fn certificate() -> (String, TlsAcceptor) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate =
-        rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        )
-        .unwrap();
-    (certificate.pem(), TlsAcceptor::from(Arc::new(config)))
-}
 
 #[tokio::test]
 async fn a_proxy_that_is_sent_away_comes_back_when_it_was_told_whoever_waits() {

@@ -151,10 +151,15 @@ async fn one_command_runs_with_a_kubeconfig_of_its_own_and_its_exit_code_is_ours
     let output = run("dirname \"$KUBECONFIG\"").await;
     assert!(!PathBuf::from(String::from_utf8(output.stdout).unwrap().trim()).exists(), "it is gone again");
     assert_eq!(run("kill -9 $$").await.status.code(), Some(137));
-    let mut nothing = bench.towline("run");
-    nothing.args(["--cluster", &bench.cluster(), "--", "no-such-program"]);
-    let (code, said) = told(&soon("it", nothing.output()).await.unwrap());
-    assert!(code == Some(2) && said.contains("no-such-program"), "{said}");
+    // As a shell has it.
+    let plain = bench.home.path("plain-file");
+    fs::write(&plain, "").unwrap();
+    for (command, exit) in [("no-such-program", 127), (plain.to_str().unwrap(), 126)] {
+        let mut nothing = bench.towline("run");
+        nothing.args(["--cluster", &bench.cluster(), "--", command]);
+        let (code, said) = told(&soon("it", nothing.output()).await.unwrap());
+        assert!(code == Some(exit) && said.contains(command) && said.contains("TL-CFG-001"), "{said}");
+    }
 }
 
 #[tokio::test]

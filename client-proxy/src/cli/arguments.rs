@@ -146,8 +146,11 @@ impl Reach {
             relay_ca_file: self.relay_ca_file.clone().or_else(|| profile.relay_ca_file.clone()),
             relay_token_file,
             cluster_token_file,
-            resume_timeout: self.resume_timeout.unwrap_or(RESUME_TIMEOUT),
-            lines: LineSettings { max: self.bulk_lines.unwrap_or(BULK_LINES), ..default_lines() },
+            resume_timeout: self.resume_timeout.or(profile.resume_timeout).unwrap_or(RESUME_TIMEOUT),
+            lines: LineSettings {
+                max: self.bulk_lines.or(profile.bulk_lines).unwrap_or(BULK_LINES),
+                ..default_lines()
+            },
             shared_audience: self.allow_shared_audience || profile.allow_shared_audience,
             clusters,
             confirm: ask::on_terminal(),

@@ -3,7 +3,10 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use towline_tunnel::{drain::drain, fault::Report};
+use towline_tunnel::{
+    drain::drain,
+    fault::{Fault, Report},
+};
 
 use super::{say, signals::Signals};
 use crate::{
@@ -41,6 +44,14 @@ pub struct DevArguments {
 
 impl DevArguments {
     fn config(self) -> Result<Config, Report> {
+        for (flag, name) in
+            [("--user", &self.user)].into_iter().chain(self.groups.iter().map(|name| ("--group", name)))
+        {
+            if name.is_empty() || ["system:", "towline:"].iter().any(|prefix| name.starts_with(prefix)) {
+                let why = "names that begin with system: or towline: can't come from a token; choose another";
+                return Err(Report::new(Fault::ConfigInvalid, format!("{flag} {name:?}: {why}")));
+            }
+        }
         let own = Location::from_environment();
         let source = match self.kubeconfig {
             Some(file) => file,
@@ -99,5 +110,29 @@ fn tell(running: &Running, user: &str, groups: &[String]) {
             ));
         }
         say(&format!("ready: {} at {}", one.context, one.server));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn names_that_no_token_may_give_are_refused_as_flags() {
+        for (flag, name) in [
+            ("--user", "system:admin"),
+            ("--group", "system:masters"),
+            ("--user", "towline:x"),
+            ("--user", ""),
+        ] {
+            let cli = Cli::try_parse_from(["towline", "dev", flag, name]).unwrap();
+            let Command::Dev(arguments) = cli.command else { panic!("not dev") };
+            let report = arguments.config().unwrap_err();
+            assert_eq!((report.fault, report.exit_code()), (Fault::ConfigInvalid, 2), "{report}");
+            assert!(report.to_string().contains(&format!("{flag} {name:?}")), "{report}");
+        }
     }
 }

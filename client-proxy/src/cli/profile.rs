@@ -4,10 +4,15 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use serde::Deserialize;
-use towline_tunnel::fault::{Fault, Report};
+use serde::{Deserialize, Deserializer, de::Error as _};
+use towline_tunnel::{
+    fault::{Fault, Report},
+    mux::MAX_LINES,
+    values::duration,
+};
 
 /// What a profile may hold. Names are those of the flags; relative paths start at the profile's folder.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -20,6 +25,10 @@ pub(super) struct Profile {
     pub(super) cluster_token_file: Option<PathBuf>,
     pub(super) allow_shared_audience: bool,
     pub(super) port: Option<u16>,
+    #[serde(deserialize_with = "time")]
+    pub(super) resume_timeout: Option<Duration>,
+    #[serde(deserialize_with = "lines")]
+    pub(super) bulk_lines: Option<u32>,
     pub(super) kubeconfig: Option<PathBuf>,
     pub(super) state_dir: Option<PathBuf>,
     /// Names and ids: the ids are pins.
@@ -66,6 +75,17 @@ impl Profile {
     }
 }
 
+fn time<'de, D: Deserializer<'de>>(profile: D) -> Result<Option<Duration>, D::Error> {
+    duration(&String::deserialize(profile)?).map(Some).map_err(D::Error::custom)
+}
+
+fn lines<'de, D: Deserializer<'de>>(profile: D) -> Result<Option<u32>, D::Error> {
+    match u32::deserialize(profile)? {
+        lines if lines <= MAX_LINES => Ok(Some(lines)),
+        lines => Err(D::Error::custom(format!("bulk-lines is at most {MAX_LINES}, and not {lines}"))),
+    }
+}
+
 fn place(folder: &Path, file: &Path) -> PathBuf {
     match (file.strip_prefix("~"), std::env::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),
@@ -99,6 +119,20 @@ mod tests {
         );
         let report = Profile::load(Some(&folder.path().join("none"))).unwrap_err();
         assert_eq!(report.fault, Fault::FileUnreadable);
+    }
+
+    #[test]
+    fn every_flag_that_repeats_can_stand_in_a_profile() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.toml");
+        fs::write(&path, "resume-timeout = \"90s\"\nbulk-lines = 0\n").unwrap();
+        let profile = Profile::load(Some(&path)).unwrap();
+        assert_eq!((profile.resume_timeout, profile.bulk_lines), (Some(Duration::from_secs(90)), Some(0)));
+        for (wrong, why) in [("resume-timeout = \"soon\"", "\"soon\""), ("bulk-lines = 4", "at most 3")] {
+            fs::write(&path, wrong).unwrap();
+            let said = Profile::load(Some(&path)).unwrap_err().to_string();
+            assert!(said.contains(why) && said.contains("line 1"), "{said}");
+        }
     }
 
     #[test]

@@ -11,10 +11,13 @@ use towline_tunnel::{
 };
 
 use super::{
-    RunArguments,
+    RunArguments, fail,
     signals::{Asked, Signals},
 };
 use crate::app::start;
+
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
 
 /// Runs the command; its exit code becomes ours.
 pub(super) async fn execute(arguments: RunArguments) -> Result<ExitCode, Report> {
@@ -40,20 +43,22 @@ pub(super) async fn execute(arguments: RunArguments) -> Result<ExitCode, Report>
         .command
         .split_first()
         .ok_or_else(|| Report::new(Fault::ConfigInvalid, "no command is named"))?;
-    let mut child = Command::new(program)
-        .args(rest)
-        .env("KUBECONFIG", &kubeconfig)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| unstartable(program, &error))?;
-    let status = wait(&mut child, &mut signals).await?;
+    let spawned = Command::new(program).args(rest).env("KUBECONFIG", &kubeconfig).kill_on_drop(true).spawn();
+    let code = match spawned {
+        Ok(mut child) => exit_code(wait(&mut child, &mut signals).await?),
+        Err(error) => unstartable(program, error),
+    };
     trigger.begin();
     running.wait().await?;
-    Ok(ExitCode::from(exit_code(status)))
+    Ok(ExitCode::from(code))
 }
 
-fn unstartable(program: &std::ffi::OsStr, error: &io::Error) -> Report {
-    Report::new(Fault::ConfigInvalid, format!("{} can't be run: {error}", program.display()))
+/// Tells it, with the exit code of a shell that can't run a command (POSIX, Shell Command Language, 2.8.2).
+fn unstartable(program: &std::ffi::OsStr, error: io::Error) -> u8 {
+    let code = if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
+    let what = format!("the command {} can't be run", program.display());
+    let _told_by_the_code = fail(&Report::caused_by(Fault::ConfigInvalid, what, error));
+    code
 }
 
 /// Passes on what it is asked, and lets the command decide when to end. What comes from the keyboard it got itself.

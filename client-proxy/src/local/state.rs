@@ -118,23 +118,30 @@ impl StateFolder {
     /// # Errors
     /// If another process serves it.
     pub fn serve(&self, cluster: ClusterId, name: &str) -> Result<ClusterLock, Report> {
-        let mut file = self.lock_file(&format!("{cluster}.serving"))?;
+        let file_name = format!("{cluster}.serving");
+        let path = self.0.join(&file_name);
         let failed =
             |error: io::Error| Report::caused_by(Fault::FileUnwritable, self.0.display().to_string(), error);
-        match file.try_lock() {
-            Ok(()) => {
-                file.set_len(0).map_err(failed)?;
-                writeln!(file, "{}", std::process::id()).map_err(failed)?;
-                Ok(ClusterLock { _file: file })
+        loop {
+            let mut file = self.lock_file(&file_name)?;
+            match file.try_lock() {
+                // Whoever had it removed it meanwhile: the next one makes another.
+                Ok(()) if !is_at(&file, &path).map_err(failed)? => {}
+                Ok(()) => {
+                    file.set_len(0).map_err(failed)?;
+                    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+                    return Ok(ClusterLock { _file: file, path });
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let mut holder = String::new();
+                    let _unknown = file.rewind().and_then(|()| file.read_to_string(&mut holder));
+                    let holder = holder.trim();
+                    let holder =
+                        if holder.is_empty() { String::new() } else { format!(", process {holder}") };
+                    return Err(Report::new(Fault::ProxyAlreadyRuns, format!("{name}{holder}")));
+                }
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _unknown = file.rewind().and_then(|()| file.read_to_string(&mut holder));
-                let holder = holder.trim();
-                let holder = if holder.is_empty() { String::new() } else { format!(", process {holder}") };
-                Err(Report::new(Fault::ProxyAlreadyRuns, format!("{name}{holder}")))
-            }
-            Err(TryLockError::Error(error)) => Err(failed(error)),
         }
     }
 
@@ -151,8 +158,25 @@ impl StateFolder {
     }
 }
 
+/// Whether the file is still the one with this name.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(found.ino() == file.metadata()?.ino()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Held for as long as a process serves a cluster.
 #[derive(Debug)]
 pub struct ClusterLock {
     _file: File,
+    path: PathBuf,
+}
+
+impl Drop for ClusterLock {
+    /// Nobody else removes it, or locks another one in its place, before the file is closed, which is after this.
+    fn drop(&mut self) {
+        let _stays = fs::remove_file(&self.path);
+    }
 }

@@ -211,6 +211,27 @@ fn a_second_proxy_for_a_cluster_is_refused_until_the_first_ends() {
     fixture.state.serve(cluster("b"), "edge-8").unwrap();
     drop(first);
     fixture.state.serve(cluster("a"), "edge-7").unwrap();
+    let left = std::fs::read_dir(fixture.state.path()).unwrap().map(|file| file.unwrap().file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().ends_with(".serving")).collect();
+    assert!(left.is_empty(), "{left:?} stays behind");
+}
+
+#[test]
+fn of_those_that_take_over_from_one_another_one_serves_at_a_time() {
+    let fixture = Fixture::new();
+    let serving = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    let Ok(lock) = fixture.state.serve(cluster("a"), "edge-7") else { continue };
+                    assert_eq!(serving.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                    serving.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    drop(lock);
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -72,6 +72,24 @@ pub struct Peer {
     server: Option<JoinHandle<()>>,
 }
 
+/// A certificate for `localhost` that is its own authority (PEM), and TLS with it.
+pub fn certificate() -> (String, TlsAcceptor) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    (certificate.pem(), TlsAcceptor::from(Arc::new(config)))
+}
+
 impl Peer {
     pub async fn start() -> Self {
         let cluster = Arc::new(SigningKey::generate());
@@ -79,19 +97,7 @@ impl Peer {
     }
 
     pub async fn with_cluster_key(cluster: Arc<SigningKey>) -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-            )
-            .unwrap();
+        let (authority_pem, tls) = certificate();
         let script = Arc::new(Script {
             apiserver: Apiserver::default(),
             refuse_session: Mutex::default(),
@@ -110,8 +116,8 @@ impl Peer {
             instance: InstanceId::random(),
             identity: RelayIdentity::new(Arc::new(SigningKey::generate())).unwrap(),
             acceptor: InnerAcceptor::new(cluster, SystemTime::now()).unwrap(),
-            tls: TlsAcceptor::from(Arc::new(tls)),
-            authority_pem: certificate.pem(),
+            tls,
+            authority_pem,
         });
         let mut peer = Self { script, address: SocketAddr::from(([127, 0, 0, 1], 0)), server: None };
         peer.resume().await;
