@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Fault, Outcome};
+use super::{Fault, Hop, Outcome};
 
 const OUTCOMES: [(Outcome, &str); 12] = [
     (Outcome::Usage, "wrong flags, files or values"),
@@ -41,7 +41,10 @@ pub fn errors_page() -> String {
             "\n### {}: {}\n\n- **Where**: {}\n- **Why**: {}\n- **What to do**: {}\n- **Who**: {}\n- **Exit code** {}, **HTTP** {}\n",
             fault.code(),
             fault.title(),
-            fault.hop().name(),
+            match fault.hop() {
+                Hop::Here => "the program that says so (`towline`, `towline-relay` or `towline-agent`)",
+                hop => hop.name(),
+            },
             fault.cause(),
             fault.remedy(),
             fault.who().name(),

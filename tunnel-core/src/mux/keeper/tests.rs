@@ -127,14 +127,30 @@ fn of(user: &str) -> Option<Owner> {
     Some(Owner { user: user.into(), admit: Box::new(|_| Ok(())) })
 }
 
+/// A pair with one stream that both ends keep.
+struct One {
+    pair: Arc<Pair>,
+    near: MuxStream,
+    far: MuxStream,
+    _streams: tokio::sync::mpsc::Receiver<MuxStream>,
+    _tasks: JoinSet<()>,
+}
+
+impl One {
+    async fn kept() -> Self {
+        let (pair, mut streams, tasks) = Pair::new();
+        pair.lay();
+        let near = pair.open(1).await;
+        let far = streams.recv().await.unwrap();
+        keep(&far, 7, all());
+        Self { pair, near, far, _streams: streams, _tasks: tasks }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn bytes_go_on_where_they_were_cut_in_both_directions() {
-    let (pair, mut streams, _tasks) = Pair::new();
-    pair.lay();
-    let mut near = pair.open(1).await;
+    let One { pair, mut near, mut far, _streams, _tasks } = One::kept().await;
     near.write_all(b"first").await.unwrap();
-    let mut far = streams.recv().await.unwrap();
-    keep(&far, 7, all());
     let cutting = async {
         for _ in 0..20 {
             tokio::time::sleep(Duration::from_millis(70)).await;
@@ -172,12 +188,8 @@ async fn bytes_go_on_where_they_were_cut_in_both_directions() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_whose_connection_does_not_come_back_ends_with_an_error_in_time() {
-    let (pair, mut streams, _tasks) = Pair::new();
-    pair.lay();
-    let mut near = pair.open(1).await;
+    let One { pair, mut near, mut far, _streams, _tasks } = One::kept().await;
     near.write_all(b"x").await.unwrap();
-    let mut far = streams.recv().await.unwrap();
-    keep(&far, 7, all());
     let (mut byte, mut other) = ([0], [0]);
     far.read_exact(&mut byte).await.unwrap();
     pair.cut();
@@ -212,12 +224,8 @@ async fn t50_a_resume_by_another_or_without_leave_is_refused_and_the_stream_stay
 
 #[tokio::test(start_paused = true)]
 async fn what_was_finished_before_the_cut_is_delivered_after_it() {
-    let (pair, mut streams, _tasks) = Pair::new();
-    pair.lay();
-    let mut near = pair.open(1).await;
+    let One { pair, mut near, mut far, _streams, _tasks } = One::kept().await;
     near.write_all(b"question").await.unwrap();
-    let mut far = streams.recv().await.unwrap();
-    keep(&far, 7, all());
     far.write_all(&vec![5; 100_000]).await.unwrap();
     far.shutdown().await.unwrap();
     pair.cut();
@@ -358,11 +366,7 @@ async fn where_too_many_wait_the_oldest_of_whoever_has_most_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_cut_whenever_it_was_taken_up_is_asked_for_less_and_less() {
-    let (pair, mut streams, _tasks) = Pair::new();
-    pair.lay();
-    let mut near = pair.open(1).await;
-    let mut far = streams.recv().await.unwrap();
-    keep(&far, 7, all());
+    let One { pair, mut near, mut far, _streams, _tasks } = One::kept().await;
     let tick = Duration::from_millis(1);
     // One that stood, or moved a byte, is asked for at once; twice in a row it does not.
     let back_at_once = async |near: &MuxStream| {
@@ -393,11 +397,7 @@ async fn a_stream_that_is_cut_whenever_it_was_taken_up_is_asked_for_less_and_les
 
 #[tokio::test(start_paused = true)]
 async fn one_that_became_bulk_and_waits_is_told_again_once_it_goes_on() {
-    let (pair, mut streams, _tasks) = Pair::new();
-    pair.lay();
-    let mut near = pair.open(1).await;
-    let mut far = streams.recv().await.unwrap();
-    keep(&far, 7, all());
+    let One { pair, mut near, mut far, _streams, _tasks } = One::kept().await;
     echoes(&mut near, &mut far, 200_000).await;
     assert_eq!(pair.client.next_bulk().await, near.key());
     let (line, _drivers) = pair.another();
