@@ -192,7 +192,10 @@ impl Verifier {
         let mut first = Ok(());
         for keys in trusted.issuers.iter().flat_map(|issuer| issuer.keys()) {
             if let Err(error) = keys.refresh().await {
-                tracing::warn!(issuer = keys.issuer(), %error, "the issuer's keys can't be had; the last ones stay");
+                tracing::warn!(
+                    issuer = keys.issuer(), %error,
+                    "the issuer's keys can't be had (check its URL, --oidc-ca-file and the network); the last ones stay, and they are asked for again when a token needs them"
+                );
                 first = first.and(Err(error));
             }
         }

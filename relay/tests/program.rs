@@ -177,3 +177,24 @@ async fn help_is_a_command_too_and_puts_each_flag_under_its_heading() {
             && place("      --max-sessions ") > limits
     );
 }
+
+#[tokio::test]
+async fn an_issuer_that_is_not_there_is_told_once() {
+    let bench = Bench::new();
+    let mut child = bench.serve(&["--tls-self-signed", "127.0.0.1"]).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut told = 0;
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+    // From its end on there is nothing more to say.
+    let reading = timeout(SOON, async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains("keys can't be had") {
+                told += 1;
+                rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+            }
+        }
+    });
+    reading.await.expect("it is told, and it ends");
+    assert_eq!(told, 1);
+    assert_eq!(timeout(SOON, child.wait()).await.unwrap().unwrap().code(), Some(0));
+}

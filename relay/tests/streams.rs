@@ -21,9 +21,14 @@ use towline_tunnel::{
 
 /// Why reading from the stream fails.
 async fn ending(stream: &mut MuxStream) -> CloseReason {
+    refusal(stream).await.reason
+}
+
+/// The same, and what was said of it.
+async fn refusal(stream: &mut MuxStream) -> StreamError {
     let mut rest = Vec::new();
     let error = timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap().unwrap_err();
-    error.get_ref().unwrap().downcast_ref::<StreamError>().unwrap().reason
+    error.get_ref().unwrap().downcast_ref::<StreamError>().unwrap().clone()
 }
 
 /// What an echo of these bytes takes; the stream must be open.
@@ -69,7 +74,10 @@ async fn t14_a_stream_to_a_cluster_without_a_role_is_refused_and_the_session_goe
     let client = bench.client("alice").await;
     let mut allowed = client.open(a.cluster());
     echoes(&mut allowed, b"before").await;
-    assert_eq!(ending(&mut client.open(b.cluster())).await, CloseReason::Forbidden);
+    let refused = refusal(&mut client.open(b.cluster())).await;
+    assert_eq!(refused.reason, CloseReason::Forbidden);
+    let command = "towline-relay role assign --user alice --role cluster-user --cluster b;";
+    assert!(refused.detail.starts_with(command), "{}", refused.detail);
     let nowhere = ClusterId::of_spki(b"nowhere");
     assert_eq!(ending(&mut client.open(nowhere)).await, CloseReason::ClusterUnknown);
     echoes(&mut allowed, b"after").await;
@@ -220,6 +228,10 @@ async fn names_are_resolved_and_certificates_renewed_beside_the_streams() {
     let resolve = |name: &str| Control::Resolve { name: name.into() };
     let resolved = ask(&client.connection, resolve("edge")).await;
     assert_eq!(resolved, Control::Resolved { cluster: agent.cluster(), name: "edge".into(), online: true });
+    bench.agent("elsewhere").await;
+    let refused = ask(&client.connection, resolve("elsewhere")).await;
+    let Control::Failed { reason: CloseReason::Forbidden, detail } = refused else { panic!("{refused:?}") };
+    assert!(detail.contains("--user alice --role cluster-user --cluster elsewhere;"), "{detail}");
     let unknown = ask(&client.connection, resolve("other")).await;
     assert!(matches!(unknown, Control::Failed { reason: CloseReason::ClusterUnknown, .. }), "{unknown:?}");
     let key = agent.key.public();
