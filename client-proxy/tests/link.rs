@@ -129,6 +129,7 @@ async fn what_the_relay_refuses_reaches_the_person() {
         (CloseReason::Forbidden, 403, Fault::ClusterForbidden),
         (CloseReason::ClusterUnknown, 404, Fault::ClusterUnknown),
         (CloseReason::LimitReached, 429, Fault::RelayLimit),
+        (CloseReason::AgentLimitReached, 429, Fault::AgentLimit),
     ] {
         *peer.script.refuse_open.lock().unwrap() = Some(reason);
         // Those that stand go on; what is refused is the next.

@@ -137,6 +137,15 @@ async fn each_fault_has_its_exit_code_and_says_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_relay_that_is_not_there_is_told_once() {
+    let mut bench = Bench::new().await;
+    bench.peer.kill().await;
+    let proxy = bench.towline("proxy").args(["--cluster", &bench.cluster(), "--port", "0"]).output();
+    let (code, said) = told(&soon("the end", proxy).await.unwrap());
+    assert!(code == Some(10) && said.matches("TL-NET-003").count() == 1, "{said}");
+}
+
+#[tokio::test]
 async fn one_command_runs_with_a_kubeconfig_of_its_own_and_its_exit_code_is_ours() {
     let bench = Bench::new().await;
     let run = async |script: &str| {

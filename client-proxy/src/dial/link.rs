@@ -232,6 +232,7 @@ async fn resume(shared: Arc<Shared>) {
 
 async fn keep(shared: Arc<Shared>) {
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    let mut was_up = false;
     let mut drivers: VecDeque<AbortOnDropHandle<Closed>> = VecDeque::new();
     while !shared.stop.is_cancelled() {
         shared.view.send_modify(|view| view.state = State::Dialling);
@@ -243,6 +244,7 @@ async fn keep(shared: Arc<Shared>) {
         let (report, hint) = match attempt {
             Ok((session, driver)) => {
                 tracing::info!(relay = %shared.config.dialler.address(), channel = %session.channel, "session established");
+                was_up = true;
                 drivers.retain(|driver| !driver.is_finished());
                 drivers.push_back(driver);
                 if drivers.len() > MAX_OLD {
@@ -277,7 +279,13 @@ async fn keep(shared: Arc<Shared>) {
             }
         };
         let delay = backoff.after_failure(hint, backoff::random());
-        tracing::warn!(%report, retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), "no session with the relay");
+        let retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        if was_up {
+            tracing::warn!(%report, retry_in_ms, "no session with the relay");
+        } else {
+            // Whoever starts the program is told by that.
+            tracing::debug!(%report, retry_in_ms, "no session with the relay yet");
+        }
         shared.view.send_modify(|view| view.state = State::Down(report));
         wait(&shared, begun, delay, hint).await;
     }
