@@ -83,14 +83,18 @@ impl Taken {
         self.waiting.remove(place)
     }
 
-    /// The network that holds the most, if that is more than its share, or its site more than the site's. Of a site's networks
-    /// the one that holds most, and of those the newest.
+    /// The network that holds the most, if that is more than its share; of a site that holds more than the site's, the one
+    /// that holds most, and of those the newest. Asked for with each connection: it looks nothing up.
     fn greediest(&self, share: u32) -> Option<Range> {
-        let key = |held: &Vec<Held>| {
-            held.last().map(|newest| (self.counts.load(newest.address), held.len(), newest.number))
-        };
-        let (network, held) = self.held.iter().max_by_key(|(_, held)| key(held))?;
-        key(held).is_some_and(|(load, ..)| load > Counts::share(share)).then_some(*network)
+        let greediest = self.counts.greatest_above(Counts::share(share))?;
+        if !greediest.is_site() {
+            return Some(greediest);
+        }
+        let of_site = self.held.iter().filter_map(|(network, held)| {
+            let newest = held.last().filter(|newest| greediest.has(newest.address))?;
+            Some(((held.len(), newest.number), *network))
+        });
+        of_site.max_by_key(|(most, _)| *most).map(|(_, network)| network)
     }
 
     /// Takes the newest place of this network; who has it will notice.
@@ -114,9 +118,8 @@ impl Waiting {
             if self.counts.load(address) >= share {
                 return None;
             }
-            let waiting = self.queue.iter().enumerate();
-            let loads = waiting.map(|(place, (address, _))| (self.counts.load(*address), place));
-            let (_, newest) = loads.max().filter(|(load, _)| *load > share)?;
+            let greediest = self.counts.greatest_above(share)?;
+            let newest = self.queue.iter().rposition(|(address, _)| greediest.has(*address))?;
             self.remove(newest);
         }
         let (sender, turn) = oneshot::channel();

@@ -42,6 +42,16 @@ impl Range {
         Self::site(address).into_iter().chain([Self::network(address)])
     }
 
+    /// Whether it is all of a site, and not one network.
+    pub fn is_site(self) -> bool {
+        self.shares > 1
+    }
+
+    /// Whether this address counts in it.
+    pub fn has(self, address: IpAddr) -> bool {
+        if self.is_site() { Self::site(address) == Some(self) } else { Self::network(address) == self }
+    }
+
     /// How many times it may have what one address may.
     pub fn shares(self) -> u32 {
         self.shares
@@ -90,7 +100,14 @@ impl Counts {
     /// How much of what it may have an address has, by whichever of its ranges has more: to compare with others, and with
     /// [`share`](Self::share).
     pub fn load(&self, address: IpAddr) -> u32 {
-        Range::all(address).map(|range| self.of(range) * (SITE_SHARES / range.shares)).max().unwrap_or(0)
+        Range::all(address).map(|range| load(range, self.of(range))).max().unwrap_or(0)
+    }
+
+    /// The range that has the most of what it may have, if that is a greater load than this.
+    pub fn greatest_above(&self, share: u32) -> Option<Range> {
+        let loads = self.0.iter().map(|(range, count)| (load(*range, *count), *range));
+        let (most, range) = loads.max_by_key(|(load, _)| *load)?;
+        (most > share).then_some(range)
     }
 
     /// The load of one that has exactly `most`.
@@ -106,6 +123,10 @@ impl Counts {
     fn of(&self, range: Range) -> u32 {
         self.0.get(&range).copied().unwrap_or(0)
     }
+}
+
+fn load(range: Range, count: u32) -> u32 {
+    count * (SITE_SHARES / range.shares)
 }
 
 #[cfg(test)]
@@ -125,6 +146,7 @@ mod tests {
         assert_ne!(ranges("2001:db8:1::")[0], ranges("2001:db8:1::")[1], "a /48 is not its first /64");
         assert_ne!(ranges("2001:db8:1::")[0], ranges("2001:db8:2::")[0]);
         assert_eq!(ranges("::ffff:192.0.2.1"), [Range::network(ip("192.0.2.1"))]);
+        assert!(one[0].has(ip("2001:db8:1:3::1")) && !one[1].has(ip("2001:db8:1:3::1")));
     }
 
     #[test]
@@ -134,6 +156,8 @@ mod tests {
         let taken = (0..1000).filter(|n| counts.add_within(network(*n), 3)).count();
         assert_eq!(taken, 3 * SITE_SHARES as usize);
         assert_eq!(counts.load(network(9999)), Counts::share(3), "as much as one address that has 3");
+        assert_eq!(counts.greatest_above(Counts::share(3)), None);
+        assert_eq!(counts.greatest_above(Counts::share(3) - 1), Range::site(network(0)));
         assert!(counts.add_within(ip("2001:db8:2::1"), 3) && counts.add_within(ip("192.0.2.1"), 3));
         (0..12).for_each(|n| counts.remove(network(n)));
         counts.remove(ip("2001:db8:2::1"));
