@@ -7,6 +7,7 @@ pub mod budget;
 pub mod endpoint;
 pub mod fields;
 pub mod frame;
+pub mod interactive;
 pub mod ledger;
 pub mod leg;
 pub mod link;

@@ -18,6 +18,8 @@ mod path;
 mod pause;
 #[path = "deaths/tiny.rs"]
 mod tiny;
+#[path = "deaths/typing.rs"]
+mod typing;
 #[path = "deaths/window.rs"]
 mod window;
 

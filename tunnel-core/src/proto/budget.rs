@@ -6,6 +6,8 @@ use super::{ledger::Ledger, tables::give_back};
 
 /// Bytes beyond the floor of each stream that one user's streams on one connection are promised at most: four of the largest windows.
 pub const USER_BUDGET: u64 = 32 * 1024 * 1024;
+/// The user of a connection that has only one.
+pub(super) const NO_SHARE: u64 = 0;
 /// Budgets that nobody uses are looked for each time that this many more are there.
 const SWEEP_EVERY: usize = 64;
 
@@ -37,7 +39,8 @@ impl Budgets {
         }
         let new = || match own {
             Some(own) => self.process.child_with(own, USER_BUDGET),
-            None => self.process.child(USER_BUDGET),
+            None if user == NO_SHARE => self.process.child(USER_BUDGET),
+            None => self.process.child_of_user(USER_BUDGET),
         };
         self.users.entry(user).or_insert_with(new).clone()
     }

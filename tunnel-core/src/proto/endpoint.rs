@@ -437,3 +437,6 @@ fn gone(closed: &Option<StreamError>) -> StreamError {
         detail: "the stream is over".into(),
     })
 }
+
+#[cfg(test)]
+mod tests;

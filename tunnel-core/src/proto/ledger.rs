@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use super::interactive::Interactive;
+
 /// Bytes promised to peers beyond the floor of each stream, against a limit. Shared by all connections of a process.
 ///
 /// A promise is a credit: bytes that a peer may send and that then must be held. Growth asks for more, and is
@@ -21,23 +23,29 @@ struct Inner {
     parents: Vec<Ledger>,
     /// Never more is promised here than this one has left.
     beside: Option<Ledger>,
+    interactive: Interactive,
 }
 
 impl Ledger {
     /// A ledger that promises at most `limit` bytes.
     pub fn new(limit: u64) -> Self {
-        Self::within(Vec::new(), limit)
+        Self::within(Vec::new(), limit, Interactive::default())
     }
 
     /// A ledger within this one, such as a session's: what it promises counts in both.
     pub fn child(&self, limit: u64) -> Self {
-        Self::within(vec![self.clone()], limit)
+        Self::within(vec![self.clone()], limit, self.0.interactive.clone())
     }
 
-    /// A ledger within this one and another, such as a user's part of a session: what it promises counts in all three. Neither of the
-    /// two may be within the other.
+    /// The same for one of several users, who types apart from the others.
+    pub fn child_of_user(&self, limit: u64) -> Self {
+        Self::within(vec![self.clone()], limit, Interactive::default())
+    }
+
+    /// A ledger within this one and another, such as a user's part of a session: what it promises counts in all three, and
+    /// who types is the other's user. Neither of the two may be within the other.
     pub fn child_with(&self, other: &Self, limit: u64) -> Self {
-        Self::within(vec![self.clone(), other.clone()], limit)
+        Self::within(vec![self.clone(), other.clone()], limit, other.0.interactive.clone())
     }
 
     /// A ledger for one of those who share `whole`, in which what is promised here must be promised too, and first, by
@@ -47,11 +55,17 @@ impl Ledger {
     /// want as much as they get one part of `n + 1`, and something is left for whoever comes next.
     pub fn share_of(whole: &Self, limit: u64) -> Self {
         let (parents, beside) = (Vec::new(), Some(whole.clone()));
-        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0), parents, beside }))
+        let (promised, interactive) = (AtomicU64::new(0), Interactive::default());
+        Self(Arc::new(Inner { limit, promised, parents, beside, interactive }))
     }
 
-    fn within(parents: Vec<Self>, limit: u64) -> Self {
-        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0), parents, beside: None }))
+    fn within(parents: Vec<Self>, limit: u64, interactive: Interactive) -> Self {
+        Self(Arc::new(Inner { limit, promised: AtomicU64::new(0), parents, beside: None, interactive }))
+    }
+
+    /// Whether the user whose promises these are types.
+    pub fn interactive(&self) -> &Interactive {
+        &self.0.interactive
     }
 
     /// Takes `bytes`, if three quarters of the limit (for the growth of what is there) or all of it (for what is

@@ -18,9 +18,10 @@ use bytes::Bytes;
 
 use super::{
     CloseReason, OpenRequest, Opened, ResumeRequest, Resumed,
-    budget::Budgets,
+    budget::{Budgets, NO_SHARE},
     endpoint::Side,
     frame::StreamId,
+    interactive::Turns,
     ledger::Ledger,
     link::{GoAway, Link},
     numbers::Numbers,
@@ -31,7 +32,7 @@ use super::{
 };
 
 /// A peer that opens streams is one user, whatever it writes into OPEN.
-const PEERS_OWN: u64 = 0;
+const PEERS_OWN: u64 = NO_SHARE;
 
 /// Limits of one leg.
 #[derive(Clone, Debug)]
@@ -158,6 +159,8 @@ struct Stream<R> {
     passed: u64,
     /// How far the sender may run ahead of what was written on.
     allowance: Window,
+    /// Of a stream that this leg's peer opened: whoever types is at that end.
+    turns: Turns,
     /// `received` of the far endpoint, and as last told.
     far_received: u64,
     told_received: u64,
@@ -218,6 +221,7 @@ impl<R: Clone> Leg<R> {
             far_limit: FLOOR,
             passed: 0,
             allowance: Window::new(ledger),
+            turns: Turns::default(),
             far_received: 0,
             told_received: 0,
             peer_received: 0,
@@ -308,6 +312,9 @@ impl<R: Clone> Leg<R> {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if stream.ended || stream.send.is_finished() {
             return;
+        }
+        if !self.config.side.owns(id) {
+            stream.turns.down(payload.len());
         }
         stream.send.push(payload);
         if blocked {

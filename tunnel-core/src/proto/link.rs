@@ -69,6 +69,8 @@ pub struct Link {
     last_inbound: Instant,
     /// How long bytes were waited for, in all.
     waited: Duration,
+    /// Bytes of streams that came, in all.
+    brought: u64,
     last_progress: Instant,
     pinged: Option<Instant>,
     ping_waits: bool,
@@ -87,6 +89,7 @@ impl Link {
             ping_after: PING_AFTER - PING_AFTER / 4 * u32::from(jitter) / 255,
             last_inbound: now,
             waited: Duration::ZERO,
+            brought: 0,
             last_progress: now,
             pinged: None,
             ping_waits: false,
@@ -101,9 +104,19 @@ impl Link {
         self.pinged = None;
     }
 
-    /// How the reader has spent its time, as of the last bytes.
+    /// DATA came with so many bytes.
+    pub fn brought(&mut self, bytes: usize) {
+        self.brought += bytes as u64;
+    }
+
+    /// When bytes came last.
+    pub fn last_inbound(&self) -> Instant {
+        self.last_inbound
+    }
+
+    /// How the reader has spent its time, and what it got for that, as of the last bytes.
     pub fn tally(&self) -> Tally {
-        Tally { at: self.last_inbound, waited: self.waited }
+        Tally { at: self.last_inbound, waited: self.waited, brought: self.brought }
     }
 
     /// A batch with stream bytes was taken by the kernel, which keeps little unsent: the peer's TCP is alive.

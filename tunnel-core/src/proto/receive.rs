@@ -5,6 +5,7 @@ use bytes::{Buf, Bytes};
 use super::{
     CloseReason,
     blocks::Blocks,
+    interactive::Interactive,
     ledger::Ledger,
     resume::Arrived,
     window::{Tally, Window},
@@ -112,6 +113,11 @@ impl ReceiveHalf {
         !self.unread.is_empty()
     }
 
+    /// Whether the stream's user types.
+    pub(super) fn interactive(&self) -> &Interactive {
+        self.window.interactive()
+    }
+
     /// Contiguous bytes that came since the stream's begin.
     pub fn received(&self) -> u64 {
         self.received
@@ -174,7 +180,7 @@ mod tests {
     };
 
     fn tally() -> Tally {
-        Tally { at: Instant::now(), waited: Duration::ZERO }
+        Tally { at: Instant::now(), waited: Duration::ZERO, brought: 0 }
     }
 
     fn half() -> ReceiveHalf {
@@ -227,6 +233,7 @@ mod tests {
             tally = Tally {
                 at: tally.at + Duration::from_millis(9),
                 waited: tally.waited + Duration::from_millis(8),
+                brought: tally.brought + all,
             };
             half.data(Bytes::from_static(b"x"), false, true, tally).unwrap();
             drain(&mut half);

@@ -4,10 +4,13 @@
 //! round trip is measured. The sender says BLOCKED when it stands still for want of credit. Where the connection's reader then had nothing
 //! to do for much of the time, the line could have brought more: the window doubles. Where the reader was busy throughout, more would only
 //! wait in the kernel's buffers: the window is halved.
+//!
+//! A reader that waits for a core looks like one that waits for the line. So where cores are short, windows grow larger than the line needs,
+//! which bulk likes and whoever types does not. While somebody types, and so much comes that it can only be a short line, they are small.
 
 use std::time::{Duration, Instant};
 
-use super::{ledger::Ledger, send::FLOOR};
+use super::{interactive::Interactive, ledger::Ledger, send::FLOOR};
 
 /// A stream's window, and the relay's allowance for one, once it is opened and while the ledger allows.
 pub const INITIAL_WINDOW: u64 = 256 * 1024;
@@ -15,6 +18,11 @@ pub const INITIAL_WINDOW: u64 = 256 * 1024;
 pub const MAX_WINDOW: u64 = 8 * 1024 * 1024;
 /// What was measured over a longer time says little about now: the sender had nothing to send.
 const STALE: Duration = Duration::from_secs(2);
+/// Bytes a second on a connection above which windows become small while somebody types: 1 Gb/s. On a long line that is as fast, bulk has
+/// about this much then.
+pub const FAST: u64 = 125_000_000;
+/// No smaller than this.
+pub const NARROW_WINDOW: u64 = 64 * 1024;
 
 /// How a connection's reader has spent its time.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +31,17 @@ pub struct Tally {
     pub at: Instant,
     /// How long it has waited for bytes, in all.
     pub waited: Duration,
+    /// Bytes of streams that it got, in all.
+    pub brought: u64,
+}
+
+impl Tally {
+    /// Whether more than [`FAST`] came since then.
+    fn is_fast(&self, since: &Self) -> bool {
+        let passed = self.at.saturating_duration_since(since.at);
+        let brought = self.brought.saturating_sub(since.brought);
+        u128::from(brought) * 1_000_000_000 > u128::from(FAST) * passed.as_nanos()
+    }
 }
 
 /// What a sender was promised beyond the floor.
@@ -33,6 +52,8 @@ pub(super) struct Window {
     /// Taken from the ledger: what the size promises, and what an earlier, larger one did.
     reserved: u64,
     since: Option<Tally>,
+    /// The size before it became small for somebody who types.
+    before: Option<u64>,
     /// BLOCKED before this offset was said of a window that has changed since.
     judged: u64,
 }
@@ -41,12 +62,17 @@ impl Window {
     /// [`INITIAL_WINDOW`], or the floor where the ledger is full.
     pub(super) fn new(ledger: Ledger) -> Self {
         let size = if ledger.reserve(INITIAL_WINDOW - FLOOR, true) { INITIAL_WINDOW } else { FLOOR };
-        Self { ledger, size, reserved: size - FLOOR, since: None, judged: 0 }
+        Self { ledger, size, reserved: size - FLOOR, since: None, before: None, judged: 0 }
     }
 
     /// Bytes.
     pub(super) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether the user whose bytes these are types.
+    pub(super) fn interactive(&self) -> &Interactive {
+        self.ledger.interactive()
     }
 
     /// The sender used up its credit at the offset `arrived`; it was last told `limit`, and the reader has `unread` bytes before it. True
@@ -57,10 +83,19 @@ impl Window {
         }
         self.judged = limit;
         let since = self.since.replace(tally);
-        let Some(since) = since else { return self.grow() };
+        let typing = self.interactive().holds(tally.at);
+        if !typing && let Some(before) = self.before.take() {
+            return self.grow_to(before);
+        }
+        let Some(since) = since else { return !typing && self.grow() };
         let passed = tally.at.saturating_duration_since(since.at);
         let waited = tally.waited.saturating_sub(since.waited);
         if passed > STALE {
+            return false;
+        }
+        if typing && tally.is_fast(&since) {
+            self.before.get_or_insert(self.size);
+            self.size = (self.size / 2).max(NARROW_WINDOW.min(self.size));
             return false;
         }
         if 2 * waited >= passed {
@@ -73,11 +108,15 @@ impl Window {
     }
 
     fn grow(&mut self) -> bool {
-        let wanted = (2 * self.size - FLOOR).saturating_sub(self.reserved);
-        if self.size >= MAX_WINDOW || !self.ledger.reserve(wanted, false) {
+        self.grow_to((2 * self.size).min(MAX_WINDOW))
+    }
+
+    fn grow_to(&mut self, size: u64) -> bool {
+        let wanted = size.saturating_sub(FLOOR + self.reserved);
+        if size <= self.size || !self.ledger.reserve(wanted, false) {
             return false;
         }
-        self.size *= 2;
+        self.size = size;
         self.reserved += wanted;
         true
     }
@@ -101,6 +140,7 @@ impl Drop for Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::interactive::HOLDS;
 
     const STEP: Duration = Duration::from_millis(100);
 
@@ -113,8 +153,17 @@ mod tests {
 
     impl Sender {
         fn new(ledger: &Ledger) -> Self {
-            let tally = Tally { at: Instant::now(), waited: Duration::ZERO };
+            let tally = Tally { at: Instant::now(), waited: Duration::ZERO, brought: 0 };
             Self { window: Window::new(ledger.clone()), tally, at: 0 }
+        }
+
+        /// The same while so many bytes a second come, and whether somebody types.
+        fn beside(&mut self, rate: u64, typing: bool) -> u64 {
+            if typing {
+                self.window.interactive().note(self.tally.at + STEP);
+            }
+            self.tally.brought += rate / 10;
+            self.blocked(90)
         }
 
         /// The reader waited for so many hundredths of the time since the last.
@@ -180,6 +229,43 @@ mod tests {
         sender.tally.waited += STEP;
         assert!(!sender.window.blocked(sender.at + 1, sender.at + 1, INITIAL_WINDOW + 1, sender.tally));
         assert_eq!(sender.window.size(), 2 * INITIAL_WINDOW);
+    }
+
+    #[test]
+    fn while_somebody_types_what_is_fast_is_narrow_and_soon_after_it_is_as_before() {
+        let ledger = Ledger::new(64 << 20);
+        let mut sender = Sender::new(&ledger);
+        let sizes: Vec<u64> = (0..3).map(|_| sender.beside(2 * FAST, false) / NARROW_WINDOW).collect();
+        assert_eq!(sizes, [8, 16, 32]);
+        let sizes: Vec<u64> = (0..6).map(|_| sender.beside(2 * FAST, true) / NARROW_WINDOW).collect();
+        assert_eq!(sizes, [16, 8, 4, 2, 1, 1]);
+        assert_eq!(ledger.promised(), NARROW_WINDOW - FLOOR);
+        let steps = (1..).find(|_| sender.beside(2 * FAST, false) > NARROW_WINDOW).unwrap();
+        assert_eq!(sender.window.size(), 32 * NARROW_WINDOW, "at once");
+        assert!(STEP * steps <= HOLDS + STEP);
+        assert_eq!(sender.beside(2 * FAST, false), 64 * NARROW_WINDOW, "and on from there");
+    }
+
+    #[test]
+    fn while_somebody_types_a_slow_line_gets_the_window_that_it_needs() {
+        let ledger = Ledger::new(64 << 20);
+        let mut sender = Sender::new(&ledger);
+        sender.beside(FAST / 2, true);
+        let sizes: Vec<u64> = (0..6).map(|_| sender.beside(FAST / 2, true) / INITIAL_WINDOW).collect();
+        assert_eq!(sizes, [2, 4, 8, 16, 32, 32]);
+    }
+
+    #[test]
+    fn a_window_that_was_wide_waits_its_turn_where_the_ledger_is_full_by_then() {
+        let ledger = Ledger::new(4 << 20);
+        let mut sender = Sender::new(&ledger);
+        assert_eq!((0..3).map(|_| sender.beside(2 * FAST, false)).last(), Some(2 << 20));
+        assert_eq!((0..5).map(|_| sender.beside(2 * FAST, true)).last(), Some(NARROW_WINDOW));
+        assert!(ledger.reserve(2 << 20, true));
+        sender.tally.at += 2 * HOLDS;
+        let sizes: Vec<u64> = (0..5).map(|_| sender.blocked(90) / NARROW_WINDOW).collect();
+        assert_eq!(sizes, [1, 2, 4, 8, 16], "refused, and then as ever");
+        assert!(ledger.promised() <= 3 << 20);
     }
 
     #[test]

@@ -134,10 +134,13 @@ impl<S: Signal> Endpoint<S> {
                 return Ok(());
             }
         }
+        let bytes = payload.len();
+        self.link.brought(bytes);
         if let Err(reason) = stream.receive.data(payload, fin, blocked, self.link.tally()) {
             self.reset(id, reason, "");
             return Ok(());
         }
+        stream.turned(!self.config.side.owns(id), bytes, now);
         if stream.receive.received() >= stream.bulk_at {
             self.bulk.extend(stream.became_bulk());
         }

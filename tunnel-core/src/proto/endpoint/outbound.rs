@@ -31,6 +31,8 @@ impl<S: Signal> Endpoint<S> {
             };
             let used = stream.send.emit(out, turn.stream, turn.budget).unwrap_or(0);
             payload += used;
+            // No clock is here, and the last bytes that came will do: beside bulk that is a moment ago.
+            stream.turned(self.config.side.owns(turn.stream), used, self.link.last_inbound());
             if stream.send.sent() >= stream.bulk_at {
                 self.bulk.extend(stream.became_bulk());
             }

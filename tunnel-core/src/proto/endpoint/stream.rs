@@ -1,9 +1,14 @@
 //! One stream of an endpoint.
 
+use std::time::Instant;
+
 use super::{Signal, StreamError, WasParked};
 use crate::{
     ids::StreamKey,
-    proto::{CloseReason, OpenRequest, Opened, ResumeRequest, Resumed, receive::ReceiveHalf, send::SendHalf},
+    proto::{
+        CloseReason, OpenRequest, Opened, ResumeRequest, Resumed, interactive::Turns, receive::ReceiveHalf,
+        send::SendHalf,
+    },
 };
 
 /// How far a stream has begun on its connection.
@@ -48,6 +53,7 @@ pub(super) struct Stream<S> {
     /// The application let go of it.
     pub(super) released: bool,
     pub(super) opened: Option<Opened>,
+    pub(super) turns: Turns,
     pub(super) signal: S,
 }
 
@@ -69,7 +75,17 @@ impl<S: Signal> Stream<S> {
             owing: false,
             released: false,
             opened: None,
+            turns: Turns::default(),
             signal: S::default(),
+        }
+    }
+
+    /// DATA of so many bytes went from the client to the agent (`up`), or came from there, at about this time.
+    pub(super) fn turned(&mut self, up: bool, bytes: usize, at: Instant) {
+        if !up {
+            self.turns.down(bytes);
+        } else if self.turns.up(bytes, at) {
+            self.receive.interactive().note(at);
         }
     }
 

@@ -133,6 +133,10 @@ impl<R: Clone> Leg<R> {
         }
         stream.arrived = after;
         stream.fin_arrived = fin;
+        self.link.brought(payload.len());
+        if !self.config.side.owns(id) && stream.turns.up(payload.len(), self.link.last_inbound()) {
+            stream.allowance.interactive().note(self.link.last_inbound());
+        }
         if blocked {
             let ours = stream.passed + stream.allowance.size();
             // Where our own clamp is what holds the sender back, there is nothing to ask of the far end.
