@@ -19,6 +19,7 @@ pub mod resume;
 pub mod schedule;
 pub mod send;
 mod tables;
+pub mod tuning;
 pub mod window;
 
 pub use frame::{Frame, StreamId};

@@ -4,6 +4,8 @@
 //! does to small packets needs a real line (`nagle`).
 #![allow(clippy::unwrap_used, reason = "a test that fails here says where")]
 
+#[path = "deaths/bulk.rs"]
+mod bulk;
 #[path = "deaths/close.rs"]
 mod close;
 #[path = "deaths/half_closed.rs"]

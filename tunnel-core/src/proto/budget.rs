@@ -1,8 +1,8 @@
-//! What the streams of one user on one connection are promised together.
+//! What the streams of one user on one connection are promised together, and how large their windows are.
 
 use std::collections::HashMap;
 
-use super::{ledger::Ledger, tables::give_back};
+use super::{ledger::Ledger, tables::give_back, tuning::Tuning};
 
 /// Bytes beyond the floor of each stream that one user's streams on one connection are promised at most: four of the largest windows.
 pub const USER_BUDGET: u64 = 32 * 1024 * 1024;
@@ -15,8 +15,15 @@ const SWEEP_EVERY: usize = 64;
 #[derive(Debug)]
 pub(super) struct Budgets {
     process: Ledger,
-    users: HashMap<u64, Ledger>,
+    users: HashMap<u64, Account>,
     sweep_at: usize,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Account {
+    ledger: Ledger,
+    tuning: Tuning,
 }
 
 impl Budgets {
@@ -32,17 +39,26 @@ impl Budgets {
 
     /// The same, where what it promises counts in the user's `own` ledger, too, if there is one.
     pub(super) fn within(&mut self, user: u64, own: Option<&Ledger>) -> Ledger {
+        self.account(user, own).ledger.clone()
+    }
+
+    /// How large the windows of this user's streams are.
+    pub(super) fn tuning(&mut self, user: u64) -> &mut Tuning {
+        &mut self.account(user, None).tuning
+    }
+
+    fn account(&mut self, user: u64, own: Option<&Ledger>) -> &mut Account {
         if self.users.len() >= self.sweep_at {
-            self.users.retain(|_, ledger| ledger.is_used());
+            self.users.retain(|_, account| account.ledger.is_used());
             give_back(&mut self.users);
             self.sweep_at = self.users.len() + SWEEP_EVERY;
         }
-        let new = || match own {
+        let ledger = || match own {
             Some(own) => self.process.child_with(own, USER_BUDGET),
             None if user == NO_SHARE => self.process.child(USER_BUDGET),
             None => self.process.child_of_user(USER_BUDGET),
         };
-        self.users.entry(user).or_insert_with(new).clone()
+        self.users.entry(user).or_insert_with(|| Account { ledger: ledger(), tuning: Tuning::new() })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether somebody types: on one stream little goes up, a little comes down, and again.
 //!
 //! Who types feels every queue; who copies feels none. So windows may be as large as bulk likes them, until somebody types beside it
-//! ([`super::window`]). Nothing is said on the wire: client, relay and agent each see it by the sizes of DATA, and each for itself.
+//! ([`super::tuning`]). Nothing is said on the wire: client, relay and agent each see it by the sizes of DATA, and each for itself.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

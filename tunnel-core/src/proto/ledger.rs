@@ -93,6 +93,12 @@ impl Ledger {
         refusing.is_none()
     }
 
+    /// Bytes that growth may still take here, as things stand.
+    pub fn room(&self) -> u64 {
+        let own = (self.0.limit / 4 * 3).saturating_sub(self.promised());
+        self.0.parents.iter().map(Self::room).fold(own, u64::min)
+    }
+
     /// Gives back what was reserved.
     pub fn release(&self, bytes: u64) {
         let before = self.0.promised.fetch_sub(bytes, Ordering::Relaxed);

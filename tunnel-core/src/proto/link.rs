@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     CloseReason,
     frame::{self, Frame, StreamId},
-    window::Tally,
+    tuning::Tally,
 };
 
 /// A PING goes out after this long without inbound bytes (jittered by up to a quarter, so that a fleet's don't align).

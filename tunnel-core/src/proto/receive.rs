@@ -8,7 +8,8 @@ use super::{
     interactive::Interactive,
     ledger::Ledger,
     resume::Arrived,
-    window::{Tally, Window},
+    tuning::{Tally, Tuning},
+    window::Window,
 };
 
 /// Offsets and bytes of one direction, as its receiver sees them.
@@ -49,13 +50,7 @@ impl ReceiveHalf {
     ///
     /// # Errors
     /// If it exceeds the credit or follows the end.
-    pub fn data(
-        &mut self,
-        payload: Bytes,
-        fin: bool,
-        blocked: bool,
-        tally: Tally,
-    ) -> Result<(), CloseReason> {
+    pub fn data(&mut self, payload: Bytes, fin: bool) -> Result<(), CloseReason> {
         if self.fin {
             return Err(CloseReason::DataAfterFin);
         }
@@ -70,10 +65,14 @@ impl ReceiveHalf {
         } else {
             self.unread.push(payload);
         }
-        if blocked && !self.discarding {
-            self.window.blocked(after, self.limit, self.unread(), tally);
-        }
         Ok(())
+    }
+
+    /// The sender said BLOCKED after what came.
+    pub(super) fn blocked(&mut self, tally: Tally, tuning: &mut Tuning) {
+        if !self.discarding {
+            self.window.blocked(self.received, self.limit, self.unread(), tally, tuning);
+        }
     }
 
     /// Moves bytes to the reader; 0 where none are there.
@@ -188,7 +187,10 @@ mod tests {
     }
 
     fn fill(half: &mut ReceiveHalf, bytes: u64, blocked: bool) {
-        half.data(vec![1; bytes as usize].into(), false, blocked, tally()).unwrap();
+        half.data(vec![1; bytes as usize].into(), false).unwrap();
+        if blocked {
+            half.blocked(tally(), &mut Tuning::new());
+        }
     }
 
     fn drain(half: &mut ReceiveHalf) -> usize {
@@ -199,12 +201,9 @@ mod tests {
     fn data_past_the_credit_or_after_the_end_is_refused() {
         let mut half = half();
         fill(&mut half, INITIAL_WINDOW, false);
-        assert_eq!(
-            half.data(Bytes::from_static(b"x"), false, false, tally()),
-            Err(CloseReason::CreditExceeded)
-        );
-        half.data(Bytes::new(), true, false, tally()).unwrap();
-        assert_eq!(half.data(Bytes::new(), true, false, tally()), Err(CloseReason::DataAfterFin));
+        assert_eq!(half.data(Bytes::from_static(b"x"), false), Err(CloseReason::CreditExceeded));
+        half.data(Bytes::new(), true).unwrap();
+        assert_eq!(half.data(Bytes::new(), true), Err(CloseReason::DataAfterFin));
     }
 
     #[test]
@@ -225,17 +224,18 @@ mod tests {
         assert_eq!(half.window.size(), INITIAL_WINDOW, "nothing was read");
         drain(&mut half);
         half.credit();
-        let mut tally = tally();
+        let (mut tally, mut tuning) = (tally(), Tuning::new());
         for _ in 0..10 {
             let all = half.limit() - half.received;
-            half.data(vec![1; all as usize - 1].into(), false, false, tally).unwrap();
+            half.data(vec![1; all as usize - 1].into(), false).unwrap();
             drain(&mut half);
             tally = Tally {
                 at: tally.at + Duration::from_millis(9),
                 waited: tally.waited + Duration::from_millis(8),
                 brought: tally.brought + all,
             };
-            half.data(Bytes::from_static(b"x"), false, true, tally).unwrap();
+            half.data(Bytes::from_static(b"x"), false).unwrap();
+            half.blocked(tally, &mut tuning);
             drain(&mut half);
             half.credit();
         }

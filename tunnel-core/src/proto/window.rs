@@ -3,46 +3,19 @@
 //! A window that is too small starves the line; one that is too large fills the queues on the way, and whoever types waits behind them. No
 //! round trip is measured. The sender says BLOCKED when it stands still for want of credit. Where the connection's reader then had nothing
 //! to do for much of the time, the line could have brought more: the window doubles. Where the reader was busy throughout, more would only
-//! wait in the kernel's buffers: the window is halved.
-//!
-//! A reader that waits for a core looks like one that waits for the line. So where cores are short, windows grow larger than the line needs,
-//! which bulk likes and whoever types does not. While somebody types, and so much comes that it can only be a short line, they are small.
+//! wait in the kernel's buffers: the window is halved. All streams of a user on a connection have one size ([`super::tuning`]).
 
-use std::time::{Duration, Instant};
-
-use super::{interactive::Interactive, ledger::Ledger, send::FLOOR};
+use super::{
+    interactive::Interactive,
+    ledger::Ledger,
+    send::FLOOR,
+    tuning::{Tally, Tuning},
+};
 
 /// A stream's window, and the relay's allowance for one, once it is opened and while the ledger allows.
 pub const INITIAL_WINDOW: u64 = 256 * 1024;
 /// The largest.
 pub const MAX_WINDOW: u64 = 8 * 1024 * 1024;
-/// What was measured over a longer time says little about now: the sender had nothing to send.
-const STALE: Duration = Duration::from_secs(2);
-/// Bytes a second on a connection above which windows become small while somebody types: 1 Gb/s. On a long line that is as fast, bulk has
-/// about this much then.
-pub const FAST: u64 = 125_000_000;
-/// No smaller than this.
-pub const NARROW_WINDOW: u64 = 64 * 1024;
-
-/// How a connection's reader has spent its time.
-#[derive(Clone, Copy, Debug)]
-pub struct Tally {
-    /// Now.
-    pub at: Instant,
-    /// How long it has waited for bytes, in all.
-    pub waited: Duration,
-    /// Bytes of streams that it got, in all.
-    pub brought: u64,
-}
-
-impl Tally {
-    /// Whether more than [`FAST`] came since then.
-    fn is_fast(&self, since: &Self) -> bool {
-        let passed = self.at.saturating_duration_since(since.at);
-        let brought = self.brought.saturating_sub(since.brought);
-        u128::from(brought) * 1_000_000_000 > u128::from(FAST) * passed.as_nanos()
-    }
-}
 
 /// What a sender was promised beyond the floor.
 #[derive(Debug)]
@@ -51,9 +24,8 @@ pub(super) struct Window {
     size: u64,
     /// Taken from the ledger: what the size promises, and what an earlier, larger one did.
     reserved: u64,
-    since: Option<Tally>,
-    /// The size before it became small for somebody who types.
-    before: Option<u64>,
+    /// The round of the tuning in which it was used up last.
+    round: u32,
     /// BLOCKED before this offset was said of a window that has changed since.
     judged: u64,
 }
@@ -62,7 +34,7 @@ impl Window {
     /// [`INITIAL_WINDOW`], or the floor where the ledger is full.
     pub(super) fn new(ledger: Ledger) -> Self {
         let size = if ledger.reserve(INITIAL_WINDOW - FLOOR, true) { INITIAL_WINDOW } else { FLOOR };
-        Self { ledger, size, reserved: size - FLOOR, since: None, before: None, judged: 0 }
+        Self { ledger, size, reserved: size - FLOOR, round: 0, judged: 0 }
     }
 
     /// Bytes.
@@ -77,43 +49,34 @@ impl Window {
 
     /// The sender used up its credit at the offset `arrived`; it was last told `limit`, and the reader has `unread` bytes before it. True
     /// where the window grew.
-    pub(super) fn blocked(&mut self, arrived: u64, limit: u64, unread: u64, tally: Tally) -> bool {
+    pub(super) fn blocked(
+        &mut self,
+        arrived: u64,
+        limit: u64,
+        unread: u64,
+        tally: Tally,
+        tuning: &mut Tuning,
+    ) -> bool {
         if arrived <= self.judged || unread > self.size / 2 {
             return false;
         }
         self.judged = limit;
-        let since = self.since.replace(tally);
-        let typing = self.interactive().holds(tally.at);
-        if !typing && let Some(before) = self.before.take() {
-            return self.grow_to(before);
-        }
-        let Some(since) = since else { return !typing && self.grow() };
-        let passed = tally.at.saturating_duration_since(since.at);
-        let waited = tally.waited.saturating_sub(since.waited);
-        if passed > STALE {
+        let size = tuning.used_up(self.size, &mut self.round, &self.ledger, tally);
+        if size <= self.size {
+            self.size = size;
             return false;
         }
-        if typing && tally.is_fast(&since) {
-            self.before.get_or_insert(self.size);
-            self.size = (self.size / 2).max(NARROW_WINDOW.min(self.size));
-            return false;
+        let before = self.size;
+        if !self.grow_to(size) {
+            self.grow_to((before + self.ledger.room()).min(size));
+            tuning.refused(self.size);
         }
-        if 2 * waited >= passed {
-            return self.grow();
-        }
-        if 8 * waited < passed {
-            self.size = (self.size / 2).max(INITIAL_WINDOW.min(self.size));
-        }
-        false
-    }
-
-    fn grow(&mut self) -> bool {
-        self.grow_to((2 * self.size).min(MAX_WINDOW))
+        self.size > before
     }
 
     fn grow_to(&mut self, size: u64) -> bool {
         let wanted = size.saturating_sub(FLOOR + self.reserved);
-        if size <= self.size || !self.ledger.reserve(wanted, false) {
+        if !self.ledger.reserve(wanted, false) {
             return false;
         }
         self.size = size;
@@ -139,14 +102,20 @@ impl Drop for Window {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
-    use crate::proto::interactive::HOLDS;
+    use crate::proto::{
+        interactive::HOLDS,
+        tuning::{FAST, NARROW_WINDOW},
+    };
 
     const STEP: Duration = Duration::from_millis(100);
 
     /// A sender that says BLOCKED once each [`STEP`], at the limit that it was told.
     struct Sender {
         window: Window,
+        tuning: Tuning,
         tally: Tally,
         at: u64,
     }
@@ -154,7 +123,12 @@ mod tests {
     impl Sender {
         fn new(ledger: &Ledger) -> Self {
             let tally = Tally { at: Instant::now(), waited: Duration::ZERO, brought: 0 };
-            Self { window: Window::new(ledger.clone()), tally, at: 0 }
+            Self { window: Window::new(ledger.clone()), tuning: Tuning::new(), tally, at: 0 }
+        }
+
+        /// The same at an offset that it chooses, before which `unread` bytes wait.
+        fn says(&mut self, at: u64, unread: u64) -> bool {
+            self.window.blocked(at, at, unread, self.tally, &mut self.tuning)
         }
 
         /// The same while so many bytes a second come, and whether somebody types.
@@ -171,7 +145,7 @@ mod tests {
             self.tally.at += STEP;
             self.tally.waited += STEP * idle / 100;
             self.at += self.window.size();
-            self.window.blocked(self.at, self.at, 0, self.tally);
+            self.says(self.at, 0);
             self.window.settle(0);
             self.window.size()
         }
@@ -206,7 +180,7 @@ mod tests {
         sender.blocked(90);
         sender.blocked(90);
         sender.tally.at += STEP;
-        assert!(!sender.window.blocked(sender.at + 1, sender.at + 1, 0, sender.tally));
+        assert!(!sender.says(sender.at + 1, 0));
         sender.window.settle(4 * INITIAL_WINDOW);
         assert_eq!(ledger.promised(), 4 * INITIAL_WINDOW - FLOOR);
         sender.window.settle(3 * INITIAL_WINDOW);
@@ -224,10 +198,10 @@ mod tests {
         let mut sender = Sender::new(&ledger);
         assert_eq!(sender.blocked(90), 2 * INITIAL_WINDOW);
         // Said before the sender knew of the larger window.
-        assert!(!sender.window.blocked(sender.at, sender.at, 0, sender.tally));
+        assert!(!sender.says(sender.at, 0));
         sender.tally.at += STEP;
         sender.tally.waited += STEP;
-        assert!(!sender.window.blocked(sender.at + 1, sender.at + 1, INITIAL_WINDOW + 1, sender.tally));
+        assert!(!sender.says(sender.at + 1, INITIAL_WINDOW + 1));
         assert_eq!(sender.window.size(), 2 * INITIAL_WINDOW);
     }
 
@@ -256,16 +230,17 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_was_wide_waits_its_turn_where_the_ledger_is_full_by_then() {
+    fn a_window_that_was_wide_takes_what_there_is_where_the_ledger_is_full_by_then() {
         let ledger = Ledger::new(4 << 20);
         let mut sender = Sender::new(&ledger);
         assert_eq!((0..3).map(|_| sender.beside(2 * FAST, false)).last(), Some(2 << 20));
         assert_eq!((0..5).map(|_| sender.beside(2 * FAST, true)).last(), Some(NARROW_WINDOW));
         assert!(ledger.reserve(2 << 20, true));
         sender.tally.at += 2 * HOLDS;
-        let sizes: Vec<u64> = (0..5).map(|_| sender.blocked(90) / NARROW_WINDOW).collect();
-        assert_eq!(sizes, [1, 2, 4, 8, 16], "refused, and then as ever");
-        assert!(ledger.promised() <= 3 << 20);
+        assert_eq!(sender.blocked(90), NARROW_WINDOW + (1 << 20) - (NARROW_WINDOW - FLOOR), "what there is");
+        assert_eq!(ledger.promised(), 3 << 20);
+        ledger.release(2 << 20);
+        assert_eq!((0..9).map(|_| sender.blocked(90)).last(), Some((3 << 20) + FLOOR));
     }
 
     #[test]

@@ -6,14 +6,14 @@ use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep},
 };
 use towline_tunnel::{
     mux::MuxStream,
-    proto::{interactive::HOLDS, window::FAST},
+    proto::{interactive::HOLDS, tuning::FAST},
 };
 
-use super::{ends, line::Like, path::Path};
+use super::{bulk::Bulk, ends, line::Like, path::Path};
 
 const RATE: f64 = 2.4 * FAST as f64;
 /// Keys, and the time between them.
@@ -22,43 +22,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 fn like(delay: Duration) -> Like {
     Like { delay, rate: RATE, room: 64 << 20 }
-}
-
-/// Streams that bring as much as they can.
-struct Bulk {
-    near: Vec<MuxStream>,
-    _writing: JoinSet<()>,
-}
-
-impl Bulk {
-    async fn begin(path: &Path, streams: usize) -> Self {
-        let (mut near, mut writing) = (Vec::new(), JoinSet::new());
-        for _ in 0..streams {
-            let (reader, mut writer) = path.stream().await;
-            near.push(reader);
-            writing.spawn(async move {
-                let block = vec![7; 256 * 1024];
-                while writer.write_all(&block).await.is_ok() {}
-            });
-        }
-        Self { near, _writing: writing }
-    }
-
-    /// Takes it for so long; bytes a second.
-    async fn goodput(&mut self, time: Duration) -> f64 {
-        let until = Instant::now() + time;
-        let readers = self.near.iter_mut().map(|near| async move {
-            let (mut buffer, mut counted) = (vec![0; 256 * 1024], 0);
-            loop {
-                tokio::select! {
-                    biased;
-                    () = sleep_until(until) => return counted,
-                    n = near.read(&mut buffer) => counted += n.unwrap(),
-                }
-            }
-        });
-        futures_util::future::join_all(readers).await.into_iter().sum::<usize>() as f64 / time.as_secs_f64()
-    }
 }
 
 /// A terminal, whose far end says again what it hears.

@@ -7,11 +7,13 @@ use tokio::{
     time::Instant,
 };
 
-use towline_tunnel::proto::window::MAX_WINDOW;
+use towline_tunnel::proto::{budget::USER_BUDGET, window::MAX_WINDOW};
 
-use super::{ends, line::Like, path::Path};
+use super::{bulk::Bulk, ends, line::Like, path::Path};
 
 const MB: f64 = 1e6;
+/// What one user's streams on one connection are promised together, as far as windows grow.
+const MAX_PROMISED: f64 = USER_BUDGET as f64 * 0.75;
 
 /// Bytes a second that one stream carries from the agent to the client once it had a second to find its speed.
 async fn goodput(path: Path) -> f64 {
@@ -58,5 +60,24 @@ async fn a_long_and_fast_line_is_filled_within_a_second_and_not_capped_by_a_fixe
                 most / MB
             );
         }
+    }
+}
+
+/// Jain's index: 1 where all are equal, 1/n where one has all.
+fn jain(shares: &[f64]) -> f64 {
+    let sum: f64 = shares.iter().sum();
+    sum * sum / shares.iter().map(|share| share * share).sum::<f64>() / shares.len() as f64
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_streams_on_one_connection_get_equal_shares() {
+    for (round_trip, most) in [(0, 300.0 * MB), (100, MAX_PROMISED / 0.1)] {
+        let path = Path::relayed(like(round_trip / 2, 300.0 * MB), like(0, 300.0 * MB));
+        let mut bulk = Bulk::begin(&path, 16).await;
+        ends(bulk.each(Duration::from_secs(1))).await;
+        let each = ends(bulk.each(Duration::from_secs(1))).await;
+        assert!(jain(&each) >= 0.99, "{:.3} at {round_trip} ms: {each:?}", jain(&each));
+        let all: f64 = each.iter().sum();
+        assert!(all >= 0.9 * most, "{:.0} of {:.0} MB/s at {round_trip} ms", all / MB, most / MB);
     }
 }

@@ -136,9 +136,12 @@ impl<S: Signal> Endpoint<S> {
         }
         let bytes = payload.len();
         self.link.brought(bytes);
-        if let Err(reason) = stream.receive.data(payload, fin, blocked, self.link.tally()) {
+        if let Err(reason) = stream.receive.data(payload, fin) {
             self.reset(id, reason, "");
             return Ok(());
+        }
+        if blocked {
+            stream.receive.blocked(self.link.tally(), self.budgets.tuning(stream.share));
         }
         stream.turned(!self.config.side.owns(id), bytes, now);
         if stream.receive.received() >= stream.bulk_at {

@@ -143,10 +143,12 @@ impl<R: Clone> Leg<R> {
             blocked = ours >= stream.far_limit;
             // Where it would be the next to do so, it grows along: not one after the other, a round trip each.
             let far_window = stream.far_limit.saturating_sub(stream.far_received);
-            if (!blocked || stream.allowance.size() <= far_window)
-                && stream.allowance.blocked(after, stream.advertised, 0, self.link.tally())
-            {
-                self.renew(id, false);
+            if !blocked || stream.allowance.size() <= far_window {
+                let user = if self.config.side.owns(id) { stream.share } else { PEERS_OWN };
+                let (tally, tuning) = (self.link.tally(), self.budgets.tuning(user));
+                if stream.allowance.blocked(after, stream.advertised, 0, tally, tuning) {
+                    self.renew(id, false);
+                }
             }
         }
         let Some(to) = self.streams.get(&id).and_then(|stream| stream.to.clone()) else { return Ok(None) };
