@@ -95,7 +95,13 @@ impl Ledger {
 
     /// Bytes that growth may still take here, as things stand.
     pub fn room(&self) -> u64 {
-        let own = (self.0.limit / 4 * 3).saturating_sub(self.promised());
+        let promised = self.promised();
+        let own = (self.0.limit / 4 * 3).saturating_sub(promised);
+        // What is taken here is taken from what is left of the whole, too: p + x <= 3/4 (left - x), where three bytes may be lost by rounding.
+        let share = self.0.beside.as_ref().map_or(u64::MAX, |whole| {
+            whole.left().saturating_sub(3).saturating_mul(3).saturating_sub(promised.saturating_mul(4)) / 7
+        });
+        let own = own.min(share);
         self.0.parents.iter().map(Self::room).fold(own, u64::min)
     }
 
@@ -186,5 +192,18 @@ mod tests {
         second.release(300);
         assert!(third.reserve(75, true), "what is given back is there for others");
         assert!(!Ledger::share_of(&whole, 10).reserve(11, true), "never more than its own limit");
+    }
+
+    #[test]
+    fn the_room_that_is_told_can_be_taken_and_no_more() {
+        let whole = Ledger::new(1200);
+        let share = Ledger::share_of(&whole, 1000);
+        let part = whole.child_with(&share, 1000);
+        assert!(part.reserve(100, true));
+        let room = part.room();
+        assert_eq!(room, (1097 * 3 - 400) / 7);
+        assert!(part.reserve(room, false) && !part.reserve(6, false), "{room}");
+        let alone = Ledger::new(100);
+        assert_eq!(alone.room(), 75);
     }
 }
