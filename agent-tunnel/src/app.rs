@@ -21,7 +21,7 @@ pub use crate::uplink::Status;
 use crate::{
     accept::Acceptor,
     dial::{Apiserver, ApiserverConfig},
-    forward::{Clock, Forwarder},
+    forward::{Access, Clock, Forwarder},
     health,
     metrics::Metrics,
     secret::StateSecret,
@@ -71,6 +71,8 @@ pub struct Config {
     pub apiserver: ApiserverConfig,
     /// `NAMESPACE/NAME` of a service account whose tokens requests go with; the agent's own where there is none.
     pub impersonator: Option<String>,
+    /// What callers may do there beyond being themselves, and how it learns who they are.
+    pub access: Access,
     /// Whose tokens for the cluster's audience are accepted.
     pub issuer: TrustSource,
     /// Where metrics are served.
@@ -124,7 +126,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let metrics = Metrics::new(ledger.clone());
     info!(%cluster, apiserver = apiserver.address(), issuer, metrics = %metrics_address, "starting");
     let inner = InnerAcceptor::new(Arc::clone(&identity), config.clock.now())?;
-    let forwarder = Forwarder::new(verifier, apiserver, metrics.clone(), config.clock.clone());
+    let forwarder = Forwarder::new(verifier, apiserver, config.access, metrics.clone(), config.clock.clone());
     let per_user = config.limits.max_streams_per_user;
     let acceptor = Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone(), per_user);
     let acceptor = Arc::new(acceptor);

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use towline_identity::{IssuerSettings, Roots, TrustSettings, TrustSource};
 use towline_tunnel::{
@@ -27,7 +27,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     app::{self, BULK_LINES, Config, Limits, default_lines},
     dial::ApiserverConfig,
-    forward::Clock,
+    forward::{Access, Clock, Mode},
     secret::StateSecret,
     state::DataDir,
 };
@@ -111,10 +111,42 @@ struct Run {
 
     // Those with headings of their own come last: a heading holds for all that follows.
     #[command(flatten)]
+    access: AccessArgs,
+
+    #[command(flatten)]
     issuer: IssuerArgs,
 
     #[command(flatten)]
     limits: LimitArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Towards kube-apiserver")]
+struct AccessArgs {
+    /// How kube-apiserver learns who is calling
+    #[arg(long, value_name = "MODE", env = "TOWLINE_AGENT_MODE", default_value = "impersonate")]
+    mode: ModeArg,
+    /// Let callers ask to act in the group system:masters (kubectl --as-group), if the cluster's own rules allow it to them
+    #[arg(long, env = "TOWLINE_AGENT_ALLOW_SYSTEM_MASTERS")]
+    allow_system_masters: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModeArg {
+    /// The agent impersonates the verified user
+    Impersonate,
+    /// The verified token goes on to a kube-apiserver that trusts its issuer
+    Passthrough,
+}
+
+impl From<AccessArgs> for Access {
+    fn from(arguments: AccessArgs) -> Self {
+        let mode = match arguments.mode {
+            ModeArg::Impersonate => Mode::Impersonate,
+            ModeArg::Passthrough => Mode::PassThrough,
+        };
+        Self { mode, system_masters: arguments.allow_system_masters }
+    }
 }
 
 /// Whose tokens for this cluster are accepted: names and meanings of kube-apiserver's flags.
@@ -226,6 +258,7 @@ impl Run {
             relay_ca_file: self.relay_ca_file,
             apiserver,
             impersonator: self.impersonator,
+            access: self.access.into(),
             issuer: self.issuer.parse()?,
             metrics_listen: self.metrics_listen,
             drain_timeout: self.drain_timeout,
@@ -348,6 +381,7 @@ mod tests {
         let config = run.config().unwrap();
         assert_eq!((config.limits, config.lines), (Limits::default(), default_lines()));
         assert_eq!(config.apiserver, ApiserverConfig::InCluster);
+        assert_eq!(config.access, Access::default());
         assert_eq!(config.issuer.trust.audiences(), ["towline-cluster"]);
     }
 

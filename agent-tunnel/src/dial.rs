@@ -3,31 +3,21 @@
 //! Host, port, path prefix, trust and credential come from the pod's service account or a kubeconfig, and from nothing
 //! that a caller sends (THREATS T13). Redirects are answers like any other and are never followed (T12).
 
+mod connect;
 mod credential;
 mod follow;
 mod kubeconfig;
 mod pool;
 mod target;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header, uri::PathAndQuery};
 use http_body_util::{BodyExt as _, Full, Limited, combinators::UnsyncBoxBody};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout, timeout_at},
-};
-use tokio_rustls::{TlsConnector, client::TlsStream};
-use tokio_util::task::AbortOnDropHandle;
-use towline_tunnel::{
-    carrier::{ReadAhead, tune},
-    fault::{Fault, Report},
-};
+use tokio::time::timeout;
+use towline_tunnel::fault::{Fault, Report};
 use tracing::warn;
 
 pub use credential::message as status_message;
@@ -36,21 +26,10 @@ pub use pool::ApiserverBody;
 use pool::{Line, Pool};
 use target::{Target, Tls};
 
-/// Name, TCP and TLS together; the caller waits for it.
-const DIAL_WITHIN: Duration = Duration::from_secs(10);
-/// Each address of a name gets this long before the next is tried.
-const ADDRESS_WITHIN: Duration = Duration::from_secs(4);
 /// The agent's own small requests take no longer.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
 /// No answer to one of them is larger.
 const MAX_ANSWER: usize = 2 * 1024 * 1024;
-/// A peer that is gone without a word is noticed by TCP within this and [`tune`]'s timeout.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
-/// More headers than any answer of kube-apiserver has; backends behind `…/proxy` have more of them than it has.
-const MAX_HEADERS: usize = 256;
-/// What one connection reads ahead.
-const READ_AHEAD: usize = 128 * 1024;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of a request on its way out.
@@ -83,15 +62,27 @@ pub struct Outgoing {
     pub body: RequestBody,
     /// Whether it asks for an upgrade: then its connection is its own, and is never used again.
     pub upgrade: bool,
+    /// Whose rights it uses.
+    pub account: Account,
 }
 
 /// Whose rights a request uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Account {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Account {
     /// The agent's own.
     Own,
-    /// The one that may impersonate.
+    /// The one that may impersonate; the agent's own where there is none.
     Impersonator,
+    /// The caller's, by this `Authorization`.
+    Caller(HeaderValue),
+}
+
+/// Connections that show the same to kube-apiserver. It believes a client certificate before any token: a request that is
+/// to count as somebody else's must not go on a connection with the agent's own.
+#[derive(Debug)]
+struct Face {
+    tls: Tls,
+    pool: Arc<Pool>,
 }
 
 /// Connections to kube-apiserver, kept alive and pooled.
@@ -102,10 +93,12 @@ pub struct Apiserver {
     name: ServerName<'static>,
     authority: HeaderValue,
     prefix: String,
-    tls: Tls,
+    /// With the agent's client certificate, if it has one.
+    own: Face,
+    /// With none.
+    bare: Face,
     credential: Credential,
     impersonator: Option<Impersonator>,
-    pool: Arc<Pool>,
 }
 
 impl Apiserver {
@@ -129,10 +122,10 @@ impl Apiserver {
             host: target.server.host,
             port: target.server.port,
             prefix: target.server.prefix,
-            tls: Tls::new(target.trust, target.client)?,
+            bare: Face { tls: Tls::new(target.trust.clone(), None)?, pool: Arc::default() },
+            own: Face { tls: Tls::new(target.trust, target.client)?, pool: Arc::default() },
             credential: Credential::new(target.token)?,
             impersonator: impersonator.map(Impersonator::parse).transpose()?,
-            pool: Arc::default(),
         })
     }
 
@@ -144,10 +137,10 @@ impl Apiserver {
 
     /// Connections that wait for a request.
     pub fn idle(&self) -> usize {
-        self.pool.idle()
+        self.own.pool.idle() + self.bare.pool.idle()
     }
 
-    /// Sends a request with the right to impersonate, and returns the answer's head; its body follows as it comes.
+    /// Sends a request, and returns the answer's head; its body follows as it comes.
     ///
     /// There is no deadline for the answer: an apiserver that lives may take its time, as it may directly. Whoever
     /// waits for it drops this future when they lose patience.
@@ -155,7 +148,7 @@ impl Apiserver {
     /// # Errors
     /// If there is no usable credential, no connection, or it ended before the answer's head.
     pub async fn forward(&self, outgoing: Outgoing) -> Result<Response<ApiserverBody>, Report> {
-        self.send(outgoing, Account::Impersonator).await
+        self.send(outgoing).await
     }
 
     /// kube-apiserver, or something behind it, answered 401: a requested token may have been withdrawn, and is requested
@@ -181,6 +174,21 @@ impl Apiserver {
         kind: &'static str,
         body: Vec<u8>,
     ) -> Result<(u16, Bytes), Report> {
+        self.call_as(Account::Own, method, path, kind, body).await
+    }
+
+    /// The same with another account's rights.
+    ///
+    /// # Errors
+    /// As for [`Self::call`].
+    pub async fn call_as(
+        &self,
+        account: Account,
+        method: Method,
+        path: &str,
+        kind: &'static str,
+        body: Vec<u8>,
+    ) -> Result<(u16, Bytes), Report> {
         let target = path.parse().map_err(|_| {
             Report::new(Fault::ConfigInvalid, format!("{path:?} is not a path of the apiserver"))
         })?;
@@ -194,9 +202,9 @@ impl Apiserver {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         }
         let body = Full::from(body).map_err(|never| match never {}).boxed_unsync();
-        let outgoing = Outgoing { method, target, headers, body, upgrade: false };
+        let outgoing = Outgoing { method, target, headers, body, upgrade: false, account };
         let call = async {
-            let response = self.send(outgoing, Account::Own).await?;
+            let response = self.send(outgoing).await?;
             let status = response.status().as_u16();
             let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
             let body = body.map_err(|error| Report::caused_by(Fault::ApiserverCut, self.address(), error))?;
@@ -211,25 +219,29 @@ impl Apiserver {
     pub async fn keep_pool(&self) {
         loop {
             tokio::time::sleep(pool::IDLE).await;
-            self.pool.prune();
+            self.own.pool.prune();
+            self.bare.pool.prune();
         }
     }
 
-    async fn authorization(&self, account: Account) -> Result<Option<HeaderValue>, Report> {
+    /// What a request shows of whose it is: its connection's face, and its `Authorization`.
+    async fn shown(&self, account: Account) -> Result<(&Face, Option<HeaderValue>), Report> {
         match (&self.impersonator, account) {
+            (_, Account::Caller(value)) => Ok((&self.bare, Some(value))),
             // Boxed: asking for the impersonator's token is itself a request.
             (Some(impersonator), Account::Impersonator) => {
-                Box::pin(impersonator.authorization(self)).await.map(Some)
+                Ok((&self.bare, Some(Box::pin(impersonator.authorization(self)).await?)))
             }
-            _ => self.credential.authorization(),
+            _ => Ok((&self.own, self.credential.authorization()?)),
         }
     }
 
-    async fn send(&self, outgoing: Outgoing, account: Account) -> Result<Response<ApiserverBody>, Report> {
+    async fn send(&self, outgoing: Outgoing) -> Result<Response<ApiserverBody>, Report> {
         let mut headers = outgoing.headers;
         headers.insert(header::HOST, self.authority.clone());
         headers.remove(header::AUTHORIZATION);
-        if let Some(value) = self.authorization(account).await? {
+        let (face, authorization) = self.shown(outgoing.account).await?;
+        if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, value);
         }
         let mut request = Request::new(outgoing.body);
@@ -238,9 +250,9 @@ impl Apiserver {
         *request.headers_mut() = headers;
 
         if !outgoing.upgrade {
-            while let Some(mut line) = self.pool.take() {
+            while let Some(mut line) = face.pool.take() {
                 match line.send(request).await {
-                    Ok(response) => return Ok(self.answer(response, line, true)),
+                    Ok(response) => return Ok(face.answer(response, line, true)),
                     // It died while it was idle, and nothing of the request was sent: another connection will do.
                     Err(mut error) => match error.take_message() {
                         Some(unsent) => request = unsent,
@@ -249,9 +261,9 @@ impl Apiserver {
                 }
             }
         }
-        let mut line = self.open().await?;
+        let mut line = self.open(face).await?;
         match line.send(request).await {
-            Ok(response) => Ok(self.answer(response, line, !outgoing.upgrade)),
+            Ok(response) => Ok(face.answer(response, line, !outgoing.upgrade)),
             Err(error) => Err(self.cut(error.into_error())),
         }
     }
@@ -265,6 +277,12 @@ impl Apiserver {
         })
     }
 
+    fn cut(&self, error: hyper::Error) -> Report {
+        Report::caused_by(Fault::ApiserverCut, self.address(), error)
+    }
+}
+
+impl Face {
     fn answer(
         &self,
         response: Response<hyper::body::Incoming>,
@@ -273,75 +291,6 @@ impl Apiserver {
     ) -> Response<ApiserverBody> {
         response.map(|body| ApiserverBody::new(body, line, reuse.then(|| Arc::clone(&self.pool))))
     }
-
-    fn cut(&self, error: hyper::Error) -> Report {
-        Report::caused_by(Fault::ApiserverCut, self.address(), error)
-    }
-
-    async fn open(&self) -> Result<Line, Report> {
-        let deadline = Instant::now() + DIAL_WITHIN;
-        let late =
-            |what: &str| Report::new(Fault::ApiserverUnreachable, format!("{}: {what}", self.address()));
-        let tcp = self.connect(deadline).await?;
-        let connector = TlsConnector::from(self.tls.config());
-        let tls = timeout_at(deadline, connector.connect(self.name.clone(), ReadAhead::new(tcp)))
-            .await
-            .map_err(|_| late("the TLS handshake is not answered"))?
-            .map_err(|error| self.tls_failed(error))?;
-        self.speak(tls).await
-    }
-
-    async fn speak(&self, tls: TlsStream<ReadAhead<TcpStream>>) -> Result<Line, Report> {
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(MAX_HEADERS)
-            .max_buf_size(READ_AHEAD)
-            .handshake(TokioIo::new(tls))
-            .await
-            .map_err(|error| self.cut(error))?;
-        let address = self.address();
-        let driver = tokio::spawn(async move {
-            // Whoever waits for an answer learns of the error, too.
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, apiserver = address, "a connection to kube-apiserver ended");
-            }
-        });
-        Ok(Line::new(sender, AbortOnDropHandle::new(driver)))
-    }
-
-    async fn connect(&self, deadline: Instant) -> Result<TcpStream, Report> {
-        let failed = |error: io::Error| Report::caused_by(Fault::ApiserverUnreachable, self.address(), error);
-        let found = timeout_at(deadline, tokio::net::lookup_host((self.host.as_str(), self.port)))
-            .await
-            .map_err(|_| failed(io::Error::other("DNS does not answer")))?
-            .map_err(failed)?;
-        let mut last = failed(io::Error::other("the name has no address"));
-        for address in found {
-            let until = deadline.min(Instant::now() + ADDRESS_WITHIN);
-            last = match timeout_at(until, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => match tune(&stream).and_then(|()| keep_alive(&stream)) {
-                    Ok(()) => return Ok(stream),
-                    Err(error) => failed(error),
-                },
-                Ok(Err(error)) => failed(error),
-                Err(_elapsed) => failed(io::Error::from(io::ErrorKind::TimedOut)),
-            };
-        }
-        Err(last)
-    }
-
-    fn tls_failed(&self, error: io::Error) -> Report {
-        let is_certificate = matches!(
-            error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
-            Some(rustls::Error::InvalidCertificate(_))
-        );
-        let fault = if is_certificate { Fault::ApiserverUntrusted } else { Fault::ApiserverUnreachable };
-        Report::caused_by(fault, self.address(), error)
-    }
-}
-
-fn keep_alive(stream: &TcpStream) -> io::Result<()> {
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 /// An empty body.

@@ -7,6 +7,7 @@
 mod body;
 mod tunnel;
 mod watch;
+mod who;
 
 use std::{
     convert::Infallible,
@@ -23,31 +24,31 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::O
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, timeout},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use towline_identity::{Identity, Verifier, VerifyError};
+use towline_identity::Verifier;
 use towline_tunnel::{
     fault::{Fault, Report, is_read_raw},
     head::{Answering, Flight, GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience, Steady},
     ids::{ChannelId, StreamKey},
 };
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
-    dial::{Apiserver, Outgoing, no_body},
+    as_user::Reviews,
+    dial::{Account, Apiserver, Outgoing, no_body},
     headers,
-    impersonate::{AuditId, impersonate},
+    impersonate::AuditId,
     metrics::Metrics,
     stream::ResetReason,
 };
 use body::{Answer, Sent, Streamed};
 use tunnel::Tunnel;
+pub use who::{Access, Mode};
 
 /// A head that dribbles is answered and ended after 10 s. A proxy keeps connections ready for longer than that.
 const PATIENCE: Patience = Patience { head: Duration::from_secs(10), idle: Duration::from_secs(300) };
-/// The issuer is asked for its keys no longer than this.
-const VERIFY_WITHIN: Duration = Duration::from_secs(7);
 
 /// The agent's own words, or kube-apiserver's.
 type AnswerBody = Either<Full<Bytes>, Streamed>;
@@ -104,14 +105,22 @@ pub struct Ending {
 pub struct Forwarder {
     verifier: Verifier,
     apiserver: Apiserver,
+    access: Access,
+    reviews: Reviews,
     metrics: Metrics,
     clock: Clock,
 }
 
 impl Forwarder {
     /// Callers are who the verifier says.
-    pub fn new(verifier: Verifier, apiserver: Apiserver, metrics: Metrics, clock: Clock) -> Self {
-        Self { verifier, apiserver, metrics, clock }
+    pub fn new(
+        verifier: Verifier,
+        apiserver: Apiserver,
+        access: Access,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> Self {
+        Self { verifier, apiserver, access, reviews: Reviews::default(), metrics, clock }
     }
 
     /// The verifier, so that somebody can own keeping its keys fresh.
@@ -166,37 +175,6 @@ impl Forwarder {
             Some(After::Refused(connection)) => tunnel::end(connection).await,
         }
     }
-
-    /// Who is calling: the token's user, if ticket and connection are that user's too.
-    async fn identify(&self, headers: &HeaderMap, caller: &Caller) -> Result<Identity, Report> {
-        let token = headers::bearer(headers)?;
-        let verified = timeout(VERIFY_WITHIN, self.verifier.verify(token, self.clock.now())).await;
-        let identity = verified
-            .map_err(|_| Report::new(Fault::IssuerUnreachable, "the issuer does not answer in time"))?
-            .map_err(token_refused)?;
-        // A token that was taken off another cluster comes with another user's ticket (THREATS T45).
-        if identity.principal.to_string() != caller.principal {
-            return Err(Report::new(
-                Fault::TicketMismatch,
-                "the cluster token is another user's than the relay's",
-            ));
-        }
-        Ok(identity)
-    }
-}
-
-fn token_refused(error: VerifyError) -> Report {
-    let fault = match &error {
-        VerifyError::Expired => Fault::ClusterTokenExpired,
-        VerifyError::Reserved(_) => Fault::IdentityForbidden,
-        VerifyError::IssuerUnreachable(error) => {
-            // Where the issuer is and why it can't be had is not the caller's to know.
-            warn!(%error, "a token can't be judged");
-            return Fault::IssuerUnreachable.into();
-        }
-        _ => Fault::ClusterTokenRefused,
-    };
-    Report::new(fault, error.to_string())
 }
 
 /// One connection's requests.
@@ -282,11 +260,12 @@ impl Exchange<'_> {
         audit_id: AuditId,
         last: bool,
     ) -> Result<Response<AnswerBody>, Report> {
-        let identity = self.forwarder.identify(request.headers(), self.caller).await?;
-        headers::refuse_impersonation(request.headers())?;
+        let mut who = HeaderMap::new();
+        let account = self.forwarder.admit(request.headers(), self.caller, &mut who, audit_id).await?;
+        let is_ours = account == Account::Impersonator;
         let upgrade = headers::upgrade(request.headers())?;
         let mut out = headers::outgoing(request.headers(), upgrade);
-        impersonate(&mut out, &identity, audit_id)?;
+        out.extend(who);
 
         let (parts, body) = request.into_parts();
         let target = parts.uri.path_and_query().cloned();
@@ -300,9 +279,10 @@ impl Exchange<'_> {
                 None => body.boxed_unsync(),
             },
             upgrade: upgrade.is_some(),
+            account,
         };
         let mut response = self.forwarder.apiserver.forward(outgoing).await?;
-        if response.status() == StatusCode::UNAUTHORIZED {
+        if response.status() == StatusCode::UNAUTHORIZED && is_ours {
             // Of kube-apiserver itself it means that the agent's own credential is no longer good.
             self.forwarder.apiserver.doubt_credential().await;
         }

@@ -2,11 +2,13 @@
 //! taken out.
 //!
 //! What is not on the list does not travel: `X-Remote-*`, `Authorization`, `Cookie`, `X-Forwarded-*`, hop-by-hop headers
-//! (RFC 9110, section 7.6.1), and whatever `Connection` nominates. What would change *who* the request is for is not
-//! dropped but refused: a request without the caller's `Impersonate-User` would run with greater rights than asked for.
+//! (RFC 9110, section 7.6.1), and whatever `Connection` nominates. What would change *who* the request is for is never
+//! dropped: [`crate::as_user`] reads it, or it goes on where kube-apiserver judges the caller itself.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use towline_tunnel::fault::{Fault, Report};
+
+use crate::as_user;
 
 /// What client-go, kubectl, helm and plain HTTP clients send that kube-apiserver acts on. Lower case.
 ///
@@ -49,7 +51,6 @@ const HOP_BY_HOP: &[&str] = &[
     "upgrade",
 ];
 
-const IMPERSONATE: &str = "impersonate-";
 /// kube-apiserver takes a bearer token from a WebSocket subprotocol that begins so.
 const TOKEN_SUBPROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 
@@ -98,17 +99,24 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, Report> {
     Ok(token)
 }
 
-/// Refuses a caller that asks to be someone else, in a header or by nominating one in `Connection`.
+/// Refuses a caller that has `Connection` nominate what says who the request is for: whoever obeys would drop it, and the
+/// request would run with greater rights than asked for.
 ///
 /// # Errors
-/// If it does (THREATS T1, T2).
-pub fn refuse_impersonation(headers: &HeaderMap) -> Result<(), Report> {
-    let asked = headers.keys().map(HeaderName::as_str).find(|name| name.starts_with(IMPERSONATE));
-    let nominated = || tokens(headers, "connection").any(|name| name.starts_with(IMPERSONATE));
-    match asked {
-        Some(name) => Err(Report::new(Fault::ImpersonationUnsupported, name)),
-        None if nominated() => Err(Report::new(Fault::ImpersonationUnsupported, "nominated by Connection")),
-        None => Ok(()),
+/// If it does (THREATS T2).
+pub fn refuse_nominated(headers: &HeaderMap) -> Result<(), Report> {
+    if tokens(headers, "connection").any(|name| name.starts_with(as_user::PREFIX)) {
+        return Err(Report::new(Fault::ImpersonationUnsupported, "nominated by Connection"));
+    }
+    Ok(())
+}
+
+/// Adds the caller's own `Impersonate-*` as they are: for a server that judges the caller itself.
+pub fn add_impersonation(out: &mut HeaderMap, headers: &HeaderMap) {
+    for (name, value) in headers {
+        if name.as_str().starts_with(as_user::PREFIX) {
+            out.append(name, value.clone());
+        }
     }
 }
 
@@ -176,6 +184,8 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = String
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     fn headers(lines: &[(&str, &str)]) -> HeaderMap {
@@ -245,27 +255,47 @@ mod tests {
         let out = outgoing(&sent, None);
         assert_eq!(out.len(), 1);
         assert!(out.contains_key("user-agent"));
-        assert!(refuse_impersonation(&sent).is_ok());
+        assert!(refuse_nominated(&sent).is_ok());
     }
 
     #[test]
-    fn t01_t02_asking_to_be_someone_else_is_refused_in_any_case_and_by_nomination() {
-        for (name, value) in [
-            ("Impersonate-User", "admin"),
-            ("IMPERSONATE-GROUP", "system:masters"),
-            ("impersonate-uid", "1"),
-            ("Impersonate-Extra-Scopes", "x"),
-            ("Impersonate-Unheard-Of", "x"),
-            ("Connection", "close, Impersonate-User"),
-            ("Connection", "IMPERSONATE-GROUP"),
-        ] {
-            let report = refuse_impersonation(&headers(&[("accept", "x"), (name, value)])).unwrap_err();
+    fn t01_t02_who_it_is_for_can_not_be_nominated_away() {
+        for value in ["close, Impersonate-User", "IMPERSONATE-GROUP", "impersonate-extra-x"] {
+            let sent = headers(&[("accept", "x"), ("Impersonate-User", "bob"), ("Connection", value)]);
+            let report = refuse_nominated(&sent).unwrap_err();
             assert_eq!(
                 (report.fault, report.http_status()),
                 (Fault::ImpersonationUnsupported, 403),
-                "{name}"
+                "{value}"
             );
         }
+    }
+
+    #[test]
+    fn t01_where_the_apiserver_judges_it_itself_every_part_goes_on_as_it_is() {
+        let sent = headers(&[
+            ("Accept", "x"),
+            ("IMPERSONATE-User", "bob"),
+            ("Impersonate-Group", "a"),
+            ("Impersonate-Group", "b"),
+            ("Impersonate-Unheard-Of", "x"),
+            ("Authorization", "Bearer t"),
+        ]);
+        let mut out = outgoing(&sent, None);
+        assert_eq!(out.len(), 1, "the list alone has none of it");
+        add_impersonation(&mut out, &sent);
+        let lines: Vec<_> =
+            out.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(
+            lines,
+            [
+                ("accept", "x"),
+                ("impersonate-user", "bob"),
+                ("impersonate-group", "a"),
+                ("impersonate-group", "b"),
+                ("impersonate-unheard-of", "x"),
+            ]
+        );
     }
 
     #[test]

@@ -9,13 +9,18 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use towline_identity::Identity;
 use towline_tunnel::fault::{Fault, Report};
 
-const USER: HeaderName = HeaderName::from_static("impersonate-user");
-const GROUP: HeaderName = HeaderName::from_static("impersonate-group");
-const UID: HeaderName = HeaderName::from_static("impersonate-uid");
+use crate::as_user::Wanted;
+
+pub(crate) const USER: HeaderName = HeaderName::from_static("impersonate-user");
+pub(crate) const GROUP: HeaderName = HeaderName::from_static("impersonate-group");
+pub(crate) const UID: HeaderName = HeaderName::from_static("impersonate-uid");
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
-const EXTRA: &str = "impersonate-extra-";
+pub(crate) const EXTRA: &str = "impersonate-extra-";
+/// Who really asks, where a request is for somebody else: kube-apiserver's audit log has it beside that user. No token and
+/// no caller may give it. kube-apiserver takes a key only with a domain before it (KEP-5284).
+pub const ORIGINAL_USER: &str = "towline.dev/original-user";
 /// Whoever was authenticated is in it; impersonation adds it only where no group is named at all.
-const AUTHENTICATED: &str = "system:authenticated";
+pub(crate) const AUTHENTICATED: &str = "system:authenticated";
 
 /// The name of one request, by which the agent's log and the apiserver's audit log are joined. A random UUID (RFC 9562).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,9 +70,48 @@ pub fn impersonate(headers: &mut HeaderMap, identity: &Identity, audit_id: Audit
             headers.append(header.clone(), value(text)?);
         }
     }
+    name_request(headers, audit_id)
+}
+
+/// Sets only the request's name in the audit log: for a request that says by itself who it is for.
+///
+/// # Errors
+/// None that can happen.
+pub fn name_request(headers: &mut HeaderMap, audit_id: AuditId) -> Result<(), Report> {
     let id = HeaderValue::try_from(audit_id.to_string());
     headers.insert(AUDIT_ID, id.map_err(|error| Report::caused_by(Fault::Internal, "", error))?);
     Ok(())
+}
+
+/// Sets that the request is for `wanted`, whom `identity` was allowed to act as, and who really asks. Groups are exactly
+/// those that were asked for: kube-apiserver adds what goes without saying, as it does where it is asked directly.
+///
+/// # Errors
+/// If a name can't stand in a header: no request then.
+pub fn act_as(
+    headers: &mut HeaderMap,
+    identity: &Identity,
+    wanted: &Wanted,
+    audit_id: AuditId,
+) -> Result<(), Report> {
+    // Judges the caller's own names, too; nothing of them stays.
+    let mut own = HeaderMap::new();
+    impersonate(&mut own, identity, audit_id)?;
+    headers.insert(USER, value(&wanted.user)?);
+    for group in &wanted.groups {
+        headers.append(GROUP, value(group)?);
+    }
+    if let Some(uid) = &wanted.uid {
+        headers.insert(UID, value(uid)?);
+    }
+    for (key, values) in &wanted.extra {
+        let header = encode_key(key)?;
+        for text in values {
+            headers.append(header.clone(), value(text)?);
+        }
+    }
+    headers.insert(encode_key(ORIGINAL_USER)?, value(&identity.username)?);
+    name_request(headers, audit_id)
 }
 
 fn forbidden(what: &str, name: &str) -> Report {
@@ -102,9 +146,13 @@ fn extra_header(key: &str) -> Result<HeaderName, Report> {
     let domain = key.split('/').next().filter(|_| key.contains('/')).unwrap_or_default();
     let is_of =
         |zone: &str| domain == zone || domain.strip_suffix(zone).is_some_and(|rest| rest.ends_with('.'));
-    if key.is_empty() || is_of("kubernetes.io") || is_of("k8s.io") {
+    if key.is_empty() || is_of("kubernetes.io") || is_of("k8s.io") || is_of("towline.dev") {
         return Err(forbidden("is an extra key that is reserved", &key));
     }
+    encode_key(&key)
+}
+
+fn encode_key(key: &str) -> Result<HeaderName, Report> {
     let mut header = EXTRA.to_owned();
     for byte in key.bytes() {
         // RFC 9110, section 5.6.2, without the percent sign itself.
@@ -114,7 +162,7 @@ fn extra_header(key: &str) -> Result<HeaderName, Report> {
             header.push_str(&format!("%{byte:02X}"));
         }
     }
-    HeaderName::try_from(header).map_err(|_| forbidden("can't stand in a header's name", &key))
+    HeaderName::try_from(header).map_err(|_| forbidden("can't stand in a header's name", key))
 }
 
 #[cfg(test)]
@@ -192,12 +240,42 @@ mod tests {
                 assert_eq!((report.fault, report.http_status()), (Fault::IdentityForbidden, 401), "{bad:?}");
             }
         }
-        for key in ["", "authentication.kubernetes.io/pod-name", "k8s.io/x", "a.k8s.io/x"] {
+        for key in ["", "authentication.kubernetes.io/pod-name", "k8s.io/x", "a.k8s.io/x", ORIGINAL_USER] {
             let mut alice = identity("alice", &[]);
             alice.extra.insert(key.into(), vec!["x".into()]);
             assert!(set(&alice).is_err(), "{key:?}");
         }
         assert!(set(&identity("notsystem:alice", &["my-system:x"])).is_ok());
+    }
+
+    #[test]
+    fn t01_acting_as_somebody_leaves_nothing_of_the_callers_own_but_their_name_under_its_key() {
+        let mut alice = identity("alice", &["dev"]);
+        alice.uid = Some("1".into());
+        let wanted = Wanted {
+            user: "bob".into(),
+            groups: vec!["ops".into(), "ops".into()],
+            uid: None,
+            extra: BTreeMap::from([("a b/c".to_owned(), vec!["7".to_owned()])]),
+        };
+        let mut headers = HeaderMap::new();
+        act_as(&mut headers, &alice, &wanted, AuditId::random()).unwrap();
+        headers.remove("audit-id").unwrap();
+        let mut lines: Vec<_> =
+            headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        lines.sort();
+        assert_eq!(
+            lines,
+            [
+                "impersonate-extra-a%20b%2fc: 7",
+                "impersonate-extra-towline.dev%2foriginal-user: alice",
+                "impersonate-group: ops",
+                "impersonate-group: ops",
+                "impersonate-user: bob",
+            ]
+        );
+        let masters = identity("alice", &["system:masters"]);
+        assert!(act_as(&mut HeaderMap::new(), &masters, &wanted, AuditId::random()).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod accept;
 pub mod app;
+pub mod as_user;
 pub mod cli;
 pub mod dial;
 pub mod forward;

@@ -14,7 +14,7 @@ use tokio::{io::AsyncWriteExt as _, time::timeout};
 use towline_agent::{
     app::{self, Config, Limits, Running, Status},
     dial::ApiserverConfig,
-    forward::Clock,
+    forward::{Access, Clock},
     secret::StateSecret,
     state::DataDir,
 };
@@ -58,6 +58,7 @@ impl World {
             relay_ca_file: None,
             apiserver: ApiserverConfig::Kubeconfig { path: self.cap.kubeconfig(&self.folder), context: None },
             impersonator: None,
+            access: Access::default(),
             issuer: issuer_config(&self.issuer, &self.folder).into(),
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             drain_timeout: Duration::from_secs(5),

@@ -38,6 +38,7 @@ async fn an_agent_that_is_sent_away_comes_back_when_it_was_told() {
         relay_ca_file: Some(folder.path().join("busy.pem")),
         apiserver: ApiserverConfig::Kubeconfig { path: cap.kubeconfig(&folder), context: None },
         impersonator: None,
+        access: towline_agent::forward::Access::default(),
         issuer: issuer_config(&issuer, &folder).into(),
         metrics_listen: "127.0.0.1:0".parse().unwrap(),
         drain_timeout: Duration::from_secs(5),

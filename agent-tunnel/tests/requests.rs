@@ -49,28 +49,6 @@ async fn a_request_arrives_as_the_verified_user_byte_for_byte_where_it_is_the_ca
 }
 
 #[tokio::test]
-async fn t01_a_caller_that_asks_to_be_someone_else_gets_403_and_nothing_goes_out() {
-    let bench = Bench::new(Cap::answering(OK).await).await;
-    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
-    for more in [
-        "Impersonate-User: admin\r\n",
-        "iMPERSONATE-user: admin\r\n",
-        "Impersonate-User: admin\r\nImpersonate-User: alice\r\n",
-        "Impersonate-Group: system:masters\r\n",
-        "Impersonate-Uid: 1\r\n",
-        "Impersonate-Extra-Scopes: all\r\n",
-    ] {
-        for upgrade in ["", upgrade] {
-            let answer = bench.get("/api/v1/pods", &format!("{upgrade}{more}")).await;
-            assert_eq!(fault(&answer), (403, "TL-IDN-006".into()), "{more}");
-        }
-    }
-    let many = "Impersonate-Group: g\r\n".repeat(10_000);
-    assert_eq!(fault(&bench.get("/api/v1/pods", &many).await).0, 400, "more headers than any client sends");
-    assert_eq!(bench.cap.connections(), 0);
-}
-
-#[tokio::test]
 async fn t02_what_connection_nominates_changes_nothing_about_who_it_is() {
     let bench = Bench::new(Cap::answering(OK).await).await;
     for nominated in ["Authorization", "Audit-Id, Host", "X-Remote-User", "Content-Type"] {

@@ -136,6 +136,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         relay_ca_file: None,
         apiserver: ApiserverConfig::Kubeconfig { path: config.source, context: Some(context) },
         impersonator: None,
+        access: towline_agent::forward::Access::default(),
         issuer: trust(CLUSTER_AUDIENCE)?,
         metrics_listen: loopback,
         drain_timeout: DRAIN,

@@ -29,19 +29,32 @@ pub struct Trouble {
     proxy: Proxy,
 }
 
-fn kubectl(stage: &Stage, proxy: &Proxy, arguments: &[&str]) -> anyhow::Result<Outcome> {
+/// kubectl through a proxy.
+pub(crate) fn kubectl(stage: &Stage, proxy: &Proxy, arguments: &[&str]) -> anyhow::Result<Outcome> {
     let mut command = Command::new(stage.cluster.programs().kubectl());
     command.env("KUBECONFIG", &proxy.kubeconfig).env("HOME", stage.folder()).args(arguments);
     run_within(command, ANSWER_WITHIN)
 }
 
 /// kubectl fails, in time, with exactly this fault in its words, and one line of them.
-fn fails_with(outcome: &Outcome, fault: Fault) -> anyhow::Result<()> {
+pub(crate) fn fails_with(outcome: &Outcome, fault: Fault) -> anyhow::Result<()> {
     let (said, code) = (&outcome.stderr, fault.code());
     ensure!(outcome.ended == "exit 1", "kubectl: {} after {:?}: {said}", outcome.ended, outcome.took);
     ensure!(said.contains(code), "kubectl does not name {code}: {said}");
     ensure!(said.contains(fault.remedy()), "kubectl does not say what to do about {code}: {said}");
     Ok(())
+}
+
+/// Tries until it holds: what was just done takes a moment to be noticed.
+pub(crate) fn until(holds: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let since = Instant::now();
+    loop {
+        let held = holds();
+        if held.is_ok() || since.elapsed() > ANSWER_WITHIN {
+            return held;
+        }
+        pause(Duration::from_millis(100));
+    }
 }
 
 /// A program of ours fails, in time, with this fault's code and exit code.
@@ -85,14 +98,7 @@ impl Trouble {
 
     /// Tries until it fails with this fault: what was just done takes a moment to be noticed.
     fn fails_soon_with(&self, stage: &Stage, fault: Fault) -> anyhow::Result<()> {
-        let since = Instant::now();
-        loop {
-            let failed = fails_with(&self.get(stage)?, fault);
-            if failed.is_ok() || since.elapsed() > ANSWER_WITHIN {
-                return failed;
-            }
-            pause(Duration::from_millis(100));
-        }
+        until(|| fails_with(&self.get(stage)?, fault))
     }
 
     /// The role is taken away, and given back.
@@ -168,21 +174,6 @@ impl Trouble {
             }
             pause(Duration::from_millis(100));
         }
-    }
-
-    /// `kubectl --as`.
-    ///
-    /// # Errors
-    /// See [`Trouble::without_a_role`].
-    pub fn as_somebody_else(&self, stage: &Stage) -> anyhow::Result<()> {
-        for arguments in [
-            &["get", "pods", "--as=system:admin"][..],
-            &["get", "pods", "--as=bob", "--as-group=x", "--as-uid=7"],
-            &["exec", "box", "--as=bob", "--", "true"],
-        ] {
-            fails_with(&kubectl(stage, &self.proxy, arguments)?, Fault::ImpersonationUnsupported)?;
-        }
-        Ok(())
     }
 
     /// A second proxy for the same cluster and kubeconfig.

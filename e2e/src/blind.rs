@@ -213,6 +213,7 @@ impl Rig {
         let forwarder = Forwarder::new(
             verifier,
             apiserver,
+            towline_agent::forward::Access::default(),
             AgentMetrics::new(Ledger::new(64 << 20)),
             AgentClock::system(),
         );

@@ -106,10 +106,10 @@ fn steps(image: &str) -> Vec<Step> {
             "\"alice\" cannot list resource \"secrets\"",
         ),
         step(
-            "And she can't make herself somebody else",
+            "And she can't make herself somebody else whom the cluster's rules don't let her be",
             "kubectl get pods --as=system:admin",
             "exit 1",
-            "TL-IDN-006",
+            "TL-IDN-020",
         ),
     ]
 }

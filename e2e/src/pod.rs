@@ -107,7 +107,9 @@ fn works(stage: &Stage, folder: &Path) -> anyhow::Result<()> {
          echo through | kubectl -n by-pod exec -i box -- cat\nhead -c 3000000 /dev/zero > zeros\n\
          kubectl -n by-pod cp zeros box:/tmp/zeros\nkubectl -n by-pod exec box -- sh -c 'wc -c < /tmp/zeros'\n\
          kubectl delete namespace by-pod --wait=false\n\
-         if kubectl get namespaces --as=system:admin 2>&1; then exit 9; fi",
+         kubectl auth whoami --as=carol --as-group=dev --as-uid=7 -o yaml\n\
+         if kubectl get namespaces --as=system:admin 2>&1; then exit 9; fi\n\
+         if kubectl auth whoami --as=system:serviceaccount:default:default 2>&1; then exit 9; fi",
         image()
     );
     let shell = |script: &str| {
@@ -123,7 +125,10 @@ fn works(stage: &Stage, folder: &Path) -> anyhow::Result<()> {
     };
     let outcome = shell(&script)?;
     ensure!(outcome.ended == "exit 0", "{}: {}{}", outcome.ended, outcome.stdout, outcome.stderr);
-    for expected in [USER, "hello", "through", "3000000", "TL-IDN-006"] {
+    // Whom kube-apiserver does not let the agent be, it names itself.
+    let original = "towline.dev/original-user";
+    let refused = ["User \"system:admin\" cannot list", "cannot impersonate resource \"serviceaccounts\""];
+    for expected in [USER, "hello", "through", "3000000", "carol", original].into_iter().chain(refused) {
         ensure!(outcome.stdout.contains(expected), "{expected} is missing in {}", outcome.stdout);
     }
     // Its successor has an empty folder, and joins by the cluster's key in the Secret; no request fails meanwhile.

@@ -5,6 +5,7 @@ use std::{cell::RefCell, process::ExitCode};
 
 use anyhow::{Context as _, ensure};
 use towline_e2e::{
+    acting,
     bad_days::{self, Trouble},
     blind, blind_run, kill, pod,
     programs::Programs,
@@ -89,8 +90,8 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
         Check::new("a_request_can_be_followed_through_all_logs", || {
             with_trouble(&|trouble, stage| bad_days::can_be_followed(stage, trouble))
         }),
-        Check::new("kubectl_as_is_refused_with_a_reason", || {
-            with_trouble(&|trouble, stage| trouble.as_somebody_else(stage))
+        Check::new("t01_t53_kubectl_as_is_what_the_clusters_own_rules_allow", || {
+            acting::as_somebody_else(&*stage.try_borrow()?)
         }),
         Check::new("a_second_proxy_for_a_cluster_is_refused", || {
             with_trouble(&|trouble, stage| trouble.a_second_proxy(stage))

@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustls::pki_types::PrivatePkcs8KeyDer;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -113,6 +114,29 @@ impl Cap {
         .await
     }
 
+    /// One that answers SubjectAccessReviews with the bytes that `judge` says, and every other request by 200 and `{}`.
+    pub async fn judging(judge: impl Fn(&Value) -> String + Send + Sync + 'static) -> Self {
+        let judge = Arc::new(judge);
+        Self::new(move |mut connection| {
+            let judge = Arc::clone(&judge);
+            async move {
+                while let Some(head) = connection.head().await? {
+                    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                    let body = connection.take(length.map_or(0, |length| length.parse().unwrap())).await?;
+                    let answer =
+                        if head.starts_with("POST /apis/authorization.k8s.io/v1/subjectaccessreviews ") {
+                            judge(&serde_json::from_slice(&body).unwrap())
+                        } else {
+                            json("200 OK", "{}")
+                        };
+                    connection.say(answer.as_bytes()).await?;
+                }
+                Ok(())
+            }
+        })
+        .await
+    }
+
     /// All bytes that came, of each connection on which any came.
     pub fn seen(&self) -> Vec<String> {
         let log = self.log.lock().unwrap();
@@ -146,6 +170,19 @@ impl Cap {
         std::fs::write(&path, text).unwrap();
         path
     }
+}
+
+/// An answer.
+pub fn json(status: &str, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// An answer to a SubjectAccessReview.
+pub fn verdict(allowed: bool) -> String {
+    json("201 Created", &format!(r#"{{"kind":"SubjectAccessReview","status":{{"allowed":{allowed}}}}}"#))
 }
 
 async fn serve(

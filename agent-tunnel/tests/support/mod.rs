@@ -22,7 +22,7 @@ use tokio::{
 use towline_agent::{
     accept::Acceptor,
     dial::{Apiserver, ApiserverConfig},
-    forward::{Clock, Ending, Forwarder},
+    forward::{Access, Clock, Ending, Forwarder},
     metrics::Metrics,
 };
 use towline_identity::{
@@ -80,6 +80,11 @@ pub fn endpoint(side: Side) -> EndpointConfig {
 
 impl Bench {
     pub async fn new(cap: Cap) -> Self {
+        Self::with(cap, Access::default()).await
+    }
+
+    /// With an agent that gives its callers this access.
+    pub async fn with(cap: Cap, access: Access) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issuer = DevIssuer::start(0).await.unwrap();
         let metrics = Metrics::new(Ledger::new(1 << 20));
@@ -89,7 +94,7 @@ impl Bench {
         let identity = Arc::new(SigningKey::generate());
         let cluster = identity.public().cluster_id();
         let inner = InnerAcceptor::new(identity, SystemTime::now()).unwrap();
-        let forwarder = Forwarder::new(verifier, apiserver, metrics.clone(), Clock::system());
+        let forwarder = Forwarder::new(verifier, apiserver, access, metrics.clone(), Clock::system());
         let acceptor =
             Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), Clock::system(), MAX_STREAMS_PER_USER));
 

@@ -193,11 +193,29 @@ faults! {
         "the identity provider's keys can't be fetched", "The agent or relay can't reach the issuer, or does not trust its certificate.",
         "check the issuer's URL, --oidc-ca-file and the network to it";
     ImpersonationUnsupported = "TL-IDN-006", Agent, Forbidden, You,
-        "impersonation by the caller is not allowed here", "The request has Impersonate-* headers (kubectl --as); dropping them would run it with greater rights than asked for.",
-        "run the command without --as, --as-group and --as-uid";
+        "impersonation by the caller is not allowed here", "The request asks to be somebody whom nobody may be here, or asks in a way that can't be judged; dropping the wish would run it with greater rights than asked for.",
+        "run the command without --as, --as-group and --as-uid, or ask for somebody else";
     IdentityForbidden = "TL-IDN-007", Agent, Unauthenticated, IdentityAdmin,
         "the token names an identity that is not allowed", "Names and groups that begin with system: or towline: can't come from a token.",
         "remove them from the token, or set a prefix at the agent";
+    ActingDenied = "TL-IDN-020", Agent, Forbidden, ClusterAdmin,
+        "you may not act as somebody else", "The cluster's own rules do not give you the verb `impersonate` on each user, group, uid and extra that the request names (kubectl --as).",
+        "run the command without --as, or bind a role with the verb impersonate on what the message names to the user";
+    ActingMalformed = "TL-IDN-021", Agent, BadRequest, You,
+        "the wish to act as somebody else is malformed", "Impersonate-* headers name one user, and at most 32 parts with groups, uid and extra; each once and readable.",
+        "give --as with --as-group, --as-uid and --as-user-extra, and fewer of them";
+    ActingUnjudged = "TL-IDN-022", Agent, Unavailable, ClusterAdmin,
+        "nobody can say whether you may act as somebody else", "kube-apiserver gave no SubjectAccessReview in time; without one nothing is allowed.",
+        "let the agent's account create subjectaccessreviews (deploy/agent.yaml), look at the agent's log, and try again";
+    RightsMissing = "TL-IDN-023", Agent, Unavailable, ClusterAdmin,
+        "the agent's accounts may not do what they must", "kube-apiserver's access reviews deny a right that the agent needs; requests will be refused.",
+        "apply deploy/agent.yaml; before Kubernetes 1.36 bind the role at its end, too";
+    RightsExcessive = "TL-IDN-024", Agent, Usage, ClusterAdmin,
+        "the agent's accounts may do more than they need", "Who takes over the agent can use these rights.",
+        "run it with the two accounts of deploy/agent.yaml (--impersonator), and remove further bindings from them";
+    AccountTokenRefused = "TL-IDN-025", Agent, Unauthenticated, You,
+        "the token of a service account is not taken here", "The agent takes such tokens only where it is told to, of this cluster's own issuer, and while they last.",
+        "use a person's token, or have the agent started with --allow-service-account-tokens";
 
     // HTP: the request as it was written.
     RequestHeadRefused = "TL-HTP-001", Client, BadRequest, You,

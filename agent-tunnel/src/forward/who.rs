@@ -1,0 +1,118 @@
+//! The phase "who is calling, and as whom": what is told to kube-apiserver, and with whose rights the request goes on.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue};
+use tokio::time::timeout;
+use towline_identity::{Identity, VerifyError};
+use towline_tunnel::fault::{Fault, Report};
+use tracing::{info, warn};
+
+use super::{Caller, Forwarder};
+use crate::{
+    as_user::Wanted,
+    dial::Account,
+    headers,
+    impersonate::{AuditId, act_as, impersonate, name_request},
+};
+
+/// The issuer is asked for its keys no longer than this.
+const VERIFY_WITHIN: Duration = Duration::from_secs(7);
+
+/// How kube-apiserver learns who is calling.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The agent impersonates the verified user. Works with every kube-apiserver.
+    #[default]
+    Impersonate,
+    /// The verified token itself goes on, to a kube-apiserver that trusts its issuer. Needs no right to impersonate.
+    PassThrough,
+}
+
+/// What callers may do beyond being themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// How kube-apiserver learns who is calling.
+    pub mode: Mode,
+    /// `--as-group=system:masters` may be asked for.
+    pub system_masters: bool,
+}
+
+impl Forwarder {
+    /// Sets in `out` who the request is for; returns whose rights it goes with.
+    ///
+    /// # Errors
+    /// If the caller is not who the stream was opened for, or may not act as whom they ask for: no request then.
+    pub(super) async fn admit(
+        &self,
+        headers: &HeaderMap,
+        caller: &Caller,
+        out: &mut HeaderMap,
+        audit_id: AuditId,
+    ) -> Result<Account, Report> {
+        let token = headers::bearer(headers)?;
+        let identity = self.identify(token, caller).await?;
+        headers::refuse_nominated(headers)?;
+        match self.access.mode {
+            Mode::PassThrough => {
+                headers::add_impersonation(out, headers);
+                name_request(out, audit_id)?;
+                of_caller(token)
+            }
+            Mode::Impersonate => {
+                match Wanted::read(headers, self.access.system_masters)? {
+                    None => impersonate(out, &identity, audit_id)?,
+                    Some(wanted) => {
+                        self.reviews.judge(&self.apiserver, &identity, &wanted).await?;
+                        act_as(out, &identity, &wanted, audit_id)?;
+                        let channel = caller.channel.map(tracing::field::display);
+                        let (user, groups) = (&wanted.user, &wanted.groups);
+                        info!(
+                            channel, stream = %caller.stream, %audit_id, asked_by = identity.username, user, ?groups,
+                            "a caller acts as somebody else"
+                        );
+                    }
+                }
+                Ok(Account::Impersonator)
+            }
+        }
+    }
+
+    /// Who is calling: the token's user, if ticket and connection are that user's too.
+    async fn identify(&self, token: &str, caller: &Caller) -> Result<Identity, Report> {
+        let verified = timeout(VERIFY_WITHIN, self.verifier.verify(token, self.clock.now())).await;
+        let identity = verified
+            .map_err(|_| Report::new(Fault::IssuerUnreachable, "the issuer does not answer in time"))?
+            .map_err(token_refused)?;
+        // A token that was taken off another cluster comes with another user's ticket (THREATS T45).
+        if identity.principal.to_string() != caller.principal {
+            return Err(Report::new(
+                Fault::TicketMismatch,
+                "the cluster token is another user's than the relay's",
+            ));
+        }
+        Ok(identity)
+    }
+}
+
+/// The caller's own token as it goes on. Printed nowhere.
+fn of_caller(token: &str) -> Result<Account, Report> {
+    let value = HeaderValue::try_from(format!("Bearer {token}"));
+    let mut value = value.map_err(|_| Report::from(Fault::ClusterTokenMissing))?;
+    value.set_sensitive(true);
+    Ok(Account::Caller(value))
+}
+
+fn token_refused(error: VerifyError) -> Report {
+    let fault = match &error {
+        VerifyError::Expired => Fault::ClusterTokenExpired,
+        VerifyError::Reserved(_) => Fault::IdentityForbidden,
+        VerifyError::IssuerUnreachable(error) => {
+            // Where the issuer is and why it can't be had is not the caller's to know.
+            warn!(%error, "a token can't be judged");
+            return Fault::IssuerUnreachable.into();
+        }
+        _ => Fault::ClusterTokenRefused,
+    };
+    Report::new(fault, error.to_string())
+}
