@@ -4,9 +4,9 @@ who() { python3 -c 'import json,sys
 user = json.load(sys.stdin)["status"]["userInfo"]
 extra = {k: v for k, v in user.get("extra", {}).items() if k != "towline.dev/original-user"}
 print(user["username"], sorted(user["groups"]), user.get("uid"), sorted(extra.items()))'; }
-kubectl auth whoami -o json --as=carol --as-group=dev --as-group=ops --as-uid=7 --as-user-extra=example.org/team=a,example.org/team=b | who
+kubectl auth whoami -o json --as=carol --as-group=dev --as-group=ops --as-uid=7 --as-user-extra=example.org/team=a --as-user-extra=example.org/team=b | who
 kubectl auth whoami -o json --as=carol | who
-kubectl auth whoami -o json --as=system:admin --as-group=system:unauthenticated | who
+kubectl auth whoami -o json --as=system:admin --as-group=system:authenticated | who
 kubectl auth whoami -o json --as="system:serviceaccount:$NAMESPACE:default" | who
 kubectl get pods --as=carol; echo "exit $?"
 kubectl create rolebinding carol-reads --clusterrole=view --user=carol
