@@ -129,6 +129,9 @@ struct AccessArgs {
     /// Let callers ask to act in the group system:masters (kubectl --as-group), if the cluster's own rules allow it to them
     #[arg(long, env = "TOWLINE_AGENT_ALLOW_SYSTEM_MASTERS")]
     allow_system_masters: bool,
+    /// Pass tokens of the cluster's own service accounts on as they are, for kube-apiserver to judge
+    #[arg(long, env = "TOWLINE_AGENT_ALLOW_SERVICE_ACCOUNT_TOKENS")]
+    allow_service_account_tokens: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -145,7 +148,11 @@ impl From<AccessArgs> for Access {
             ModeArg::Impersonate => Mode::Impersonate,
             ModeArg::Passthrough => Mode::PassThrough,
         };
-        Self { mode, system_masters: arguments.allow_system_masters }
+        Self {
+            mode,
+            system_masters: arguments.allow_system_masters,
+            service_accounts: arguments.allow_service_account_tokens,
+        }
     }
 }
 

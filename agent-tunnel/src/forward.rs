@@ -5,6 +5,7 @@
 //! nothing that was cut short can be taken for whole.
 
 mod body;
+mod service_account;
 mod tunnel;
 mod watch;
 mod who;
@@ -44,6 +45,7 @@ use crate::{
     stream::ResetReason,
 };
 use body::{Answer, Sent, Streamed};
+use service_account::ClusterIssuer;
 use tunnel::Tunnel;
 pub use who::{Access, Mode};
 
@@ -107,6 +109,7 @@ pub struct Forwarder {
     apiserver: Apiserver,
     access: Access,
     reviews: Reviews,
+    cluster_issuer: ClusterIssuer,
     metrics: Metrics,
     clock: Clock,
 }
@@ -120,7 +123,8 @@ impl Forwarder {
         metrics: Metrics,
         clock: Clock,
     ) -> Self {
-        Self { verifier, apiserver, access, reviews: Reviews::default(), metrics, clock }
+        let (reviews, cluster_issuer) = (Reviews::default(), ClusterIssuer::default());
+        Self { verifier, apiserver, access, reviews, cluster_issuer, metrics, clock }
     }
 
     /// The verifier, so that somebody can own keeping its keys fresh.

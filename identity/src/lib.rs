@@ -7,6 +7,7 @@
 mod algorithm;
 mod cache;
 mod cel;
+mod claimed;
 mod claims;
 mod config;
 #[cfg(feature = "dev-issuer")]
@@ -32,6 +33,7 @@ mod verifier;
 use std::{collections::BTreeMap, fmt, time::SystemTime};
 
 pub use algorithm::Algorithm;
+pub use claimed::Claimed;
 pub use config::{ConfigError, IssuerConfig, IssuerSettings};
 pub use error::VerifyError;
 pub use explain::Explanation;

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use tokio::time::timeout;
-use towline_identity::{Identity, VerifyError};
+use towline_identity::{Claimed, Identity, VerifyError};
 use towline_tunnel::fault::{Fault, Report};
 use tracing::{info, warn};
 
-use super::{Caller, Forwarder};
+use super::{Caller, Forwarder, service_account};
 use crate::{
     as_user::Wanted,
     dial::Account,
@@ -36,6 +36,16 @@ pub struct Access {
     pub mode: Mode,
     /// `--as-group=system:masters` may be asked for.
     pub system_masters: bool,
+    /// Tokens of the cluster's own service accounts are passed on.
+    pub service_accounts: bool,
+}
+
+/// Whose token a request carries.
+enum Who {
+    /// A person's, whom the stream was opened for.
+    User(Identity),
+    /// One of the cluster's own, for kube-apiserver to judge.
+    ServiceAccount,
 }
 
 impl Forwarder {
@@ -51,15 +61,16 @@ impl Forwarder {
         audit_id: AuditId,
     ) -> Result<Account, Report> {
         let token = headers::bearer(headers)?;
-        let identity = self.identify(token, caller).await?;
+        let who = self.identify(token, caller, audit_id).await?;
         headers::refuse_nominated(headers)?;
-        match self.access.mode {
-            Mode::PassThrough => {
+        match (who, self.access.mode) {
+            // kube-apiserver knows the token's owner, and judges their Impersonate-* itself.
+            (Who::ServiceAccount, _) | (Who::User(_), Mode::PassThrough) => {
                 headers::add_impersonation(out, headers);
                 name_request(out, audit_id)?;
                 of_caller(token)
             }
-            Mode::Impersonate => {
+            (Who::User(identity), Mode::Impersonate) => {
                 match Wanted::read(headers, self.access.system_masters)? {
                     None => impersonate(out, &identity, audit_id)?,
                     Some(wanted) => {
@@ -79,11 +90,28 @@ impl Forwarder {
     }
 
     /// Who is calling: the token's user, if ticket and connection are that user's too.
-    async fn identify(&self, token: &str, caller: &Caller) -> Result<Identity, Report> {
-        let verified = timeout(VERIFY_WITHIN, self.verifier.verify(token, self.clock.now())).await;
-        let identity = verified
-            .map_err(|_| Report::new(Fault::IssuerUnreachable, "the issuer does not answer in time"))?
-            .map_err(token_refused)?;
+    async fn identify(&self, token: &str, caller: &Caller, audit_id: AuditId) -> Result<Who, Report> {
+        let now = self.clock.now();
+        let verified = timeout(VERIFY_WITHIN, self.verifier.verify(token, now)).await;
+        let verified = verified
+            .map_err(|_| Report::new(Fault::IssuerUnreachable, "the issuer does not answer in time"))?;
+        let identity = match verified {
+            Ok(identity) => identity,
+            Err(error) => {
+                let Some(claimed) = of_account(token, &error) else { return Err(token_refused(error)) };
+                if !self.access.service_accounts {
+                    return Err(Report::new(Fault::AccountTokenRefused, "the agent takes none"));
+                }
+                self.cluster_issuer.check(&self.apiserver, &claimed, now).await?;
+                let channel = caller.channel.map(tracing::field::display);
+                let (account, opened_by) = (&claimed.subject, &caller.principal);
+                info!(
+                    channel, stream = %caller.stream, %audit_id, account, opened_by,
+                    "a service account's token is passed on"
+                );
+                return Ok(Who::ServiceAccount);
+            }
+        };
         // A token that was taken off another cluster comes with another user's ticket (THREATS T45).
         if identity.principal.to_string() != caller.principal {
             return Err(Report::new(
@@ -91,8 +119,14 @@ impl Forwarder {
                 "the cluster token is another user's than the relay's",
             ));
         }
-        Ok(identity)
+        Ok(Who::User(identity))
     }
+}
+
+/// A token of an issuer that is not configured, which says that it is a service account's.
+fn of_account(token: &str, error: &VerifyError) -> Option<Claimed> {
+    let claimed = matches!(error, VerifyError::Issuer).then(|| Claimed::read(token).ok()).flatten()?;
+    service_account::is_of_account(&claimed).then_some(claimed)
 }
 
 /// The caller's own token as it goes on. Printed nowhere.
