@@ -24,6 +24,7 @@ use crate::{
     forward::{Access, Clock, Forwarder},
     health,
     metrics::Metrics,
+    rights::{Duties, Findings},
     secret::StateSecret,
     state::DataDir,
     uplink::{Overrides, Parts, Uplink},
@@ -126,6 +127,11 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let metrics = Metrics::new(ledger.clone());
     info!(%cluster, apiserver = apiserver.address(), issuer, metrics = %metrics_address, "starting");
     let inner = InnerAcceptor::new(Arc::clone(&identity), config.clock.now())?;
+    let duties = Duties {
+        mode: config.access.mode,
+        impersonator: config.impersonator,
+        state_secret: config.state_secret.as_ref().map(|secret| secret.name().to_owned()),
+    };
     let forwarder = Forwarder::new(verifier, apiserver, config.access, metrics.clone(), config.clock.clone());
     let per_user = config.limits.max_streams_per_user;
     let acceptor = Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone(), per_user);
@@ -150,7 +156,9 @@ pub async fn start(config: Config) -> Result<Running, Report> {
 
     let (trigger, watcher) = drain();
     let mut beside = JoinSet::new();
-    beside.spawn(health::serve(listener, metrics.clone()));
+    let findings = Findings::default();
+    beside.spawn(health::serve(listener, metrics.clone(), findings.clone()));
+    beside.spawn(keep_proving(Arc::clone(&acceptor), duties, metrics.clone(), findings));
     beside.spawn(keep_fresh(Arc::clone(&acceptor)));
     beside.spawn(ask_apiserver(Arc::clone(&acceptor)));
     beside.spawn(async move { match keeper.watch().await {} });
@@ -191,6 +199,11 @@ async fn ask_apiserver(acceptor: Arc<Acceptor>) {
         Err(report) => report,
     };
     warn!(%report, "kube-apiserver can't be used yet; it is asked again with each request");
+}
+
+/// Proves what the accounts may do.
+async fn keep_proving(acceptor: Arc<Acceptor>, duties: Duties, metrics: Metrics, findings: Findings) {
+    duties.keep_proving(acceptor.forwarder().apiserver(), &metrics, &findings).await;
 }
 
 /// Takes up what changes in the files that say whom to trust.

@@ -9,7 +9,7 @@ use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::timeout};
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, rights::Findings};
 
 /// Connections at once; further ones wait in the kernel.
 const CONNECTIONS: usize = 16;
@@ -21,7 +21,7 @@ const CONNECTION_LIFE: Duration = Duration::from_secs(300);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Serves for as long as somebody runs it.
-pub async fn serve(listener: TcpListener, metrics: Metrics) {
+pub async fn serve(listener: TcpListener, metrics: Metrics, findings: Findings) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -35,11 +35,11 @@ pub async fn serve(listener: TcpListener, metrics: Metrics) {
                 continue;
             }
         };
-        let metrics = metrics.clone();
+        let (metrics, findings) = (metrics.clone(), findings.clone());
         connections.spawn(async move {
             let _place = place;
             let service = service_fn(move |request| {
-                let answer = answer(&request, &metrics);
+                let answer = answer(&request, &metrics, &findings);
                 async move { Ok::<_, Infallible>(answer) }
             });
             let connection = http1::Builder::new()
@@ -53,7 +53,7 @@ pub async fn serve(listener: TcpListener, metrics: Metrics) {
     }
 }
 
-fn answer<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer<B>(request: &Request<B>, metrics: &Metrics, findings: &Findings) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
     }
@@ -65,14 +65,14 @@ fn answer<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
             page
         }
         "/healthz" => plain(StatusCode::OK, "ok\n"),
-        "/readyz" if metrics.sessions.get() > 0 => plain(StatusCode::OK, "ready\n"),
+        "/readyz" if metrics.sessions.get() > 0 => plain(StatusCode::OK, format!("ready\n{findings}")),
         "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "no session with the relay\n"),
         _ => plain(StatusCode::NOT_FOUND, "not found\n"),
     }
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -94,8 +94,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Metrics::new(Ledger::new(1));
-        let _serving =
-            tokio_util::task::AbortOnDropHandle::new(tokio::spawn(serve(listener, metrics.clone())));
+        let _serving = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(serve(
+            listener,
+            metrics.clone(),
+            Findings::default(),
+        )));
         let get = async |target: &str| {
             let mut stream = TcpStream::connect(address).await.unwrap();
             let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");

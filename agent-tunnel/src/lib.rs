@@ -14,6 +14,7 @@ pub mod health;
 pub mod impersonate;
 pub mod instance;
 pub mod metrics;
+pub mod rights;
 pub mod secret;
 mod session;
 pub mod state;

@@ -29,6 +29,12 @@ struct Reason {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Right {
+    account: &'static str,
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Direction {
     direction: &'static str,
 }
@@ -57,6 +63,7 @@ pub struct Metrics {
     answers: Family<Code, Counter>,
     refusals: Family<Reason, Counter>,
     connect_failures: Family<Reason, Counter>,
+    rights: Family<Right, Gauge>,
     registry: Arc<Registry>,
 }
 
@@ -99,6 +106,12 @@ impl Metrics {
             "Sessions with the relay that did not begin, by fault",
             connect_failures.clone(),
         );
+        let rights = Family::<Right, Gauge>::default();
+        registry.register(
+            "rights",
+            "Rights of the agent's accounts that are missing or excessive; absent until they were asked for",
+            rights.clone(),
+        );
         registry.register_collector(Box::new(State(ledger)));
         let direction = |direction| Direction { direction };
         Self {
@@ -114,6 +127,7 @@ impl Metrics {
             answers,
             refusals,
             connect_failures,
+            rights,
             registry: Arc::new(registry),
         }
     }
@@ -131,6 +145,14 @@ impl Metrics {
     /// Counts a session that did not begin.
     pub fn connect_failed(&self, fault: Fault) {
         self.connect_failures.get_or_create(&Reason { fault: fault.code() }).inc();
+    }
+
+    /// How many rights of an account are missing, and how many too much.
+    pub fn found_rights(&self, account: &'static str, missing: usize, excessive: usize) {
+        for (verdict, count) in [("missing", missing), ("excessive", excessive)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.rights.get_or_create(&Right { account, verdict }).set(count);
+        }
     }
 
     /// The page that Prometheus reads (OpenMetrics text).
@@ -199,6 +221,7 @@ mod tests {
         metrics.answered(200);
         metrics.refused(Fault::ClusterTokenMissing);
         metrics.connect_failed(Fault::RelayUnreachable);
+        metrics.found_rights("own", 0, 2);
         metrics.bytes_to_callers.inc_by(5);
         metrics.answer_seconds.observe(0.02);
         assert!(ledger.reserve(300, true));
@@ -215,6 +238,8 @@ mod tests {
             r#"towline_agent_answers_total{code="200"} 1"#,
             r#"towline_agent_refusals_total{fault="TL-IDN-001"} 1"#,
             r#"towline_agent_connect_failures_total{fault="TL-NET-001"} 1"#,
+            r#"towline_agent_rights{account="own",verdict="missing"} 0"#,
+            r#"towline_agent_rights{account="own",verdict="excessive"} 2"#,
             "towline_agent_answer_seconds_count 1",
             "towline_agent_buffered_bytes 300",
         ] {

@@ -67,6 +67,11 @@ impl StateSecret {
         }
     }
 
+    /// As it was given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     fn refused(&self, what: &str, status: u16, answer: &[u8]) -> Report {
         let message = status_message(answer);
         Report::new(

@@ -9,7 +9,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::{
+    pki_types::PrivatePkcs8KeyDer,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -93,9 +96,18 @@ impl Cap {
         F: Fn(CapConnection) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = io::Result<()>> + Send + 'static,
     {
+        Self::with_clients(WebPkiClientVerifier::no_client_auth(), handle).await
+    }
+
+    /// One that asks for a client certificate so.
+    pub async fn with_clients<F, Fut>(clients: Arc<dyn ClientCertVerifier>, handle: F) -> Self
+    where
+        F: Fn(CapConnection) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = io::Result<()>> + Send + 'static,
+    {
         let handler: Handler = Arc::new(move |connection| Box::pin(handle(connection)));
         // kube-apiserver would choose h2 where it is offered.
-        let (ca_pem, acceptor) = certificates(&[b"h2", b"http/1.1"]);
+        let (ca_pem, acceptor) = server(&[b"h2", b"http/1.1"], clients);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -210,6 +222,10 @@ async fn serve(
 
 /// An authority, and a server of its for loopback that offers these protocols.
 pub fn certificates(protocols: &[&[u8]]) -> (String, TlsAcceptor) {
+    server(protocols, WebPkiClientVerifier::no_client_auth())
+}
+
+fn server(protocols: &[&[u8]], clients: Arc<dyn ClientCertVerifier>) -> (String, TlsAcceptor) {
     let mut authority = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
     let authority_key = rcgen::KeyPair::generate().unwrap();
@@ -221,7 +237,7 @@ pub fn certificates(protocols: &[&[u8]]) -> (String, TlsAcceptor) {
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients)
         .with_single_cert(vec![leaf.der().clone()], PrivatePkcs8KeyDer::from(leaf_key.serialize_der()).into())
         .unwrap();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
