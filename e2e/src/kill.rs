@@ -495,14 +495,23 @@ fn holds(pid: u32, metrics: Option<&str>) -> anyhow::Result<Holds> {
 /// # Errors
 /// If it can't be had.
 pub fn page(address: &str) -> anyhow::Result<String> {
+    page_of(address, "/metrics")
+}
+
+/// Another page of the same server.
+///
+/// # Errors
+/// If it can't be had.
+pub fn page_of(address: &str, path: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(address).with_context(|| format!("metrics at {address}"))?;
     stream.set_read_timeout(Some(HANG))?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: metrics\r\nConnection: close\r\n\r\n")?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nHost: metrics\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut page = String::new();
     stream.read_to_string(&mut page)?;
     ensure!(
         page.starts_with("HTTP/1.1 200"),
-        "metrics at {address}: {}",
+        "{path} at {address}: {}",
         page.lines().next().unwrap_or_default()
     );
     Ok(page)

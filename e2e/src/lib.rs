@@ -2,6 +2,7 @@
 //!
 //! [`stage`] sets everything up; [`table`] runs each case of `cases/` directly and through towline, and compares.
 
+pub mod access;
 pub mod acting;
 pub mod autobahn;
 pub mod bad_days;

@@ -48,9 +48,20 @@ pub struct Stage {
     pub agent: Process,
     /// Where its metrics are.
     pub agent_metrics: String,
+    /// How the agent reaches the cluster from its next start on.
+    pub agent_setup: AgentSetup,
     /// The cluster's id.
     pub cluster_id: String,
     folder: TempDir,
+}
+
+/// How an agent reaches its cluster.
+#[derive(Clone, Debug)]
+pub struct AgentSetup {
+    /// Whose rights it has.
+    pub kubeconfig: PathBuf,
+    /// More of its flags.
+    pub flags: Vec<String>,
 }
 
 impl Stage {
@@ -59,8 +70,17 @@ impl Stage {
     /// # Errors
     /// Whatever fails, with the log of the program.
     pub async fn set(cluster: Cluster, programs: Programs) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("towline-e2e-").tempdir()?;
         let issuer = DevIssuer::start(0).await.context("the issuer can't be started")?;
+        Self::with_issuer(cluster, programs, issuer)
+    }
+
+    /// The same with an issuer that runs already.
+    ///
+    /// # Errors
+    /// See [`Stage::set`].
+    pub fn with_issuer(cluster: Cluster, programs: Programs, issuer: DevIssuer) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("towline-e2e-").tempdir()?;
+        let agent_setup = AgentSetup { kubeconfig: cluster.kubeconfig(), flags: Vec::new() };
         fs::write(folder.path().join("issuer-ca.pem"), issuer.ca_pem())?;
         let (relay, relay_address, relay_metrics) =
             start_relay(&programs, folder.path(), &issuer, "127.0.0.1:0")?;
@@ -74,7 +94,7 @@ impl Stage {
         let token_file = folder.path().join("enrolment-token");
         write_private(&token_file, &token)?;
         let (agent, agent_metrics) =
-            start_agent(&programs, folder.path(), &issuer, &cluster, Some(&token_file))?;
+            start_agent(&programs, folder.path(), &issuer, &agent_setup, Some(&token_file))?;
         let cluster_id =
             said(Command::new(&programs.agent).arg("id").arg("--data-dir").arg(folder.path().join("agent")))?;
         Ok(Self {
@@ -87,6 +107,7 @@ impl Stage {
             relay_metrics,
             agent,
             agent_metrics,
+            agent_setup,
             cluster_id,
             folder,
         })
@@ -129,7 +150,7 @@ impl Stage {
     pub fn restart_agent(&mut self) -> anyhow::Result<()> {
         self.agent.kill();
         (self.agent, self.agent_metrics) =
-            start_agent(&self.programs, self.folder.path(), &self.issuer, &self.cluster, None)?;
+            start_agent(&self.programs, self.folder.path(), &self.issuer, &self.agent_setup, None)?;
         Ok(())
     }
 
@@ -303,7 +324,7 @@ fn start_agent(
     programs: &Programs,
     folder: &Path,
     issuer: &DevIssuer,
-    cluster: &Cluster,
+    setup: &AgentSetup,
     enrolment: Option<&Path>,
 ) -> anyhow::Result<(Process, String)> {
     let mut command = Command::new(&programs.agent);
@@ -312,7 +333,8 @@ fn start_agent(
         .args(["run", "--data-dir"])
         .arg(folder.join("agent"))
         .arg("--kubeconfig")
-        .arg(cluster.kubeconfig())
+        .arg(&setup.kubeconfig)
+        .args(&setup.flags)
         .args(["--oidc-issuer-url", &issuer.url(), "--oidc-client-id", CLUSTER_AUDIENCE])
         .args(["--oidc-username-prefix", "-", "--oidc-groups-claim", "groups"])
         .args(["--oidc-signing-algs", "ES256", "--oidc-ca-file"])

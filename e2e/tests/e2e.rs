@@ -5,7 +5,7 @@ use std::{cell::RefCell, process::ExitCode};
 
 use anyhow::{Context as _, ensure};
 use towline_e2e::{
-    acting,
+    access, acting,
     bad_days::{self, Trouble},
     blind, blind_run, kill, pod,
     programs::Programs,
@@ -93,6 +93,10 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
         Check::new("t01_t53_kubectl_as_is_what_the_clusters_own_rules_allow", || {
             acting::as_somebody_else(&*stage.try_borrow()?)
         }),
+        Check::new(
+            "the_agents_accounts_have_no_more_rights_than_they_need_and_tokens_can_be_passed_on",
+            || access::run(runtime, &stage.try_borrow()?.programs),
+        ),
         Check::new("a_second_proxy_for_a_cluster_is_refused", || {
             with_trouble(&|trouble, stage| trouble.a_second_proxy(stage))
         }),
