@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use towline_tunnel::fault::{Fault, Report};
 
-use crate::impersonate::{EXTRA, GROUP, ORIGINAL_USER, UID, USER};
+use crate::impersonate::{EXTRA, GROUP, UID, USER};
 pub use review::Reviews;
 
 /// What any such header's name begins with.
@@ -95,8 +95,8 @@ impl Wanted {
                 }
             }
         }
-        if self.extra.contains_key(ORIGINAL_USER) {
-            return refused(format!("the extra key {ORIGINAL_USER} is the agent's own to set"));
+        if let Some(key) = self.extra.keys().find(|key| is_own_key(key)) {
+            return refused(format!("the extra key {key:?} is the agent's own to set"));
         }
         service_account(&self.user).map(|_| ())
     }
@@ -116,6 +116,12 @@ impl Wanted {
         parts.extend(extra.map(|(key, value)| of(authentication, "userextras", key, value)));
         Ok(parts)
     }
+}
+
+/// Of towline's domain, as [`crate::impersonate::ORIGINAL_USER`] is.
+fn is_own_key(key: &str) -> bool {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    domain == "towline.dev" || domain.ends_with(".towline.dev")
 }
 
 fn malformed(what: impl Into<String>) -> Report {

@@ -109,7 +109,7 @@ fn works(stage: &Stage, folder: &Path) -> anyhow::Result<()> {
          kubectl delete namespace by-pod --wait=false\n\
          kubectl auth whoami --as=carol --as-group=dev --as-uid=7 -o yaml\n\
          if kubectl get namespaces --as=system:admin 2>&1; then exit 9; fi\n\
-         if kubectl auth whoami --as=system:serviceaccount:default:default 2>&1; then exit 9; fi",
+         if kubectl get namespaces --as=system:serviceaccount:default:default 2>&1; then exit 9; fi",
         image()
     );
     let shell = |script: &str| {

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
 };
-use towline_identity::Identity;
+use towline_identity::{Identity, Principal};
 use towline_tunnel::fault::{Fault, Report};
 use tracing::warn;
 
@@ -34,7 +34,7 @@ const PATH: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
 const REMEMBERED: Duration = Duration::from_secs(5);
 /// All parts of one request together; the caller waits for it.
 const WITHIN: Duration = Duration::from_secs(5);
-/// Questions at once for one request.
+/// Questions at once for one user, however many requests they are for: nobody keeps others from being judged.
 const AT_ONCE: usize = 4;
 /// Questions at once for all callers: kube-apiserver has other work.
 const AT_ONCE_ALL: usize = 16;
@@ -47,12 +47,30 @@ type Question = [u8; 32];
 #[derive(Debug)]
 pub struct Reviews {
     places: Semaphore,
+    users: Mutex<HashMap<String, Arc<Semaphore>>>,
     allowed: Mutex<HashMap<Question, Instant>>,
+}
+
+/// A user's places, remembered for as long as somebody needs them.
+struct OfUser<'a> {
+    reviews: &'a Reviews,
+    user: String,
+    places: Arc<Semaphore>,
+}
+
+impl Drop for OfUser<'_> {
+    fn drop(&mut self) {
+        let mut users = self.reviews.users();
+        // The map's and this one.
+        if Arc::strong_count(&self.places) == 2 {
+            users.remove(&self.user);
+        }
+    }
 }
 
 impl Default for Reviews {
     fn default() -> Self {
-        Self { places: Semaphore::new(AT_ONCE_ALL), allowed: Mutex::default() }
+        Self { places: Semaphore::new(AT_ONCE_ALL), users: Mutex::default(), allowed: Mutex::default() }
     }
 }
 
@@ -92,7 +110,10 @@ impl Reviews {
         if self.remembers(&key) {
             return Ok(());
         }
-        let _place = self.places.acquire().await.map_err(|_| unjudged("the agent ends"))?;
+        let ends = |_| unjudged("the agent ends");
+        let of_user = self.of_user(&identity.principal);
+        let _users = of_user.places.acquire().await.map_err(ends)?;
+        let _place = self.places.acquire().await.map_err(ends)?;
         let asked = Instant::now();
         let answered = apiserver.call(Method::POST, PATH, "application/json", body.into_bytes()).await;
         let (code, answer) = answered.map_err(|report| {
@@ -110,6 +131,17 @@ impl Reviews {
         }
         self.remember(key, asked + REMEMBERED);
         Ok(())
+    }
+
+    fn users(&self) -> MutexGuard<'_, HashMap<String, Arc<Semaphore>>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of_user(&self, principal: &Principal) -> OfUser<'_> {
+        let user = principal.to_string();
+        let places =
+            self.users().entry(user.clone()).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone();
+        OfUser { reviews: self, user, places }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Question, Instant>> {
@@ -188,8 +220,6 @@ fn denied(identity: &Identity, part: &Part<'_>) -> Report {
 mod tests {
     use std::{collections::BTreeMap, time::SystemTime};
 
-    use towline_identity::Principal;
-
     use super::*;
 
     fn identity(username: &str, groups: &[&str]) -> Identity {
@@ -246,6 +276,21 @@ mod tests {
         assert!(reviews.remembers(&asked));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(!reviews.remembers(&asked));
+    }
+
+    #[tokio::test]
+    async fn t53_one_user_does_not_take_all_places_and_is_forgotten_afterwards() {
+        let reviews = Reviews::default();
+        let of = |subject: &str| Principal { issuer: "https://idp".into(), subject: subject.into() };
+        let (first, second) = (reviews.of_user(&of("1")), reviews.of_user(&of("1")));
+        let taken: Vec<_> = (0..AT_ONCE).map(|_| first.places.try_acquire().unwrap()).collect();
+        assert!(second.places.try_acquire().is_err(), "another request of the same user");
+        assert!(reviews.of_user(&of("2")).places.try_acquire().is_ok());
+        drop(taken);
+        drop(first);
+        assert!(reviews.users().contains_key("https://idp#1"), "the second still waits");
+        drop(second);
+        assert!(reviews.users().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

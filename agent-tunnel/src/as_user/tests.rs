@@ -105,6 +105,8 @@ fn t01_whom_nobody_may_be_is_refused_before_anybody_is_asked() {
         &[("Impersonate-User", "bob"), ("Impersonate-Group", "Towline:role:admin")],
         &[("Impersonate-User", "bob"), ("Impersonate-Group", "dev,towline:x")],
         &[("Impersonate-User", "bob"), ("Impersonate-Extra-towline.dev%2Foriginal-user", "bob")],
+        &[("Impersonate-User", "bob"), ("Impersonate-Extra-%74owline.dev%2Foriginal-user", "bob")],
+        &[("Impersonate-User", "bob"), ("Impersonate-Extra-a.towline.dev%2Fb", "bob")],
         &[("Impersonate-User", "bob"), ("Impersonate-Unheard-Of", "x")],
         &[("Impersonate-Unheard-Of", "x")],
     ] {
