@@ -140,7 +140,12 @@ impl Acceptor {
         reset.clear();
         let held = Arc::new(held);
         self.keep(&inner, tickets, peer, Arc::clone(&held));
-        let caller = Caller { principal: ticket.principal, channel: request.channel, stream: request.key };
+        let caller = Caller {
+            principal: ticket.principal,
+            run_key: peer,
+            channel: request.channel,
+            stream: request.key,
+        };
         self.forwarder.serve(inner, &caller, &reset, ending).await;
     }
 

@@ -132,6 +132,9 @@ struct AccessArgs {
     /// Pass tokens of the cluster's own service accounts on as they are, for kube-apiserver to judge
     #[arg(long, env = "TOWLINE_AGENT_ALLOW_SERVICE_ACCOUNT_TOKENS")]
     allow_service_account_tokens: bool,
+    /// Take no token that was issued longer ago, whatever its own end; what was opened with it ends then
+    #[arg(long, value_name = "TIME", env = "TOWLINE_AGENT_MAX_TOKEN_AGE", value_parser = duration)]
+    max_token_age: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -152,6 +155,7 @@ impl From<AccessArgs> for Access {
             mode,
             system_masters: arguments.allow_system_masters,
             service_accounts: arguments.allow_service_account_tokens,
+            max_token_age: arguments.max_token_age,
         }
     }
 }

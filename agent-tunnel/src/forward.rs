@@ -32,12 +32,14 @@ use towline_identity::Verifier;
 use towline_tunnel::{
     fault::{Fault, Report, is_read_raw},
     head::{Answering, Flight, GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience, Steady},
-    ids::{ChannelId, StreamKey},
+    ids::{ChannelId, KeyHash, StreamKey},
+    mux::CloseReason,
 };
 use tracing::info;
 
 use crate::{
     as_user::Reviews,
+    authority::{Authorities, Authority, RENEW_PATH},
     dial::{Account, Apiserver, Outgoing, no_body},
     headers,
     impersonate::AuditId,
@@ -87,6 +89,8 @@ impl fmt::Debug for Clock {
 pub struct Caller {
     /// Issuer and subject, which every request's token must name too.
     pub principal: String,
+    /// The key of the client's run, which inner TLS has proven.
+    pub run_key: KeyHash,
     /// The client's session at the relay.
     pub channel: Option<ChannelId>,
     /// The stream.
@@ -102,6 +106,36 @@ pub struct Ending {
     pub cut: CancellationToken,
 }
 
+/// Why something ends that would go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// The agent's time to end is over.
+    Draining,
+    /// The token that it hangs on is.
+    AuthorityEnded,
+}
+
+impl Cut {
+    /// What the caller is told.
+    fn reason(self) -> (CloseReason, &'static str) {
+        match self {
+            Self::Draining => (CloseReason::Draining, "the agent is shutting down"),
+            Self::AuthorityEnded => (
+                CloseReason::AuthorityEnded,
+                "the token that this was opened with is over, and no newer one came",
+            ),
+        }
+    }
+}
+
+/// Waits until what hangs on this authority must end.
+async fn cut(draining: CancellationToken, authority: Arc<Authority>) -> Cut {
+    tokio::select! {
+        () = draining.cancelled() => Cut::Draining,
+        () = authority.ended() => Cut::AuthorityEnded,
+    }
+}
+
 /// Passes verified requests on to kube-apiserver.
 #[derive(Debug)]
 pub struct Forwarder {
@@ -110,6 +144,7 @@ pub struct Forwarder {
     access: Access,
     reviews: Reviews,
     cluster_issuer: ClusterIssuer,
+    authorities: Authorities,
     metrics: Metrics,
     clock: Clock,
 }
@@ -124,7 +159,8 @@ impl Forwarder {
         clock: Clock,
     ) -> Self {
         let (reviews, cluster_issuer) = (Reviews::default(), ClusterIssuer::default());
-        Self { verifier, apiserver, access, reviews, cluster_issuer, metrics, clock }
+        let authorities = Authorities::new(clock.clone());
+        Self { verifier, apiserver, access, reviews, cluster_issuer, authorities, metrics, clock }
     }
 
     /// The verifier, so that somebody can own keeping its keys fresh.
@@ -239,7 +275,11 @@ impl Exchange<'_> {
         if asked.last {
             self.set_after(After::Refused(hyper::upgrade::on(&mut request)));
         }
-        let answer = self.pass_on(request, audit_id, asked.last).await;
+        let answer = if asked.path == RENEW_PATH {
+            self.renew(&request, audit_id).await
+        } else {
+            self.pass_on(request, audit_id, asked.last).await
+        };
         let status = answer.as_ref().map_or_else(Report::http_status, |answer| answer.status().as_u16());
         let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.forwarder.metrics.answered(status);
@@ -258,6 +298,20 @@ impl Exchange<'_> {
         answer.unwrap_or_else(|report| self.refuse(&report, asked.last, asked.read_raw))
     }
 
+    /// A newer token for what is open; nothing of it goes on.
+    async fn renew(
+        &self,
+        request: &Request<Sent>,
+        audit_id: AuditId,
+    ) -> Result<Response<AnswerBody>, Report> {
+        let until = self.forwarder.renew(request.headers(), self.caller, audit_id).await?;
+        let left = until.duration_since(self.forwarder.clock.now()).unwrap_or_default();
+        tracing::debug!(stream = %self.caller.stream, ?left, "what is open may go on");
+        let mut response = Response::new(Either::Left(Full::default()));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        Ok(response)
+    }
+
     async fn pass_on(
         &self,
         request: Request<Sent>,
@@ -265,7 +319,8 @@ impl Exchange<'_> {
         last: bool,
     ) -> Result<Response<AnswerBody>, Report> {
         let mut who = HeaderMap::new();
-        let account = self.forwarder.admit(request.headers(), self.caller, &mut who, audit_id).await?;
+        let (account, authority) =
+            self.forwarder.admit(request.headers(), self.caller, &mut who, audit_id).await?;
         let is_ours = account == Account::Impersonator;
         let upgrade = headers::upgrade(request.headers())?;
         let mut out = headers::outgoing(request.headers(), upgrade);
@@ -306,7 +361,7 @@ impl Exchange<'_> {
             headers::incoming(response.headers_mut(), true);
             let upstream = hyper::upgrade::on(&mut response);
             let (head, body) = response.into_parts();
-            self.set_after(After::Switched(Tunnel::new(inner, upstream, body)));
+            self.set_after(After::Switched(Tunnel::new(inner, upstream, body, authority)));
             self.guard.answered_upgrade(true);
             return Ok(Response::from_parts(head, Either::Left(Full::default())));
         }
@@ -318,7 +373,7 @@ impl Exchange<'_> {
         let got = self.forwarder.metrics.bytes_to_callers.clone();
         let (caller, reset) = (self.caller.clone(), self.reset.clone());
         Ok(response.map(|body| {
-            let cut = self.ending.cut.clone().cancelled_owned();
+            let cut = cut(self.ending.cut.clone(), authority);
             Either::Right(Streamed::new(body, framing, got, cut, reset, caller, audit_id))
         }))
     }

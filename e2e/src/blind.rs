@@ -347,8 +347,12 @@ async fn serve(
             if ticket.check_peer(peer).is_err() {
                 return;
             }
-            let caller =
-                Caller { principal: ticket.principal, channel: request.channel, stream: request.key };
+            let caller = Caller {
+                principal: ticket.principal,
+                run_key: peer,
+                channel: request.channel,
+                stream: request.key,
+            };
             forwarder.serve(Recorded { io, tape }, &caller, &reset, &Ending::default()).await;
         });
     }

@@ -11,7 +11,6 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use towline_tunnel::{
     fault::Fault,
     head::{Answering, Reading},
@@ -19,13 +18,10 @@ use towline_tunnel::{
 };
 use tracing::{debug, warn};
 
-use super::{Caller, watch::Framing};
+use super::{Caller, Cut, watch::Framing};
 use crate::{dial::ApiserverBody, impersonate::AuditId, stream::ResetReason};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// What a peer is told when the agent's time to end is over.
-pub(super) const SHUTTING_DOWN: &str = "the agent is shutting down";
 
 /// A request's body. An error in it breaks the request on the way out: kube-apiserver never takes a part for the whole.
 pub(super) struct Sent {
@@ -110,7 +106,7 @@ pub(super) struct Streamed {
     framing: Option<Framing>,
     bytes: Counter,
     passed: u64,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    cut: Pin<Box<dyn Future<Output = Cut> + Send>>,
     reset: ResetReason,
     caller: Caller,
     audit_id: AuditId,
@@ -121,7 +117,7 @@ impl Streamed {
         body: ApiserverBody,
         framing: Option<Framing>,
         bytes: Counter,
-        cut: WaitForCancellationFutureOwned,
+        cut: impl Future<Output = Cut> + Send + 'static,
         reset: ResetReason,
         caller: Caller,
         audit_id: AuditId,
@@ -130,15 +126,16 @@ impl Streamed {
     }
 
     /// The answer ends here though kube-apiserver would go on.
-    fn end_early(&mut self) -> Option<Result<Frame<Bytes>, BoxError>> {
+    fn end_early(&mut self, why: Cut) -> Option<Result<Frame<Bytes>, BoxError>> {
+        let (reason, why) = why.reason();
         let (stream, audit_id, bytes) = (self.caller.stream, self.audit_id, self.passed);
         if self.framing.is_some_and(|framing| framing.is_between_events()) {
-            debug!(%stream, %audit_id, bytes, "a watch was ended, because the agent shuts down");
+            debug!(%stream, %audit_id, bytes, why, "a watch was ended");
             return None;
         }
-        warn!(%stream, %audit_id, bytes, "an answer was cut, because the agent shuts down");
-        self.reset.set(CloseReason::Draining, SHUTTING_DOWN);
-        Some(Err(SHUTTING_DOWN.into()))
+        warn!(%stream, %audit_id, bytes, why, "an answer was cut");
+        self.reset.set(reason, why);
+        Some(Err(why.into()))
     }
 }
 
@@ -157,8 +154,8 @@ impl Body for Streamed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        if this.cut.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(this.end_early());
+        if let Poll::Ready(why) = this.cut.as_mut().poll(cx) {
+            return Poll::Ready(this.end_early(why));
         }
         match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
             Some(Ok(frame)) => {

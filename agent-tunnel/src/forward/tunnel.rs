@@ -1,6 +1,6 @@
 //! A connection that was upgraded: raw bytes, each direction with an end of its own.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -10,10 +10,10 @@ use tokio::{
     time::timeout,
 };
 use towline_tunnel::{fault::Fault, mux::CloseReason};
-use tracing::debug;
+use tracing::{debug, info};
 
-use super::{Ending, Forwarder, body::SHUTTING_DOWN};
-use crate::{dial::ApiserverBody, metrics::Present, stream::ResetReason};
+use super::{Ending, Forwarder, cut};
+use crate::{authority::Authority, dial::ApiserverBody, metrics::Present, stream::ResetReason};
 
 /// What is read at once: a TLS record's worth.
 const BLOCK: usize = 16 * 1024;
@@ -28,6 +28,7 @@ pub(super) struct Tunnel {
     upstream: OnUpgrade,
     /// Holds the connection until its bytes are ours.
     _answer: ApiserverBody,
+    authority: Arc<Authority>,
 }
 
 /// Which side broke.
@@ -38,8 +39,13 @@ enum Broken {
 }
 
 impl Tunnel {
-    pub(super) fn new(inner: OnUpgrade, upstream: OnUpgrade, answer: ApiserverBody) -> Self {
-        Self { inner, upstream, _answer: answer }
+    pub(super) fn new(
+        inner: OnUpgrade,
+        upstream: OnUpgrade,
+        answer: ApiserverBody,
+        authority: Arc<Authority>,
+    ) -> Self {
+        Self { inner, upstream, _answer: answer, authority }
     }
 
     /// Carries bytes until both directions ended. What breaks on kube-apiserver's side breaks the stream: its peer must
@@ -55,13 +61,19 @@ impl Tunnel {
         let (inner, upstream) = (TokioIo::new(inner), TokioIo::new(upstream));
         let metrics = &forwarder.metrics;
         let carried = join(inner, upstream, &metrics.bytes_to_apiserver, &metrics.bytes_to_callers, reset);
+        // The reason is set before whoever selects on this drops the stream.
+        let cut = async {
+            let (reason, why) = cut(ending.cut.clone(), self.authority).await.reason();
+            reset.set(reason, why);
+            why
+        };
         tokio::select! {
             carried = carried => match carried {
                 Ok(()) => debug!("an upgraded connection ended"),
                 Err(Broken::Inner(error)) => debug!(%error, "the caller left an upgraded connection"),
                 Err(Broken::Upstream(error)) => debug!(%error, "kube-apiserver cut an upgraded connection"),
             },
-            () = cut(ending, reset) => debug!("an upgraded connection was cut, because the agent shuts down"),
+            why = cut => info!(why, "an upgraded connection was cut"),
         }
     }
 }
@@ -75,12 +87,6 @@ pub(super) async fn end(connection: OnUpgrade) {
         }
     };
     let _late = timeout(SWITCH_WITHIN, end).await;
-}
-
-/// Waits for the deadline; the reason is set before whoever selects on this drops the stream.
-async fn cut(ending: &Ending, reset: &ResetReason) {
-    ending.cut.cancelled().await;
-    reset.set(CloseReason::Draining, SHUTTING_DOWN);
 }
 
 /// Carries bytes both ways. Each direction's end is passed on as an end; the other goes on.

@@ -1,6 +1,9 @@
 //! The phase "who is calling, and as whom": what is told to kube-apiserver, and with whose rights the request goes on.
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, HeaderValue};
 use tokio::time::timeout;
@@ -11,6 +14,7 @@ use tracing::{info, warn};
 use super::{Caller, Forwarder, service_account};
 use crate::{
     as_user::Wanted,
+    authority::{self, Authority},
     dial::Account,
     headers,
     impersonate::{AuditId, act_as, impersonate, name_request},
@@ -38,6 +42,8 @@ pub struct Access {
     pub system_masters: bool,
     /// Tokens of the cluster's own service accounts are passed on.
     pub service_accounts: bool,
+    /// A token is worth nothing so long after it was issued, whatever it says itself.
+    pub max_token_age: Option<Duration>,
 }
 
 /// Whose token a request carries.
@@ -45,11 +51,11 @@ enum Who {
     /// A person's, whom the stream was opened for.
     User(Identity),
     /// One of the cluster's own, for kube-apiserver to judge.
-    ServiceAccount,
+    ServiceAccount(Claimed),
 }
 
 impl Forwarder {
-    /// Sets in `out` who the request is for; returns whose rights it goes with.
+    /// Sets in `out` who the request is for; returns whose rights it goes with, and how long it may go on.
     ///
     /// # Errors
     /// If the caller is not who the stream was opened for, or may not act as whom they ask for: no request then.
@@ -59,16 +65,17 @@ impl Forwarder {
         caller: &Caller,
         out: &mut HeaderMap,
         audit_id: AuditId,
-    ) -> Result<Account, Report> {
+    ) -> Result<(Account, Arc<Authority>), Report> {
         let token = headers::bearer(headers)?;
         let who = self.identify(token, caller, audit_id).await?;
+        let authority = self.authority(&who, caller)?;
         headers::refuse_nominated(headers)?;
-        match (who, self.access.mode) {
+        let account = match (who, self.access.mode) {
             // kube-apiserver knows the token's owner, and judges their Impersonate-* itself.
-            (Who::ServiceAccount, _) | (Who::User(_), Mode::PassThrough) => {
+            (Who::ServiceAccount(_), _) | (Who::User(_), Mode::PassThrough) => {
                 headers::add_impersonation(out, headers);
                 name_request(out, audit_id)?;
-                of_caller(token)
+                of_caller(token)?
             }
             (Who::User(identity), Mode::Impersonate) => {
                 match Wanted::read(headers, self.access.system_masters)? {
@@ -84,9 +91,40 @@ impl Forwarder {
                         );
                     }
                 }
-                Ok(Account::Impersonator)
+                Account::Impersonator
             }
-        }
+        };
+        Ok((account, authority))
+    }
+
+    /// Takes a newer token for what the caller has open; returns until when that may go on now.
+    ///
+    /// # Errors
+    /// As for a request with this token.
+    pub(super) async fn renew(
+        &self,
+        headers: &HeaderMap,
+        caller: &Caller,
+        audit_id: AuditId,
+    ) -> Result<SystemTime, Report> {
+        let who = self.identify(headers::bearer(headers)?, caller, audit_id).await?;
+        Ok(self.authority(&who, caller)?.until())
+    }
+
+    /// What the request hangs on.
+    fn authority(&self, who: &Who, caller: &Caller) -> Result<Arc<Authority>, Report> {
+        let (user, until) = match who {
+            Who::User(identity) => {
+                let until = authority::until(identity, self.access.max_token_age, self.clock.now())?;
+                (&caller.principal, until)
+            }
+            // kube-apiserver judges it, and knows of no skew.
+            Who::ServiceAccount(claimed) => {
+                let until = claimed.expires_at.ok_or(Fault::AccountTokenRefused)?;
+                (&claimed.subject, until)
+            }
+        };
+        Ok(self.authorities.renew(caller.run_key, user, until))
     }
 
     /// Who is calling: the token's user, if ticket and connection are that user's too.
@@ -109,7 +147,7 @@ impl Forwarder {
                     channel, stream = %caller.stream, %audit_id, account, opened_by,
                     "a service account's token is passed on"
                 );
-                return Ok(Who::ServiceAccount);
+                return Ok(Who::ServiceAccount(claimed));
             }
         };
         // A token that was taken off another cluster comes with another user's ticket (THREATS T45).

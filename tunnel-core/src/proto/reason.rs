@@ -99,6 +99,8 @@ reasons! {
     PeerDead = 27 => CarrierLost, "no sign of life";
     /// A limit of the agent is reached.
     AgentLimitReached = 28 => AgentLimit, "limit of the agent reached";
+    /// What the stream was opened with is over: the caller's token for the cluster.
+    AuthorityEnded = 29 => ClusterTokenExpired, "the caller's authority ended";
 }
 
 impl CloseReason {

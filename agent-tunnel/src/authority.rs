@@ -1,0 +1,228 @@
+//! How long what a user has opened may go on: as long as a token of theirs lives, and no longer.
+//!
+//! A request is judged when it begins; `exec`, `logs -f` and a watch go on for hours. Each of them hangs on an authority: what one token's
+//! user may do over one run of a client, until a time. A newer token of the same user, with any request or posted for that alone
+//! ([`RENEW_PATH`]), moves the time ahead. Once it has come, what hangs on the authority ends.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{sync::watch, time::sleep};
+use towline_identity::Identity;
+use towline_tunnel::{
+    fault::{Fault, Report},
+    ids::KeyHash,
+};
+
+use crate::forward::Clock;
+
+/// Where a client posts a newer token for what it has open. kube-apiserver has nothing below this path, and never sees it.
+pub const RENEW_PATH: &str = "/.towline/authority";
+/// Clocks may differ by less than the minute within which everything has to end.
+const SKEW: Duration = Duration::from_secs(45);
+/// The clock is looked at this often: a machine that slept, or whose clock was set, is noticed.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Authorities that nothing hangs on are looked for each time that this many more are there.
+const SWEEP_EVERY: usize = 64;
+
+/// Until when a token is worth something: its end, or so long after it was issued as is allowed.
+///
+/// # Errors
+/// If that time has come, or the token does not say when it was issued and has to.
+pub fn until(identity: &Identity, max_age: Option<Duration>, now: SystemTime) -> Result<SystemTime, Report> {
+    let mut until = identity.expires_at;
+    if let Some(age) = max_age {
+        let issued = identity.issued_at.ok_or_else(|| {
+            Report::new(Fault::ClusterTokenRefused, "it does not say when it was issued (--max-token-age)")
+        })?;
+        let end = issued.checked_add(age).unwrap_or(until);
+        if end + SKEW <= now && end < until {
+            let what = "it was issued longer ago than the agent allows (--max-token-age)";
+            return Err(Report::new(Fault::ClusterTokenExpired, what));
+        }
+        until = until.min(end);
+    }
+    let until = until.checked_add(SKEW).unwrap_or(until);
+    if now < until { Ok(until) } else { Err(Fault::ClusterTokenExpired.into()) }
+}
+
+/// Everybody's authorities.
+#[derive(Debug)]
+pub struct Authorities {
+    clock: Clock,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    authorities: HashMap<(KeyHash, String), Weak<Authority>>,
+    sweep_at: usize,
+}
+
+/// What one user has over one run of a client. What is opened holds it.
+#[derive(Debug)]
+pub struct Authority {
+    clock: Clock,
+    until: watch::Sender<SystemTime>,
+}
+
+impl Authorities {
+    /// None yet.
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, known: Mutex::new(Known { authorities: HashMap::new(), sweep_at: SWEEP_EVERY }) }
+    }
+
+    /// The authority of whoever holds this key and is this user by their token: lasts until then at least.
+    pub fn renew(&self, run_key: KeyHash, user: &str, until: SystemTime) -> Arc<Authority> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.authorities.len() >= known.sweep_at {
+            known.authorities.retain(|_, authority| authority.strong_count() > 0);
+            let room = known.authorities.len() + SWEEP_EVERY;
+            known.authorities.shrink_to(room);
+            known.sweep_at = room;
+        }
+        let name = (run_key, user.to_owned());
+        if let Some(authority) = known.authorities.get(&name).and_then(Weak::upgrade) {
+            authority.until.send_if_modified(|held| {
+                let later = until > *held;
+                *held = until.max(*held);
+                later
+            });
+            return authority;
+        }
+        let authority = Arc::new(Authority { clock: self.clock.clone(), until: watch::Sender::new(until) });
+        known.authorities.insert(name, Arc::downgrade(&authority));
+        authority
+    }
+}
+
+impl Authority {
+    /// Until when, as of now.
+    pub fn until(&self) -> SystemTime {
+        *self.until.borrow()
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&self) {
+        let mut until = self.until.subscribe();
+        loop {
+            let end = *until.borrow_and_update();
+            let Ok(left) = end.duration_since(self.clock.now()) else { return };
+            if left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                () = sleep(left.min(LOOK_EVERY)) => {}
+                // Its sender is this authority's own.
+                _changed = until.changed() => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        sync::atomic::{AtomicU64, Ordering},
+    };
+
+    use tokio::time::timeout;
+    use towline_identity::Principal;
+    use towline_tunnel::keys::SigningKey;
+
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn identity(issued: Option<u64>, expires: u64) -> Identity {
+        Identity {
+            username: "alice".into(),
+            groups: Vec::new(),
+            uid: None,
+            extra: BTreeMap::new(),
+            principal: Principal { issuer: "https://idp".into(), subject: "1".into() },
+            issued_at: issued.map(at),
+            expires_at: at(expires),
+        }
+    }
+
+    #[test]
+    fn a_token_lasts_to_its_end_or_as_long_as_is_allowed_and_never_a_minute_longer() {
+        let hour = Some(Duration::from_secs(3600));
+        assert_eq!(until(&identity(None, 1000), None, at(10)).unwrap(), at(1045));
+        assert_eq!(until(&identity(Some(0), 9000), hour, at(10)).unwrap(), at(3645));
+        assert_eq!(until(&identity(Some(0), 1000), hour, at(10)).unwrap(), at(1045));
+        for (identity, max_age, now) in [
+            (identity(None, 1000), None, 1045),
+            (identity(Some(0), 1000), hour, 1045),
+            (identity(Some(0), 90_000), hour, 3645),
+        ] {
+            let report = until(&identity, max_age, at(now)).unwrap_err();
+            assert_eq!(report.fault, Fault::ClusterTokenExpired);
+            until(&identity, max_age, at(now - 1)).unwrap();
+        }
+        let silent = until(&identity(None, 1000), hour, at(10)).unwrap_err();
+        assert_eq!(silent.fault, Fault::ClusterTokenRefused);
+        assert!(silent.to_string().contains("--max-token-age"), "{silent}");
+    }
+
+    /// Wall-clock time that goes with tokio's, which the test stops, and can be moved by itself.
+    fn clock() -> (Clock, Arc<AtomicU64>) {
+        let (begun, moved) = (tokio::time::Instant::now(), Arc::new(AtomicU64::new(0)));
+        let by = Arc::clone(&moved);
+        (Clock::new(move || at(by.load(Ordering::Relaxed)) + begun.elapsed()), moved)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_hangs_on_it_ends_with_the_last_token_and_at_that_time() {
+        let (clock, _) = clock();
+        let authorities = Authorities::new(clock.clone());
+        let key = SigningKey::generate().public().hash();
+        let authority = authorities.renew(key, "alice", at(100));
+        let renewed = authorities.renew(key, "alice", at(300));
+        assert!(Arc::ptr_eq(&authority, &renewed));
+        authorities.renew(key, "alice", at(200));
+        let others = authorities.renew(key, "bob", at(50));
+        assert_eq!((authority.until(), others.until()), (at(300), at(50)));
+        others.ended().await;
+        assert_eq!(clock.now(), at(50));
+        authority.ended().await;
+        assert_eq!(clock.now(), at(300));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_waits_hears_of_a_newer_token_and_of_a_clock_that_was_set() {
+        let (clock, moved) = clock();
+        let authorities = Authorities::new(clock.clone());
+        let key = SigningKey::generate().public().hash();
+        let authority = authorities.renew(key, "alice", at(100));
+        let waits = tokio::spawn({
+            let authority = Arc::clone(&authority);
+            async move { authority.ended().await }
+        });
+        sleep(Duration::from_secs(99)).await;
+        authorities.renew(key, "alice", at(1000));
+        sleep(Duration::from_secs(300)).await;
+        assert!(!waits.is_finished());
+        moved.store(700, Ordering::Relaxed);
+        timeout(Duration::from_secs(6), waits).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn authorities_that_nothing_hangs_on_are_forgotten() {
+        let authorities = Authorities::new(Clock::system());
+        let held = authorities.renew(SigningKey::generate().public().hash(), "held", at(100));
+        for n in 0..1000_u32 {
+            let key = SigningKey::generate().public().hash();
+            drop(authorities.renew(key, &n.to_string(), at(100)));
+        }
+        assert!(authorities.known.lock().unwrap().authorities.len() <= 2 * SWEEP_EVERY);
+        assert_eq!(held.until(), at(100));
+    }
+}
