@@ -130,7 +130,7 @@ faults! {
         "get a fresh token for the relay's audience";
     RelayTokenExpired = "TL-REL-002", Relay, Unauthenticated, You,
         "the relay token is expired", "Its time is over.",
-        "write a fresh token to the relay token file; it is read again when it changes";
+        "run `towline login`, or write a fresh token to the relay token file; it is read again when it changes";
     ClusterForbidden = "TL-REL-003", Relay, Forbidden, RelayAdmin,
         "you may not open this cluster", "No role assignment lets you in.",
         "on the relay, run the command that is named here (towline-relay role assign --user USER --role cluster-user --cluster NAME), or the same with --group";
@@ -179,13 +179,13 @@ faults! {
     // IDN: who is calling, verified in the cluster.
     ClusterTokenMissing = "TL-IDN-001", Agent, Unauthenticated, You,
         "the request carries no cluster token", "Exactly one bearer token for the cluster's audience is needed.",
-        "give one with --cluster-token-file";
+        "log in with `towline login`, or give a token with --cluster-token-file";
     ClusterTokenRefused = "TL-IDN-002", Agent, Unauthenticated, You,
         "the cluster did not accept the token", "It is not from the configured issuer, not for this cluster's audience, or damaged.",
         "get a fresh token for the cluster's audience";
     ClusterTokenExpired = "TL-IDN-003", Agent, Unauthenticated, You,
         "the cluster token is expired", "Its time is over, or a clock is wrong.",
-        "write a fresh token to the cluster token file; it is read again when it changes";
+        "run `towline login`, or write a fresh token to the cluster token file; it is read again when it changes";
     TicketMismatch = "TL-IDN-004", Agent, Unauthenticated, You,
         "ticket, token and key do not belong together", "The relay's ticket, the cluster token and the connection's key must name one user and this cluster.",
         "use tokens of one and the same user for relay and cluster";
@@ -216,6 +216,38 @@ faults! {
     AccountTokenRefused = "TL-IDN-025", Agent, Unauthenticated, You,
         "the token of a service account is not taken here", "The agent takes such tokens only where it is told to, of this cluster's own issuer, and while they last.",
         "use a person's token, or have the agent started with --allow-service-account-tokens";
+
+    // LGN: logging in at the identity provider.
+    LoginNeeded = "TL-LGN-001", Client, Unauthenticated, You,
+        "nobody is logged in", "No login of this profile is kept, or what is kept is for another issuer or client.",
+        "run `towline login` (with the same --profile)";
+    LoginEnded = "TL-LGN-002", Client, Unauthenticated, You,
+        "the login is over", "The identity provider renews it no longer: its time is over, it was revoked, or it was used elsewhere.",
+        "run `towline login` again; a proxy that runs takes it up by itself";
+    LoginRefused = "TL-LGN-003", Client, Unauthenticated, You,
+        "the identity provider refused the login", "It was cancelled, or the provider does not let this client, this person or these scopes.",
+        "try again; if it stays, show the provider's words to whoever runs it";
+    LoginTimeout = "TL-LGN-004", Client, Timeout, You,
+        "nobody finished the login in time", "The browser's page or the code was not used.",
+        "run `towline login` again and follow it to its end; `--no-browser` prints the address, `--device` needs no browser here";
+    IdpUnreachable = "TL-LGN-005", Client, Unreachable, You,
+        "the identity provider can't be reached", "Its name does not resolve, the connection failed, its certificate is not trusted, or it has trouble of its own.",
+        "check the issuer in the profile, its `ca-file`, and the network; tokens that still live go on serving";
+    IdpAnswerWrong = "TL-LGN-006", Client, Untrusted, IdentityAdmin,
+        "the identity provider's answer is not what it must be", "It is malformed, of another issuer or for another client, or was not asked for; nothing of it was kept.",
+        "compare the profile's issuer and client ids with the provider's registration";
+    CredentialCommandFailed = "TL-LGN-007", Client, Unauthenticated, You,
+        "the command that should print a token failed", "It can't be run, ended with an error, or printed something else.",
+        "run it by hand; `az login` where it is the Azure CLI";
+    LoginStoreUnusable = "TL-LGN-008", Client, Usage, You,
+        "what is kept of the login can't be used", "The keyring is locked or away, or the file is damaged.",
+        "unlock the keyring, or run `towline logout` and `towline login`; `keep = \"file\"` does without a keyring";
+    TokensNotApart = "TL-LGN-009", Client, Unauthenticated, IdentityAdmin,
+        "the two tokens are not two tokens of one person", "Relay and cluster need tokens for different audiences, and of the same subject.",
+        "register two clients or audiences; --allow-shared-audience lets the relay be you on every cluster that takes the token";
+    CiTokenMissing = "TL-LGN-010", Client, Unauthenticated, You,
+        "the CI job gives no token", "The job was not told to issue tokens, or under another name.",
+        "GitHub: `permissions: id-token: write`; GitLab: `id_tokens:` with the names of the profile's `token-env`";
 
     // HTP: the request as it was written.
     RequestHeadRefused = "TL-HTP-001", Client, BadRequest, You,
