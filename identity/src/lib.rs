@@ -5,6 +5,7 @@
 //! `docs/identity.md`.
 
 mod algorithm;
+mod assertion;
 mod cache;
 mod cel;
 mod claimed;
@@ -34,6 +35,7 @@ use std::{collections::BTreeMap, fmt, time::SystemTime};
 
 pub use algorithm::Algorithm;
 pub use claimed::Claimed;
+pub use assertion::client_assertion;
 pub use config::{ConfigError, IssuerConfig, IssuerSettings};
 pub use error::VerifyError;
 pub use explain::Explanation;

@@ -3,23 +3,16 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
-use aws_lc_rs::{
-    digest::{SHA256, digest},
-    rand::SystemRandom,
-    signature::{RSA_PSS_SHA256, RsaKeyPair},
-};
 use bytes::Bytes;
-use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use http::{Request, header};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-/// A client assertion is good for this long.
-const ASSERTION_LIFE: Duration = Duration::from_secs(300);
+use crate::client_assertion;
+
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 /// Who asks Graph. Files are read at each use, so that what is rotated is taken up.
@@ -101,7 +94,7 @@ impl Credential {
             Self::Secret { client, file } => (client, form(&[("client_secret", &read(file)?)])),
             Self::Federated { client, file } => (client, assertion(&read(file)?)),
             Self::Certificate { client, certificate, key } => {
-                (client, assertion(&signed(client, &endpoint, certificate, key, now)?))
+                (client, assertion(&client_assertion(client, &endpoint, certificate, key, now)?))
             }
         };
         let fields = form(&[("grant_type", "client_credentials"), ("client_id", client), ("scope", &scope)]);
@@ -114,42 +107,6 @@ impl Credential {
 
 fn assertion(token: &str) -> String {
     form(&[("client_assertion_type", JWT_BEARER), ("client_assertion", token)])
-}
-
-/// A client assertion (RFC 7523) by a certificate's key.
-fn signed(
-    client: &str,
-    endpoint: &str,
-    certificate: &Path,
-    key: &Path,
-    now: SystemTime,
-) -> Result<String, String> {
-    let certificate = CertificateDer::from_pem_file(certificate)
-        .map_err(|error| format!("{}: {error}", certificate.display()))?;
-    let wrong = |error: &dyn fmt::Display| format!("{}: {error}", key.display());
-    let pair = match PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(&error))? {
-        PrivateKeyDer::Pkcs8(der) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()),
-        PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()),
-        _ => return Err(wrong(&"not an RSA key")),
-    };
-    let pair = pair.map_err(|error| wrong(&error))?;
-    let begin = now.duration_since(UNIX_EPOCH).map_err(|_| "the clock is before 1970")?.as_secs();
-    let mut id = [0; 16];
-    aws_lc_rs::rand::fill(&mut id).map_err(|_| "there is no randomness")?;
-    let thumbprint = BASE64URL_NOPAD.encode(digest(&SHA256, &certificate).as_ref());
-    let part = |value: Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
-    let text = format!(
-        "{}.{}",
-        part(json!({ "alg": "PS256", "typ": "JWT", "x5t#S256": thumbprint })),
-        part(json!({
-            "aud": endpoint, "iss": client, "sub": client, "jti": HEXLOWER.encode(&id),
-            "nbf": begin, "iat": begin, "exp": begin + ASSERTION_LIFE.as_secs(),
-        }))
-    );
-    let mut signature = vec![0; pair.public_modulus_len()];
-    pair.sign(&RSA_PSS_SHA256, &SystemRandom::new(), text.as_bytes(), &mut signature)
-        .map_err(|_| "the key can't sign")?;
-    Ok(format!("{text}.{}", BASE64URL_NOPAD.encode(&signature)))
 }
 
 /// What a token endpoint answers.
