@@ -161,9 +161,9 @@ impl From<AccessArgs> for Access {
 }
 
 /// Whose tokens for this cluster are accepted: names and meanings of kube-apiserver's flags.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "People's tokens for this cluster (OIDC)")]
-struct IssuerArgs {
+pub struct IssuerArgs {
     /// kube-apiserver's own file with any number of issuers (apiserver.config.k8s.io/v1), in place of the flags below
     #[arg(
         long,
@@ -228,7 +228,11 @@ struct LimitArgs {
 }
 
 impl IssuerArgs {
-    fn parse(self) -> Result<TrustSource, Report> {
+    /// Reads the files that they name, and checks everything.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn parse(self) -> Result<TrustSource, Report> {
         if let Some(file) = &self.oidc_ca_file {
             let unusable = |error| Report::new(Fault::FileUnreadable, format!("--oidc-ca-file {error}"));
             Roots::read(file).map_err(unusable)?;
