@@ -35,7 +35,7 @@ use crate::{
     forward::Forwarder,
     kubeconfig::{Entry, Location, Merged, standalone},
     local::{Authority, ClusterLock, EndpointTls, StateFolder},
-    token::Tokens,
+    token::{Clock, TokenFrom, Tokens},
 };
 
 /// How long a stream waits to go on, where nobody says otherwise.
@@ -59,10 +59,10 @@ pub struct Config {
     pub relay_key: KeyHash,
     /// The authority of its outer TLS, where that is a private one (PEM).
     pub relay_ca_file: Option<PathBuf>,
-    /// Holds the token for the relay; read again when it changes.
-    pub relay_token_file: PathBuf,
-    /// Holds the token for the clusters; read again when it changes.
-    pub cluster_token_file: PathBuf,
+    /// Where the token for the relay comes from.
+    pub relay_token: TokenFrom,
+    /// Where the token for the clusters comes from.
+    pub cluster_token: TokenFrom,
     /// The relay may see a token that the clusters accept: it can then be you there.
     pub shared_audience: bool,
     /// How long a stream waits to go on when a connection on the way is lost.
@@ -133,11 +133,9 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
     let endpoint = Endpoint::bind(config.port).await?;
     let address = endpoint.address();
 
-    let tokens = Arc::new(Tokens::new(
-        config.relay_token_file.clone(),
-        config.cluster_token_file.clone(),
-        config.shared_audience,
-    ));
+    let (relay, cluster) = (config.relay_token.clone(), config.cluster_token.clone());
+    let tokens = Arc::new(Tokens::start(relay, cluster, config.shared_audience, &Clock::system()).await?);
+    let now = SystemTime::now();
     tokens.for_relay(now)?;
     tokens.for_cluster(now)?;
     let run_key = Arc::new(SigningKey::generate());

@@ -2,8 +2,10 @@
 
 mod arguments;
 mod ask;
+mod auth;
 mod dev;
 mod log;
+mod login;
 mod profile;
 mod proxy;
 mod run;
@@ -18,7 +20,9 @@ use clap::{Parser, Subcommand};
 use towline_tunnel::fault::Report;
 
 pub use arguments::{ProxyArguments, Reach, RunArguments};
+pub use auth::{AuthCommand, CheckArguments};
 pub use log::{Level, start as start_log};
+pub use login::{LoginArguments, Output, WhoamiArguments, Whose};
 
 /// kubectl for clusters behind a towline relay.
 #[derive(Debug, Parser)]
@@ -39,6 +43,15 @@ pub enum Command {
     Proxy(ProxyArguments),
     /// Run one command with a kubeconfig of its own for one or more clusters.
     Run(RunArguments),
+    /// Log in at the identity provider that the profile names: once, for the relay's token and the clusters'.
+    Login(LoginArguments),
+    /// Forget the login, here and at the provider.
+    Logout(Whose),
+    /// Say who you are for relay and clusters. Never prints a token.
+    Whoami(WhoamiArguments),
+    /// Look into tokens.
+    #[command(subcommand)]
+    Auth(AuthCommand),
     /// Try towline on a cluster that you have: relay, agent and proxy in one process, with a stand-in for the identity provider.
     Dev(dev::DevArguments),
 }
@@ -48,7 +61,7 @@ impl Cli {
     pub fn level(&self) -> Level {
         self.log.unwrap_or(match self.command {
             Command::Proxy(_) => Level::Info,
-            Command::Run(_) | Command::Dev(_) => Level::Warn,
+            _ => Level::Warn,
         })
     }
 
@@ -57,6 +70,10 @@ impl Cli {
         let done = match self.command {
             Command::Proxy(arguments) => proxy::execute(arguments).await,
             Command::Run(arguments) => run::execute(arguments).await,
+            Command::Login(arguments) => login::login(arguments).await,
+            Command::Logout(arguments) => login::logout(arguments).await,
+            Command::Whoami(arguments) => login::whoami(arguments).await,
+            Command::Auth(command) => auth::execute(command).await,
             Command::Dev(arguments) => dev::execute(arguments).await,
         };
         done.unwrap_or_else(|report| fail(&report))

@@ -36,6 +36,7 @@ use tracing::warn;
 use crate::{
     app::{self, Choice, RESUME_TIMEOUT},
     kubeconfig::Location,
+    token::TokenFrom,
 };
 
 const RELAY_AUDIENCE: &str = "towline-relay";
@@ -163,8 +164,8 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
             relay: relay.public().relay.clone(),
             relay_key: relay.identity_hash(),
             relay_ca_file: Some(relay_ca_file),
-            relay_token_file: mint.file(RELAY_AUDIENCE),
-            cluster_token_file: mint.file(CLUSTER_AUDIENCE),
+            relay_token: TokenFrom::File(mint.file(RELAY_AUDIENCE)),
+            cluster_token: TokenFrom::File(mint.file(CLUSTER_AUDIENCE)),
             resume_timeout: RESUME_TIMEOUT,
             lines: app::default_lines(),
             shared_audience: false,

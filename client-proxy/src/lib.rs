@@ -11,4 +11,5 @@ pub mod dial;
 pub mod forward;
 pub mod kubeconfig;
 pub mod local;
+pub mod login;
 pub mod token;

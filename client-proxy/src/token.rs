@@ -1,15 +1,15 @@
-//! Bearer tokens from files, read again when the file changes.
+//! The two bearer tokens: where they come from, and what is not sent to whom.
 //!
 //! The client judges a token only where that spares a person a puzzle or keeps a secret from the wrong eyes: one
 //! that is over is not sent, and one that the cluster would accept is never shown to the relay (THREATS T46). All
 //! else is the relay's and the agent's to verify.
 
+mod file;
+mod fresh;
+
 use std::{
-    fs::{self, File, Metadata},
-    io::Read as _,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -19,6 +19,12 @@ use towline_tunnel::{
     fault::{Fault, Report},
     session::message::{MAX_TOKEN, Secret},
 };
+
+pub use file::TokenFile;
+pub(crate) use fresh::due;
+pub use fresh::{Clock, Issue};
+
+use fresh::Fresh;
 
 /// A clock that runs ahead by less than this calls no good token expired.
 const SKEW: Duration = Duration::from_secs(60);
@@ -33,10 +39,21 @@ pub enum Purpose {
 }
 
 impl Purpose {
+    /// Both, in the order in which they are asked for.
+    pub const BOTH: [Self; 2] = [Self::Relay, Self::Cluster];
+
     fn expired(self) -> Fault {
         match self {
             Self::Relay => Fault::RelayTokenExpired,
             Self::Cluster => Fault::ClusterTokenExpired,
+        }
+    }
+
+    /// `relay` or `cluster`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Cluster => "cluster",
         }
     }
 
@@ -54,12 +71,13 @@ pub struct Token {
     /// The token itself.
     pub secret: Secret,
     audiences: Vec<String>,
+    issued: Option<SystemTime>,
     expires: Option<SystemTime>,
 }
 
 impl Token {
     /// Reads a token. What is no JWT has no audiences and no end that we know of.
-    fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let token = text.trim();
         if token.is_empty() || token.len() > MAX_TOKEN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return None;
@@ -70,15 +88,55 @@ impl Token {
             Value::Array(many) => many.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
             _ => Vec::new(),
         };
-        let expires = claims["exp"]
-            .as_u64()
-            .and_then(|exp| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(exp)));
-        Some(Self { secret: Secret::new(token), audiences, expires })
+        let time = |claim: &str| {
+            claims[claim]
+                .as_u64()
+                .and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
+        };
+        Some(Self {
+            secret: Secret::new(token),
+            audiences,
+            issued: time("iat").or_else(|| time("nbf")),
+            expires: time("exp"),
+        })
+    }
+
+    /// The same, with an end that was told beside it, where that comes earlier than its own.
+    #[must_use]
+    pub fn ending(mut self, told: Option<SystemTime>) -> Self {
+        self.expires = [self.expires, told].into_iter().flatten().min();
+        self
     }
 
     /// An audience that both tokens name.
     pub fn shared_audience<'a>(&'a self, other: &Self) -> Option<&'a str> {
         self.audiences.iter().find(|audience| other.audiences.contains(audience)).map(String::as_str)
+    }
+
+    /// Whether it is a JWT, unverified, whose claims can be read.
+    pub fn is_jwt(&self) -> bool {
+        !self.claims().is_null()
+    }
+
+    /// Its claims, unverified; null where it is no JWT.
+    pub fn claims(&self) -> Value {
+        self.secret.reveal_text().and_then(claims).unwrap_or_default()
+    }
+
+    /// When it ends, if it says.
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.expires
+    }
+
+    /// Whether its time is over, whatever a clock may be off.
+    pub fn is_over(&self, now: SystemTime) -> bool {
+        self.expires.and_then(|end| end.checked_add(SKEW)).is_some_and(|end| now > end)
+    }
+
+    /// Why two tokens are not two: an audience that both have, or one text.
+    pub fn not_apart(&self, other: &Self) -> Option<String> {
+        let shared = self.shared_audience(other).map(|audience| format!("for audience {audience}"));
+        shared.or_else(|| (self.secret == other.secret).then(|| "the same token".to_owned()))
     }
 }
 
@@ -92,105 +150,112 @@ fn claims(token: &str) -> Option<Value> {
     serde_json::from_slice(&BASE64URL_NOPAD.decode(body.as_bytes()).ok()?).ok()
 }
 
-/// What tells one content of a file from the next without reading it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Fingerprint {
-    inode: u64,
-    changed: (i64, i64),
-    length: u64,
+/// A time as people read it.
+pub(crate) fn at(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time)
+        .ok()
+        .and_then(|time| time.round(jiff::Unit::Second).ok())
+        .map_or_else(|| "a time beyond reckoning".to_owned(), |time| time.to_string())
 }
 
-impl Fingerprint {
-    fn of(about: &Metadata) -> Self {
-        Self { inode: about.ino(), changed: (about.ctime(), about.ctime_nsec()), length: about.len() }
-    }
+/// Where a token is to come from.
+#[derive(Clone, Debug)]
+pub enum TokenFrom {
+    /// A file that somebody else writes.
+    File(PathBuf),
+    /// It was read already, and stays what it is: from standard input.
+    Given(Token),
+    /// Whoever issues it, again and again.
+    Issuer(Arc<dyn Issue>),
 }
 
-/// A file that holds one token.
+/// Where a token comes from, while the program runs.
 #[derive(Debug)]
-pub struct TokenFile {
-    path: PathBuf,
-    purpose: Purpose,
-    read: Mutex<Option<(Fingerprint, Token)>>,
+enum Source {
+    File(TokenFile),
+    Given(Token),
+    Fresh(Fresh),
 }
 
-impl TokenFile {
-    /// The token in this file; nothing is read yet.
-    pub fn new(path: PathBuf, purpose: Purpose) -> Self {
-        Self { path, purpose, read: Mutex::new(None) }
-    }
-
-    /// The token that the file holds now. One look at the file's metadata, unless it has changed.
-    ///
-    /// # Errors
-    /// If the file can't be read, does not hold one token, or the token's time is over.
-    pub fn current(&self, now: SystemTime) -> Result<Token, Report> {
-        let token = self.token()?;
-        match token.expires {
-            Some(end) if end.checked_add(SKEW).is_some_and(|end| now > end) => Err(Report::new(
-                self.purpose.expired(),
-                format!("{}, ended at {}", self.path.display(), at(end)),
-            )),
-            _ => Ok(token),
-        }
+impl Source {
+    async fn start(from: TokenFrom, purpose: Purpose, clock: &Clock) -> Result<Self, Report> {
+        Ok(match from {
+            TokenFrom::File(path) => Self::File(TokenFile::new(path, purpose)),
+            TokenFrom::Given(token) => Self::Given(token),
+            TokenFrom::Issuer(issuer) => Self::Fresh(Fresh::start(issuer, clock.clone()).await?),
+        })
     }
 
     /// The token, whether or not its time is over.
-    ///
-    /// # Errors
-    /// If the file can't be read or does not hold one token.
-    pub fn token(&self) -> Result<Token, Report> {
-        let about = fs::metadata(&self.path).map_err(|error| self.unusable(&error.to_string()))?;
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let fingerprint = Fingerprint::of(&about);
-        if let Some((of, token)) = read.as_ref().filter(|(of, _)| *of == fingerprint) {
-            let _same = of;
-            return Ok(token.clone());
+    fn token(&self) -> Result<Token, Report> {
+        match self {
+            Self::File(file) => file.token(),
+            Self::Given(token) => Ok(token.clone()),
+            Self::Fresh(fresh) => Ok(fresh.token()),
         }
-        let mut text = String::new();
-        File::open(&self.path)
-            .and_then(|file| file.take(4 * MAX_TOKEN as u64).read_to_string(&mut text))
-            .map_err(|error| self.unusable(&error.to_string()))?;
-        let secret = Secret::new(text);
-        let token = secret
-            .reveal_text()
-            .and_then(Token::parse)
-            .ok_or_else(|| self.unusable("it does not hold exactly one token"))?;
-        *read = Some((fingerprint, token.clone()));
-        Ok(token)
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The token to be sent now.
+    fn current(&self, purpose: Purpose, now: SystemTime) -> Result<Token, Report> {
+        let token = self.token()?;
+        if !token.is_over(now) {
+            return Ok(token);
+        }
+        // Why there is no fresh one says more than that this one has ended.
+        if let Self::Fresh(fresh) = self
+            && let Some(trouble) = fresh.trouble()
+        {
+            return Err(trouble);
+        }
+        let end = token.expires.map(at).unwrap_or_default();
+        Err(Report::new(purpose.expired(), format!("{}, ended at {end}", self.place())))
     }
 
-    fn unusable(&self, why: &str) -> Report {
-        let detail = format!("{} {}: {why}", self.purpose.name(), self.path.display());
-        Report::new(Fault::TokenFileUnusable, detail)
+    fn place(&self) -> String {
+        match self {
+            Self::File(file) => file.path().display().to_string(),
+            Self::Given(_) => "standard input".to_owned(),
+            Self::Fresh(fresh) => fresh.place(),
+        }
     }
-}
 
-fn at(time: SystemTime) -> String {
-    jiff::Timestamp::try_from(time)
-        .map_or_else(|_| "a time beyond reckoning".to_owned(), |time| time.to_string())
+    fn not_apart(&self, how: &str) -> Report {
+        let why = format!(
+            "the cluster would accept it too ({how}), so that the relay could act as you there; use two tokens"
+        );
+        match self {
+            Self::File(file) => file.unusable(&why),
+            Self::Given(_) | Self::Fresh(_) => Report::new(Fault::TokensNotApart, why),
+        }
+    }
 }
 
 /// The two tokens of one person.
 #[derive(Debug)]
 pub struct Tokens {
-    relay: TokenFile,
-    cluster: TokenFile,
+    relay: Source,
+    cluster: Source,
     /// Whether the relay may see a token that the cluster would accept.
     shared_audience: bool,
 }
 
 impl Tokens {
-    /// The tokens in these files. With `shared_audience` both may name one audience: then the relay can be you
-    /// on every cluster that accepts this audience.
-    pub fn new(relay: PathBuf, cluster: PathBuf, shared_audience: bool) -> Self {
-        let relay = TokenFile::new(relay, Purpose::Relay);
-        Self { relay, cluster: TokenFile::new(cluster, Purpose::Cluster), shared_audience }
+    /// Begins to have tokens from these places; what is issued is renewed until this is dropped. With
+    /// `shared_audience` both may name one audience: then the relay can be you on every cluster that accepts it.
+    ///
+    /// # Errors
+    /// If nobody is logged in, or whoever issues a token gives none.
+    pub async fn start(
+        relay: TokenFrom,
+        cluster: TokenFrom,
+        shared_audience: bool,
+        clock: &Clock,
+    ) -> Result<Self, Report> {
+        let (relay, cluster) = tokio::try_join!(
+            Source::start(relay, Purpose::Relay, clock),
+            Source::start(cluster, Purpose::Cluster, clock)
+        )?;
+        Ok(Self { relay, cluster, shared_audience })
     }
 
     /// What may be sent to the relay.
@@ -198,16 +263,12 @@ impl Tokens {
     /// # Errors
     /// If there is no such token, or the cluster would accept it too.
     pub fn for_relay(&self, now: SystemTime) -> Result<Secret, Report> {
-        let token = self.relay.current(now)?;
+        let token = self.relay.current(Purpose::Relay, now)?;
         if !self.shared_audience {
             // A cluster token that can't be read now is told to whoever needs it; nothing leaves until it was seen.
             let cluster = self.cluster.token()?;
-            let shared = token.shared_audience(&cluster).map(|audience| format!("for audience {audience}"));
-            let same = (token.secret == cluster.secret).then(|| "the same token".to_owned());
-            if let Some(how) = shared.or(same) {
-                return Err(self.relay.unusable(&format!(
-                    "the cluster would accept it too ({how}), so that the relay could act as you there; use two tokens"
-                )));
+            if let Some(how) = token.not_apart(&cluster) {
+                return Err(self.relay.not_apart(&how));
             }
         }
         Ok(token.secret)
@@ -218,12 +279,14 @@ impl Tokens {
     /// # Errors
     /// If there is no such token.
     pub fn for_cluster(&self, now: SystemTime) -> Result<Secret, Report> {
-        self.cluster.current(now).map(|token| token.secret)
+        self.cluster.current(Purpose::Cluster, now).map(|token| token.secret)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
@@ -238,7 +301,12 @@ mod tests {
             fs::write(folder.path().join(name), text).unwrap();
             folder.path().join(name)
         };
-        let tokens = Tokens::new(path("relay", relay), path("cluster", cluster), false);
+        let file = |path, purpose| Source::File(TokenFile::new(path, purpose));
+        let tokens = Tokens {
+            relay: file(path("relay", relay), Purpose::Relay),
+            cluster: file(path("cluster", cluster), Purpose::Cluster),
+            shared_audience: false,
+        };
         (folder, tokens)
     }
 
@@ -274,7 +342,7 @@ mod tests {
         let (_folder, tokens) = tokens(&jwt(r#"{"exp":1000}"#), &jwt(r#"{"exp":1000}"#));
         let after = |seconds| NOW + Duration::from_secs(seconds);
         tokens.for_cluster(after(1059)).unwrap();
-        let relay = tokens.relay.current(after(1061)).unwrap_err();
+        let relay = tokens.relay.current(Purpose::Relay, after(1061)).unwrap_err();
         assert_eq!(relay.fault, Fault::RelayTokenExpired);
         assert!(relay.to_string().contains("1970-01-01T00:16:40Z"), "{relay}");
         assert_eq!(tokens.for_cluster(after(1061)).unwrap_err().fault, Fault::ClusterTokenExpired);

@@ -1,12 +1,18 @@
 //! Arguments, as typed and as usable.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     fault::{Fault, Report},
     mux::{LineSettings, MAX_LINES},
+    session::message::{MAX_TOKEN, Secret},
     values::duration,
 };
 
@@ -16,6 +22,8 @@ use crate::{
     app::{BULK_LINES, Choice, Config, RESUME_TIMEOUT, default_lines},
     kubeconfig::Location,
     local::StateFolder,
+    login::{self, LoginTable, Store},
+    token::{Purpose, Token, TokenFrom},
 };
 
 /// Which clusters, and how they are reached. What is not given is taken from the profile.
@@ -36,6 +44,9 @@ pub struct Reach {
     /// Holds your token for the clusters' audience; read again when it changes. The relay never sees it.
     #[arg(long, value_name = "FILE")]
     pub cluster_token_file: Option<PathBuf>,
+    /// Holds a service account's token, which the cluster's apiserver itself judges, in place of a cluster token; `-` reads it once from standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "cluster_token_file")]
+    pub service_account_token_file: Option<PathBuf>,
     /// Accept tokens with a common audience: the relay can then be you on every cluster that accepts it.
     #[arg(long)]
     pub allow_shared_audience: bool,
@@ -48,8 +59,8 @@ pub struct Reach {
     /// Connections beside the session, opened and closed as needed, for streams that carry much: a copy then holds up nothing else; 0 for none [default: 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_LINES)))]
     pub bulk_lines: Option<u32>,
-    /// Where flags stand that repeat from day to day [default: ~/.config/towline/profile.toml].
-    #[arg(long, value_name = "FILE", env = "TOWLINE_PROFILE")]
+    /// Where flags stand that repeat from day to day: a file, or a name such as `work` for ~/.config/towline/work.toml [default: profile].
+    #[arg(long, value_name = "NAME|FILE", env = "TOWLINE_PROFILE")]
     pub profile: Option<PathBuf>,
     /// Keeps the local authority and client certificates [default: ~/.local/state/towline].
     #[arg(long, value_name = "FOLDER")]
@@ -114,6 +125,12 @@ impl RunArguments {
         let profile = Profile::load(self.reach.profile.as_deref())?;
         self.reach.config(&profile)
     }
+
+    /// Variables that hold tokens: the command is not to inherit them.
+    pub(super) fn token_variables(&self) -> Result<Vec<String>, Report> {
+        let profile = Profile::load(self.reach.profile.as_deref())?;
+        Ok(profile.login.as_ref().map(LoginTable::token_variables).unwrap_or_default())
+    }
 }
 
 impl Reach {
@@ -122,30 +139,32 @@ impl Reach {
         let mut missing = Vec::new();
         let relay = given(&self.relay, &profile.relay, "--relay", &mut missing);
         let relay_key = given(&self.relay_key, &profile.relay_key, "--relay-key", &mut missing);
-        let relay_token_file =
-            given(&self.relay_token_file, &profile.relay_token_file, "--relay-token-file", &mut missing);
-        let cluster_token_file = given(
-            &self.cluster_token_file,
-            &profile.cluster_token_file,
-            "--cluster-token-file",
-            &mut missing,
-        );
+        let state_dir = state_dir(self.state_dir.as_ref(), profile)?;
+        let relay_token = self.relay_token(profile, &state_dir)?;
+        let cluster_token = self.cluster_token(profile, &state_dir)?;
+        if relay_token.is_none() {
+            missing.push("--relay-token-file (or [login])");
+        }
+        if cluster_token.is_none() {
+            missing.push("--cluster-token-file (or [login])");
+        }
         let clusters = self.clusters(profile)?;
         if clusters.is_empty() {
             missing.push("--cluster");
         }
-        if !missing.is_empty() {
+        let (Some(relay_token), Some(cluster_token), []) = (relay_token, cluster_token, missing.as_slice())
+        else {
             let what = format!("missing, here and in the profile: {}", missing.join(", "));
             return Err(Report::new(Fault::ConfigInvalid, what));
-        }
+        };
         Ok(Config {
             relay: RelayAddress::parse(&relay)?,
             relay_key: relay_key
                 .parse()
                 .map_err(|error| Report::new(Fault::ConfigInvalid, format!("--relay-key: {error}")))?,
             relay_ca_file: self.relay_ca_file.clone().or_else(|| profile.relay_ca_file.clone()),
-            relay_token_file,
-            cluster_token_file,
+            relay_token,
+            cluster_token,
             resume_timeout: self.resume_timeout.or(profile.resume_timeout).unwrap_or(RESUME_TIMEOUT),
             lines: LineSettings {
                 max: self.bulk_lines.or(profile.bulk_lines).unwrap_or(BULK_LINES),
@@ -156,11 +175,41 @@ impl Reach {
             confirm: ask::on_terminal(),
             port: 0,
             kubeconfig: None,
-            state_dir: match self.state_dir.clone().or_else(|| profile.state_dir.clone()) {
-                Some(path) => path,
-                None => StateFolder::default_path()?,
-            },
+            state_dir,
         })
+    }
+
+    fn relay_token(&self, profile: &Profile, state_dir: &Path) -> Result<Option<TokenFrom>, Report> {
+        match self.relay_token_file.as_ref().or(profile.relay_token_file.as_ref()) {
+            Some(path) => Ok(Some(TokenFrom::File(path.clone()))),
+            None => self.login(profile, Purpose::Relay, state_dir),
+        }
+    }
+
+    /// A flag wins over the profile, and a service account's token over a person's.
+    fn cluster_token(&self, profile: &Profile, state_dir: &Path) -> Result<Option<TokenFrom>, Report> {
+        let flags = self.service_account_token_file.as_ref().or(self.cluster_token_file.as_ref());
+        let files = profile.service_account_token_file.as_ref().or(profile.cluster_token_file.as_ref());
+        match flags.or(files) {
+            Some(path) if path.as_os_str() == "-" => from_stdin().map(TokenFrom::Given).map(Some),
+            Some(path) => Ok(Some(TokenFrom::File(path.clone()))),
+            None => self.login(profile, Purpose::Cluster, state_dir),
+        }
+    }
+
+    fn login(
+        &self,
+        profile: &Profile,
+        purpose: Purpose,
+        state_dir: &Path,
+    ) -> Result<Option<TokenFrom>, Report> {
+        if profile.login.is_none() {
+            return Ok(None);
+        }
+        let mut settings = profile.login()?;
+        settings.shared_audience |= self.allow_shared_audience;
+        let store = Store::open(state_dir)?;
+        login::issuer(&settings, purpose, &store).map(TokenFrom::Issuer).map(Some)
     }
 
     /// The clusters that were named, with the pins of the profile; all of the profile's where none was.
@@ -177,6 +226,25 @@ impl Reach {
         };
         self.clusters.iter().map(pinned).collect()
     }
+}
+
+/// Where keys and logins are kept.
+pub(super) fn state_dir(flag: Option<&PathBuf>, profile: &Profile) -> Result<PathBuf, Report> {
+    match flag.or(profile.state_dir.as_ref()) {
+        Some(path) => Ok(path.clone()),
+        None => StateFolder::default_path(),
+    }
+}
+
+/// The one token that standard input has.
+pub(super) fn from_stdin() -> Result<Token, Report> {
+    let unusable = |why: String| Report::new(Fault::TokenFileUnusable, format!("standard input: {why}"));
+    let mut text = Vec::with_capacity(4 * MAX_TOKEN);
+    let read = std::io::stdin().lock().take(4 * MAX_TOKEN as u64).read_to_end(&mut text);
+    let text = Secret::new(text);
+    read.map_err(|error| unusable(error.to_string()))?;
+    let token = text.reveal_text().and_then(Token::parse);
+    token.ok_or_else(|| unusable("it does not hold exactly one token".into()))
 }
 
 fn given<T: Clone + Default>(
@@ -236,8 +304,14 @@ mod tests {
         let config = proxy(&["--profile", &path, "-f", "-"]).unwrap();
         assert_eq!(config.clusters, [Choice::named("edge-7", id)]);
         assert_eq!((config.port, config.kubeconfig), (5, None));
-        assert_eq!(config.relay_token_file, folder.path().join("tokens/relay"));
-        assert_eq!(config.cluster_token_file, PathBuf::from("/tokens/cluster"));
+        let file = |from: &TokenFrom| match from {
+            TokenFrom::File(path) => path.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(file(&config.relay_token), folder.path().join("tokens/relay"));
+        assert_eq!(file(&config.cluster_token), PathBuf::from("/tokens/cluster"));
+        let account = proxy(&["--profile", &path, "-f", "-", "--service-account-token-file", "/sa"]).unwrap();
+        assert_eq!(file(&account.cluster_token), PathBuf::from("/sa"));
         let config = proxy(&[
             "--profile",
             &path,

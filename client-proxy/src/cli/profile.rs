@@ -7,12 +7,19 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use towline_tunnel::{
     fault::{Fault, Report},
     mux::MAX_LINES,
     values::duration,
 };
+
+use crate::login::{LoginTable, Settings};
+
+/// The profile that is used where none is named.
+const USUAL: &str = "profile";
 
 /// What a profile may hold. Names are those of the flags; relative paths start at the profile's folder.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -23,6 +30,7 @@ pub(super) struct Profile {
     pub(super) relay_ca_file: Option<PathBuf>,
     pub(super) relay_token_file: Option<PathBuf>,
     pub(super) cluster_token_file: Option<PathBuf>,
+    pub(super) service_account_token_file: Option<PathBuf>,
     pub(super) allow_shared_audience: bool,
     pub(super) port: Option<u16>,
     #[serde(deserialize_with = "time")]
@@ -33,20 +41,27 @@ pub(super) struct Profile {
     pub(super) state_dir: Option<PathBuf>,
     /// Names and ids: the ids are pins.
     pub(super) clusters: BTreeMap<String, String>,
+    /// How tokens are had where no file has them.
+    pub(super) login: Option<LoginTable>,
+    /// What logins of this profile are kept under.
+    #[serde(skip)]
+    pub(super) name: String,
 }
 
 impl Profile {
-    /// The profile that was named, or the usual one if it is there.
+    /// The profile that was named, by a bare name or as a file, or the usual one if it is there.
     ///
     /// # Errors
     /// If it can't be read, or says something that no profile says.
     pub(super) fn load(named: Option<&Path>) -> Result<Self, Report> {
-        let usual = usual_path();
-        let Some(path) = named.or(usual.as_deref()) else { return Ok(Self::default()) };
+        let place = Place::of(named);
+        let Some(path) = place.path.as_deref() else {
+            return Ok(Self { name: place.name, ..Self::default() });
+        };
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => {
-                return Ok(Self::default());
+                return Ok(Self { name: place.name, ..Self::default() });
             }
             Err(error) => {
                 return Err(Report::caused_by(
@@ -66,13 +81,64 @@ impl Profile {
             &mut profile.relay_ca_file,
             &mut profile.relay_token_file,
             &mut profile.cluster_token_file,
+            &mut profile.service_account_token_file,
             &mut profile.kubeconfig,
             &mut profile.state_dir,
         ] {
-            *file = file.take().map(|file| place(folder, &file));
+            *file = file.take().map(|file| within(folder, &file));
         }
+        for file in profile.login.iter_mut().flat_map(LoginTable::files) {
+            *file = file.take().map(|file| within(folder, &file));
+        }
+        profile.name = place.name;
         Ok(profile)
     }
+
+    /// `[login]`, checked.
+    ///
+    /// # Errors
+    /// If it is missing or wrong.
+    pub(super) fn login(&self) -> Result<Settings, Report> {
+        let missing = || Report::new(Fault::ConfigInvalid, format!("profile {} has no [login]", self.name));
+        self.login.as_ref().ok_or_else(missing)?.settings(&self.name, self.allow_shared_audience)
+    }
+}
+
+/// Where a profile is, and its name.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    path: Option<PathBuf>,
+    name: String,
+}
+
+impl Place {
+    /// `work` is `work.toml` in towline's folder; whatever has a slash or a dot in it is a file.
+    fn of(named: Option<&Path>) -> Self {
+        let folder = folder();
+        let in_folder = |name: &str| folder.as_ref().map(|folder| folder.join(format!("{name}.toml")));
+        let Some(named) = named else { return Self { path: in_folder(USUAL), name: USUAL.to_owned() } };
+        if let Some(name) = named.to_str().filter(|name| is_name(name)) {
+            return Self { path: in_folder(name), name: name.to_owned() };
+        }
+        let real = fs::canonicalize(named).unwrap_or_else(|_| named.to_owned());
+        if let Some(name) = real.file_stem().and_then(|stem| stem.to_str()).filter(|name| is_name(name))
+            && in_folder(name).is_some_and(|path| path == real)
+        {
+            return Self { name: name.to_owned(), path: Some(named.to_owned()) };
+        }
+        // Two files of one name are two profiles.
+        let hash = digest(&SHA256, real.as_os_str().as_encoded_bytes());
+        let stem =
+            real.file_stem().and_then(|stem| stem.to_str()).filter(|stem| is_name(stem)).unwrap_or("file");
+        let name = format!("{stem}-{}", HEXLOWER.encode(&hash.as_ref()[..8]));
+        Self { path: Some(named.to_owned()), name }
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 64
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
 }
 
 fn time<'de, D: Deserializer<'de>>(profile: D) -> Result<Option<Duration>, D::Error> {
@@ -86,20 +152,21 @@ fn lines<'de, D: Deserializer<'de>>(profile: D) -> Result<Option<u32>, D::Error>
     }
 }
 
-fn place(folder: &Path, file: &Path) -> PathBuf {
+fn within(folder: &Path, file: &Path) -> PathBuf {
     match (file.strip_prefix("~"), std::env::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => folder.join(file),
     }
 }
 
-fn usual_path() -> Option<PathBuf> {
+/// Where profiles are.
+fn folder() -> Option<PathBuf> {
     let absolute = |path: &PathBuf| path.is_absolute();
     std::env::var_os("XDG_CONFIG_HOME")
         .map(PathBuf::from)
         .filter(absolute)
         .or_else(|| std::env::home_dir().filter(absolute).map(|home| home.join(".config")))
-        .map(|base| base.join("towline").join("profile.toml"))
+        .map(|base| base.join("towline"))
 }
 
 #[cfg(test)]
@@ -136,11 +203,39 @@ mod tests {
     }
 
     #[test]
+    fn a_bare_name_is_a_profile_in_the_folder_and_files_are_told_apart() {
+        let named = |text: &str| Place::of(Some(Path::new(text)));
+        let Some(folder) = folder() else { return };
+        assert_eq!(
+            Place::of(None),
+            Place { path: Some(folder.join("profile.toml")), name: "profile".into() }
+        );
+        assert_eq!(named("work"), Place { path: Some(folder.join("work.toml")), name: "work".into() });
+        let (one, two) = (named("/a/p.toml"), named("/b/p.toml"));
+        assert!(one.name.starts_with("p-") && one.name != two.name);
+        assert_eq!(one.path.as_deref(), Some(Path::new("/a/p.toml")));
+        assert!(named("/a/..%2f").name.starts_with("file-"));
+    }
+
+    #[test]
+    fn a_login_starts_at_the_profile_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.toml");
+        let text = "[login]\nflow = \"client-credentials\"\nissuer = \"https://idp\"\nfederated-token-file = \"t\"\n\
+                    [login.relay]\nclient-id = \"r\"\n[login.cluster]\nclient-id = \"c\"\n";
+        fs::write(&path, text).unwrap();
+        let mut profile = Profile::load(Some(&path)).unwrap();
+        profile.login().unwrap();
+        let files: Vec<_> = profile.login.as_mut().unwrap().files().filter_map(|file| file.clone()).collect();
+        assert_eq!(files, [folder.path().join("t")]);
+    }
+
+    #[test]
     fn paths_start_at_the_profile_or_at_home() {
-        assert_eq!(place(Path::new("/etc/t"), Path::new("a/b")), PathBuf::from("/etc/t/a/b"));
-        assert_eq!(place(Path::new("/etc/t"), Path::new("/a")), PathBuf::from("/a"));
+        assert_eq!(within(Path::new("/etc/t"), Path::new("a/b")), PathBuf::from("/etc/t/a/b"));
+        assert_eq!(within(Path::new("/etc/t"), Path::new("/a")), PathBuf::from("/a"));
         if let Some(home) = std::env::home_dir() {
-            assert_eq!(place(Path::new("/etc/t"), Path::new("~/a")), home.join("a"));
+            assert_eq!(within(Path::new("/etc/t"), Path::new("~/a")), home.join("a"));
         }
     }
 }

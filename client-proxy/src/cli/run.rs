@@ -43,7 +43,11 @@ pub(super) async fn execute(arguments: RunArguments) -> Result<ExitCode, Report>
         .command
         .split_first()
         .ok_or_else(|| Report::new(Fault::ConfigInvalid, "no command is named"))?;
-    let spawned = Command::new(program).args(rest).env("KUBECONFIG", &kubeconfig).kill_on_drop(true).spawn();
+    let mut command = Command::new(program);
+    for variable in arguments.token_variables()? {
+        command.env_remove(variable);
+    }
+    let spawned = command.args(rest).env("KUBECONFIG", &kubeconfig).kill_on_drop(true).spawn();
     let code = match spawned {
         Ok(mut child) => exit_code(wait(&mut child, &mut signals).await?),
         Err(error) => unstartable(program, error),

@@ -68,7 +68,7 @@ impl StateFolder {
     ///
     /// # Errors
     /// If it can't be read, or others than its owner may.
-    pub(super) fn read(&self, name: &str) -> Result<Option<Secret>, Report> {
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Secret>, Report> {
         let path = self.0.join(name);
         let failed =
             |error: io::Error| Report::caused_by(Fault::FileUnreadable, path.display().to_string(), error);
@@ -78,7 +78,7 @@ impl StateFolder {
             Err(error) => return Err(failed(error)),
         };
         if file.metadata().map_err(failed)?.mode() & 0o077 != 0 {
-            let why = "holds a private key and can be read by others; remove it";
+            let why = "holds a secret and can be read by others; remove it";
             return Err(Report::new(Fault::FileUnreadable, format!("{} {why}", path.display())));
         }
         let mut bytes = Vec::new();
@@ -90,7 +90,7 @@ impl StateFolder {
     ///
     /// # Errors
     /// If it can't be written.
-    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Report> {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Report> {
         let path = self.0.join(name);
         let temporary = self.0.join(format!(".{name}.{}", StreamKey::random()));
         let write = || -> io::Result<()> {
@@ -103,6 +103,19 @@ impl StateFolder {
             let _gone = fs::remove_file(&temporary);
             Report::caused_by(Fault::FileUnwritable, path.display().to_string(), error)
         })
+    }
+
+    /// Removes a file; whether there was one.
+    ///
+    /// # Errors
+    /// If it can't be removed.
+    pub(crate) fn remove(&self, name: &str) -> Result<bool, Report> {
+        let path = self.0.join(name);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Report::caused_by(Fault::FileUnwritable, path.display().to_string(), error)),
+        }
     }
 
     /// Held while files are looked at and made, so that two processes make one authority between them.
@@ -145,7 +158,8 @@ impl StateFolder {
         }
     }
 
-    fn lock_file(&self, name: &str) -> Result<File, Report> {
+    /// A file to lock.
+    pub(crate) fn lock_file(&self, name: &str) -> Result<File, Report> {
         let path = self.0.join(name);
         OpenOptions::new()
             .read(true)

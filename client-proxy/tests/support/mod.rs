@@ -11,7 +11,10 @@ use std::{path::PathBuf, time::Duration};
 
 use data_encoding::BASE64URL_NOPAD;
 use tokio::time::timeout;
-use towline::app::{Choice, Config};
+use towline::{
+    app::{Choice, Config},
+    token::TokenFrom,
+};
 use towline_tunnel::{carrier::dial::RelayAddress, mux::LineSettings};
 
 pub use apiserver::Apiserver;
@@ -59,8 +62,8 @@ impl Home {
             relay: RelayAddress::parse(&format!("localhost:{}", peer.address().port())).unwrap(),
             relay_key: peer.relay_key(),
             relay_ca_file: Some(self.path("ca.pem")),
-            relay_token_file: self.path("relay-token"),
-            cluster_token_file: self.path("cluster-token"),
+            relay_token: TokenFrom::File(self.path("relay-token")),
+            cluster_token: TokenFrom::File(self.path("cluster-token")),
             resume_timeout: towline::app::RESUME_TIMEOUT,
             // The peer keeps no stream unless it is told to.
             lines: LineSettings::new(0, 0),

@@ -1,0 +1,351 @@
+//! What is kept of a login: in the desktop's keyring, or in a file of mode 0600 in the state folder.
+//!
+//! One file for each profile and audience says where the rest is. Whoever renews holds its lock: of a refresh token that is
+//! replaced at each use, the second use would end the login.
+
+use std::{
+    fs::{File, TryLockError},
+    path::Path,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{task::spawn_blocking, time::Instant};
+use towline_tunnel::{
+    fault::{Fault, Report},
+    session::message::Secret,
+};
+
+use super::{secret_tool::SecretTool, settings::Kind};
+use crate::{
+    local::StateFolder,
+    token::{Purpose, Token},
+};
+
+/// Another process holds the lock for a few questions to the provider.
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(25);
+
+/// Where a login is to be kept.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// In the keyring where there is one, otherwise in a file.
+    #[default]
+    Auto,
+    /// In the keyring, or not at all.
+    Keyring,
+    /// In a file.
+    File,
+}
+
+/// A login as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KeptLogin {
+    pub(super) issuer: String,
+    pub(super) client: String,
+    pub(super) kind: Kind,
+    /// Of the ID token at login: a renewed one must have the same.
+    pub(super) subject: Option<String>,
+    pub(super) token: Token,
+    pub(super) refresh: Option<Secret>,
+}
+
+/// The file.
+#[derive(Deserialize, Serialize)]
+struct Record {
+    version: u32,
+    issuer: String,
+    client: String,
+    access_token: bool,
+    subject: Option<String>,
+    /// Absent where the keyring has them.
+    secrets: Option<Secrets>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Secrets {
+    token: String,
+    refresh: Option<String>,
+}
+
+const VERSION: u32 = 1;
+
+/// Keeps logins.
+#[derive(Clone, Debug)]
+pub struct Store {
+    folder: StateFolder,
+    keyring: SecretTool,
+}
+
+impl Store {
+    /// Logins that are kept below this state folder.
+    ///
+    /// # Errors
+    /// If the folder can't be made, or others may look inside.
+    pub fn open(state: &Path) -> Result<Self, Report> {
+        let folder = StateFolder::open(state)?;
+        Ok(Self { folder: StateFolder::open(&folder.path().join("logins"))?, keyring: SecretTool::default() })
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_keyring(mut self, keyring: SecretTool) -> Self {
+        self.keyring = keyring;
+        self
+    }
+
+    /// Where a login would be kept that is kept in a file.
+    pub(super) fn place(&self, name: &str, purpose: Purpose) -> String {
+        self.folder.path().join(file(name, purpose)).display().to_string()
+    }
+
+    /// Held while a login is renewed, replaced or removed.
+    ///
+    /// # Errors
+    /// If another process holds it for too long.
+    pub(super) async fn lock(&self, name: &str, purpose: Purpose) -> Result<File, Report> {
+        let lock_name = format!("{}.lock", file(name, purpose));
+        let lock = self.folder.lock_file(&lock_name)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(lock),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => tokio::time::sleep(POLL).await,
+                Err(TryLockError::WouldBlock) => {
+                    return Err(damaged(format!("another process holds {lock_name}")));
+                }
+                Err(TryLockError::Error(error)) => return Err(damaged(format!("{lock_name}: {error}"))),
+            }
+        }
+    }
+
+    /// What is kept, if anything is.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub(super) async fn read(&self, name: &str, purpose: Purpose) -> Result<Option<KeptLogin>, Report> {
+        let Some(record) = self.record(name, purpose).await? else { return Ok(None) };
+        let secrets = match record.secrets {
+            Some(secrets) => secrets,
+            None => match self.keyring.lookup(&account(name, purpose)).await? {
+                Some(found) => serde_json::from_slice(found.reveal())
+                    .map_err(|_| damaged("what the keyring has is no login of ours"))?,
+                // Somebody removed it there.
+                None => return Ok(None),
+            },
+        };
+        let token = Token::parse(&secrets.token).ok_or_else(|| damaged("no token is in it"))?;
+        Ok(Some(KeptLogin {
+            issuer: record.issuer,
+            client: record.client,
+            kind: if record.access_token { Kind::Access } else { Kind::Id },
+            subject: record.subject,
+            token,
+            refresh: secrets.refresh.map(Secret::new),
+        }))
+    }
+
+    async fn record(&self, name: &str, purpose: Purpose) -> Result<Option<Record>, Report> {
+        let (folder, file) = (self.folder.clone(), file(name, purpose));
+        let read = off_runtime(move || folder.read(&file)).await?;
+        let record = read.map(|text| serde_json::from_slice::<Record>(text.reveal()));
+        let record = record.transpose().map_err(|_| damaged(self.place(name, purpose)))?;
+        match record {
+            Some(record) if record.version != VERSION => {
+                Err(damaged(format!("{} is of another version of towline", self.place(name, purpose))))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Keeps a login in place of the one before; says whether the keyring has it. The caller holds the lock.
+    ///
+    /// # Errors
+    /// If it can't be kept.
+    pub(super) async fn write(
+        &self,
+        name: &str,
+        purpose: Purpose,
+        keep: Keep,
+        login: &KeptLogin,
+    ) -> Result<bool, Report> {
+        let text = |secret: &Secret| secret.reveal_text().unwrap_or_default().to_owned();
+        let secrets = Secrets { token: text(&login.token.secret), refresh: login.refresh.as_ref().map(text) };
+        let in_keyring = match keep {
+            Keep::File => false,
+            Keep::Keyring => self.to_keyring(name, purpose, &secrets).await.map(|()| true)?,
+            Keep::Auto => self.keyring.may_work() && self.to_keyring(name, purpose, &secrets).await.is_ok(),
+        };
+        let record = Record {
+            version: VERSION,
+            issuer: login.issuer.clone(),
+            client: login.client.clone(),
+            access_token: login.kind == Kind::Access,
+            subject: login.subject.clone(),
+            secrets: (!in_keyring).then_some(secrets),
+        };
+        let bytes = json(&record)?;
+        let (folder, file) = (self.folder.clone(), file(name, purpose));
+        off_runtime(move || folder.write(&file, bytes.reveal())).await?;
+        Ok(in_keyring)
+    }
+
+    async fn to_keyring(&self, name: &str, purpose: Purpose, secrets: &Secrets) -> Result<(), Report> {
+        self.keyring.store(&account(name, purpose), &json(secrets)?).await
+    }
+
+    /// Forgets a login; whether there was one. The caller holds the lock.
+    ///
+    /// # Errors
+    /// If it can't be forgotten.
+    pub(super) async fn remove(&self, name: &str, purpose: Purpose) -> Result<bool, Report> {
+        // A damaged file is removed all the same, and whatever the keyring may have with it.
+        let in_keyring = self
+            .record(name, purpose)
+            .await
+            .map_or(true, |record| record.is_some_and(|record| record.secrets.is_none()));
+        if in_keyring {
+            self.keyring.clear(&account(name, purpose)).await?;
+        }
+        let (folder, file) = (self.folder.clone(), file(name, purpose));
+        off_runtime(move || folder.remove(&file)).await
+    }
+
+    /// Whether the keyring has it.
+    pub(super) async fn in_keyring(&self, name: &str, purpose: Purpose) -> bool {
+        self.record(name, purpose)
+            .await
+            .is_ok_and(|record| record.is_some_and(|record| record.secrets.is_none()))
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<Secret, Report> {
+    serde_json::to_vec(value)
+        .map(Secret::new)
+        .map_err(|error| Report::caused_by(Fault::Internal, "a login can't be written down", error))
+}
+
+fn damaged(what: impl Into<String>) -> Report {
+    Report::new(Fault::LoginStoreUnusable, what)
+}
+
+fn account(name: &str, purpose: Purpose) -> String {
+    format!("{name}.{}", purpose.word())
+}
+
+fn file(name: &str, purpose: Purpose) -> String {
+    format!("{}.json", account(name, purpose))
+}
+
+async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Report> + Send + 'static,
+) -> Result<T, Report> {
+    let done = spawn_blocking(work).await;
+    done.map_err(|error| Report::caused_by(Fault::Internal, "a task ended early", error))?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+
+    fn login(text: &str) -> KeptLogin {
+        KeptLogin {
+            issuer: "https://idp".into(),
+            client: "c".into(),
+            kind: Kind::Id,
+            subject: Some("ada".into()),
+            token: Token::parse(text).unwrap(),
+            refresh: Some(Secret::new("canary-refresh")),
+        }
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state")).unwrap();
+        (folder, store)
+    }
+
+    #[tokio::test]
+    async fn a_login_is_kept_for_its_owner_alone_and_forgotten() {
+        let (_folder, store) = store();
+        assert_eq!(store.read("p", Purpose::Relay).await.unwrap(), None);
+        let kept = login("canary-token");
+        assert!(!store.write("p", Purpose::Relay, Keep::File, &kept).await.unwrap());
+        assert_eq!(store.read("p", Purpose::Relay).await.unwrap().as_ref(), Some(&kept));
+        assert_eq!(store.read("p", Purpose::Cluster).await.unwrap(), None);
+        assert_eq!(store.read("q", Purpose::Relay).await.unwrap(), None);
+        let path = store.place("p", Purpose::Relay);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!format!("{kept:?}").contains("canary"));
+        assert!(store.remove("p", Purpose::Relay).await.unwrap());
+        assert!(!store.remove("p", Purpose::Relay).await.unwrap());
+        assert!(fs::metadata(path).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_others_can_read_or_that_is_damaged_is_not_believed() {
+        let (_folder, store) = store();
+        store.write("p", Purpose::Relay, Keep::File, &login("t")).await.unwrap();
+        let path = store.place("p", Purpose::Relay);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(store.read("p", Purpose::Relay).await.unwrap_err().fault, Fault::FileUnreadable);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&path, "{\"secrets\":\"canary").unwrap();
+        let report = store.read("p", Purpose::Relay).await.unwrap_err();
+        assert_eq!(report.fault, Fault::LoginStoreUnusable);
+        assert!(!report.to_string().contains("canary"));
+    }
+
+    /// A program with the arguments and the behaviour of libsecret's.
+    fn keyring(folder: &Path) -> SecretTool {
+        let path = folder.join("secret-tool");
+        let script = format!(
+            "#!/bin/sh\ncd {}\nverb=$1; shift\ncase $1 in --label=*) shift;; esac\n\
+             [ \"$1 $2 $3\" = 'service towline account' ] || exit 2\n\
+             case $verb in store) cat > \"kept-$4\";; lookup) cat \"kept-$4\" 2>/dev/null;; clear) rm -f \"kept-$4\";; esac\n",
+            folder.display()
+        );
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        SecretTool::at(path)
+    }
+
+    #[tokio::test]
+    async fn in_a_keyring_no_file_has_the_secrets() {
+        let (folder, store) = store();
+        let store = store.with_keyring(keyring(folder.path()));
+        let kept = login("canary-token");
+        assert!(store.write("p", Purpose::Cluster, Keep::Keyring, &kept).await.unwrap());
+        assert!(store.in_keyring("p", Purpose::Cluster).await);
+        let written = fs::read_to_string(store.place("p", Purpose::Cluster)).unwrap();
+        assert!(!written.contains("canary") && written.contains("https://idp"), "{written}");
+        assert_eq!(store.read("p", Purpose::Cluster).await.unwrap(), Some(kept));
+        assert!(folder.path().join("kept-p.cluster").exists());
+        store.remove("p", Purpose::Cluster).await.unwrap();
+        assert!(!folder.path().join("kept-p.cluster").exists());
+    }
+
+    #[tokio::test]
+    async fn without_a_keyring_one_that_is_demanded_is_missed() {
+        let (_folder, store) = store();
+        let store = store.with_keyring(SecretTool::at("/nonexistent/secret-tool"));
+        let report = store.write("p", Purpose::Relay, Keep::Keyring, &login("t")).await.unwrap_err();
+        assert_eq!(report.fault, Fault::LoginStoreUnusable);
+        assert_eq!(store.read("p", Purpose::Relay).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn one_process_renews_at_a_time() {
+        let (_folder, store) = store();
+        let held = store.lock("p", Purpose::Relay).await.unwrap();
+        store.lock("p", Purpose::Cluster).await.unwrap();
+        let (waiting, other) = (store.clone(), store.lock("q", Purpose::Relay));
+        other.await.unwrap();
+        let mut waiting = tokio::spawn(async move { waiting.lock("p", Purpose::Relay).await.map(|_| ()) });
+        assert!(tokio::time::timeout(4 * POLL, &mut waiting).await.is_err(), "the lock is held");
+        drop(held);
+        waiting.await.unwrap().unwrap();
+    }
+}
