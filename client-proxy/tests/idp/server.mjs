@@ -6,9 +6,15 @@ import { generateKeyPairSync } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { createServer } from 'node:https';
 import { createInterface } from 'node:readline';
+import { pathToFileURL } from 'node:url';
 
 // The library is installed elsewhere, into the tests' cache.
-const { Provider } = await import(process.env.IDP_LIBRARY ?? 'oidc-provider');
+const library = pathToFileURL(process.env.IDP_LIBRARY);
+const { Provider } = await import(library);
+const { default: MemoryAdapter } = await import(new URL('adapters/memory_adapter.js', library));
+
+/** What sessions and grants are kept in: a provider with new keys goes on with those of the one before. */
+class Kept extends MemoryAdapter {}
 
 const [certificate, key] = process.argv.slice(2);
 let handler = (_request, response) => response.writeHead(503).end();
@@ -35,6 +41,7 @@ const person = (client_id) => ({
 
 const start = (issuer) => {
   const provider = new Provider(issuer, {
+    adapter: Kept,
     clients: [
       person('towline-relay'),
       person('towline-cluster'),

@@ -1,0 +1,234 @@
+//! The program itself: `login`, `whoami`, `logout`, `auth check`, and tokens of CI jobs.
+
+use std::{process::Stdio, sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Command,
+};
+
+use crate::{
+    CLIENTS, Home,
+    scripted::{Asked, Reply, Scripted, claims, sign},
+    sessions::{come_back, grants, parameter},
+    soon,
+};
+
+/// What the program said.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn towline(home: &Home, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
+    command.args(arguments).env_clear().env("HOME", home.0.path()).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+async fn run(mut command: Command) -> Said {
+    let output = soon("the program", command.output()).await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// Writes the profile `work`.
+fn profile(home: &Home, login: &str) {
+    let folder = home.0.path().join(".config/towline");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("work.toml"), format!("[login]\n{login}")).unwrap();
+}
+
+#[tokio::test]
+async fn t29_a_person_logs_in_is_told_who_they_are_and_logs_out() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    profile(&home, &home.table(&idp.url(), CLIENTS));
+    grants(&idp);
+    let nobody = run(towline(&home, &["whoami", "--profile", "work"])).await;
+    assert!(nobody.code == Some(12) && nobody.err.contains("TL-LGN-001"), "{nobody:?}");
+
+    let mut child = towline(&home, &["login", "--profile", "work", "--no-browser", "--log", "trace"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut told = String::new();
+    soon("the login", async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            told += &line;
+            let Ok(url) = line.trim().parse::<url::Url>() else { continue };
+            let second = come_back(&url, "").await.location.unwrap();
+            come_back(&second, "").await;
+        }
+    })
+    .await;
+    let ended = soon("the end", child.wait_with_output()).await.unwrap();
+    let out = String::from_utf8(ended.stdout).unwrap();
+    assert!(ended.status.success() && out.contains("towline-cluster"), "{out} {told}");
+
+    let json = run(towline(&home, &["whoami", "--profile", "work", "-o", "json"])).await;
+    let read: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(read["profile"], "work");
+    assert_eq!(read["identities"][1]["audiences"], json!(["towline-cluster"]));
+    assert_eq!(read["identities"][0]["name"], "ada@example");
+    let text = run(towline(&home, &["whoami", "--profile", "work"])).await;
+    assert!(text.out.contains("subject    ada"), "{text:?}");
+
+    // Kept for its owner alone, and said nowhere.
+    let kept = home.0.path().join(".local/state/towline/logins/work.relay.json");
+    let kept = std::fs::read_to_string(kept).unwrap();
+    let kept: Value = serde_json::from_str(&kept).unwrap();
+    let token = kept["secrets"]["token"].as_str().unwrap();
+    for said in [&out, &told, &json.out, &text.out] {
+        assert!(!said.contains(token) && !said.contains(token.split('.').nth(1).unwrap()), "{said}");
+        assert!(!said.contains("canary"), "{said}");
+    }
+
+    let out = run(towline(&home, &["logout", "--profile", "work"])).await;
+    assert!(out.code == Some(0) && out.out.contains("relay: logged out"), "{out:?}");
+    let nobody = run(towline(&home, &["whoami", "--profile", "work"])).await;
+    assert_eq!(nobody.code, Some(12), "{nobody:?}");
+}
+
+#[tokio::test]
+async fn t29_what_a_token_would_become_is_told_rule_by_rule_and_never_the_token() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    let check = async |token: &str, audience: &str| {
+        let path = home.0.path().join("token");
+        std::fs::write(&path, token).unwrap();
+        let ca = home.0.path().join("ca.pem");
+        let (path, ca, url) = (path.to_str().unwrap(), ca.to_str().unwrap(), idp.url());
+        let mut arguments =
+            vec!["auth", "check", "--token-file", path, "--oidc-issuer-url", &url, "--oidc-ca-file", ca];
+        arguments.extend([
+            "--oidc-signing-algs",
+            "ES256",
+            "--oidc-client-id",
+            audience,
+            "--oidc-groups-claim",
+            "groups",
+        ]);
+        arguments.extend(["--oidc-username-prefix", "oidc:"]);
+        let said = run(towline(&home, &arguments)).await;
+        for part in token.split('.').filter(|part| part.len() > 20) {
+            assert!(!said.out.contains(part) && !said.err.contains(part), "{said:?}");
+        }
+        said
+    };
+    let mut claims = idp.claims("towline-cluster");
+    claims["groups"] = json!(["devs"]);
+    let token = idp.sign(&claims);
+    let good = check(&token, "towline-cluster").await;
+    assert_eq!(good.code, Some(0), "{good:?}");
+    assert!(good.out.contains("accepted as \"oidc:ada\"") && good.out.contains("group \"devs\""), "{good:?}");
+    let bad = check(&token, "another").await;
+    assert_eq!(bad.code, Some(12));
+    assert!(bad.out.contains("refused: the token is not for the audience"), "{bad:?}");
+    assert!(bad.out.lines().any(|line| line.starts_with("ok") && line.contains("signature")), "{bad:?}");
+    let broken = check("canary", "another").await;
+    assert!(broken.code == Some(12) && broken.out.contains("malformed"), "{broken:?}");
+}
+
+#[tokio::test]
+async fn a_github_job_has_two_tokens_by_two_requests() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    profile(&home, "flow = 'github'\ncluster.audience = 'prod'\n");
+    let (signer, issuer) = (Arc::clone(&idp.signer), idp.url());
+    idp.on("/job", move |asked: &Asked| {
+        let url: url::Url = format!("https://x{}", asked.target).parse().unwrap();
+        let audience = parameter(&url, "audience");
+        Reply::json(&json!({ "value": sign(&signer, &claims(&issuer, &audience)), "count": 1 }))
+    });
+    let mut command = towline(&home, &["whoami", "--profile", "work", "-o", "json"]);
+    command
+        .env("SSL_CERT_FILE", home.0.path().join("ca.pem"))
+        .env("ACTIONS_ID_TOKEN_REQUEST_URL", format!("{}/job?api=2", idp.url()))
+        .env("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "canary-job");
+    let said = run(command).await;
+    let read: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("{said:?}"));
+    assert_eq!(read["identities"][0]["audiences"], json!(["towline-relay"]));
+    assert_eq!(read["identities"][1]["audiences"], json!(["prod"]));
+    let asked = idp.asked("/job");
+    assert_eq!(asked[0].authorization.as_deref(), Some("Bearer canary-job"));
+    assert!(asked[0].target.contains("api=2&audience=towline-relay"), "{asked:?}");
+    assert!(!said.err.contains("canary") && !said.out.contains("canary"));
+    let without = run(towline(&home, &["whoami", "--profile", "work"])).await;
+    assert!(without.err.contains("TL-LGN-010") && without.code == Some(12), "{without:?}");
+}
+
+#[tokio::test]
+async fn a_gitlab_jobs_tokens_stand_in_variables() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    profile(&home, "flow = 'gitlab'\nrelay.token-env = 'RELAY_T'\ncluster.token-env = 'CLUSTER_T'\n");
+    let mut command = towline(&home, &["whoami", "--profile", "work", "-o", "json"]);
+    command
+        .env("RELAY_T", idp.sign(&idp.claims("towline-relay")))
+        .env("CLUSTER_T", idp.sign(&idp.claims("towline-cluster")));
+    let said = run(command).await;
+    let read: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("{said:?}"));
+    assert_eq!(read["identities"][0]["audiences"], json!(["towline-relay"]));
+}
+
+/// `az` as it answers, in a folder of PATH.
+#[tokio::test]
+async fn who_is_logged_in_to_az_has_its_tokens() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    profile(
+        &home,
+        "flow = 'az'\ntenant = 'T'\nrelay.scopes = ['api://r/.default']\ncluster.resource = 'api://c'\n",
+    );
+    let tokens = [idp.sign(&idp.claims("r")), idp.sign(&idp.claims("c"))];
+    let az = home.0.path().join("az");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in\n\
+         'account get-access-token --output json --scope api://r/.default --tenant T') t='{}';;\n\
+         'account get-access-token --output json --resource api://c --tenant T') t='{}';;\n\
+         *) exit 1;; esac\n\
+         printf '{{\"accessToken\":\"%s\",\"expires_on\":4000000000,\"expiresOn\":\"x\",\"tokenType\":\"Bearer\"}}' \"$t\"\n",
+        tokens[0], tokens[1]
+    );
+    std::fs::write(&az, script).unwrap();
+    std::fs::set_permissions(&az, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = towline(&home, &["whoami", "--profile", "work", "-o", "json"]);
+    command.env("PATH", format!("{}:/usr/bin:/bin", home.0.path().display()));
+    let said = run(command).await;
+    let read: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("{said:?}"));
+    assert_eq!(read["identities"][1]["audiences"], json!(["c"]));
+    assert!(!said.out.contains(&tokens[0]) && !said.err.contains(&tokens[0]));
+    // Nobody is logged in there.
+    std::fs::write(&az, "#!/bin/sh\necho 'Please run az login' >&2; exit 1\n").unwrap();
+    let mut command = towline(&home, &["whoami", "--profile", "work"]);
+    command.env("PATH", format!("{}:/usr/bin:/bin", home.0.path().display()));
+    let said = run(command).await;
+    assert!(
+        said.err.contains("TL-LGN-007") && said.err.contains("az login") && said.code == Some(12),
+        "{said:?}"
+    );
+}
+
+/// Ctrl-C gives a login up, at once.
+#[tokio::test]
+async fn a_login_can_be_given_up() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    profile(&home, &home.table(&idp.url(), CLIENTS));
+    let mut child = towline(&home, &["login", "--profile", "work", "--no-browser"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    soon("the prompt", lines.next_line()).await.unwrap().unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), child.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(130));
+}
