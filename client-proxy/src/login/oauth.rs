@@ -123,7 +123,12 @@ pub(super) async fn refresh(
 ) -> Result<Grant, Report> {
     let (client, params) = client(provider, of, now)?;
     let refresh = RefreshToken::new(text(refresh).to_owned());
-    let mut request = client.exchange_refresh_token(&refresh).add_scopes(scopes(&of.own_scopes));
+    let mut request = client.exchange_refresh_token(&refresh);
+    // Without scopes those of the login are meant; where they say the audience they are repeated, all of them, or Entra gives
+    // neither ID token nor refresh token.
+    if !of.own_scopes.is_empty() {
+        request = request.add_scopes(scopes(&of.scopes));
+    }
     for (name, value) in params {
         request = request.add_extra_param(name, value);
     }

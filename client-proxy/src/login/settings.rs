@@ -112,7 +112,7 @@ pub(super) struct Registration {
     pub(super) kind: Kind,
     /// All scopes of a login.
     pub(super) scopes: Vec<String>,
-    /// Those that say which audience: they are repeated at each renewal.
+    /// Those of them that say which audience.
     pub(super) own_scopes: Vec<String>,
     /// `resource` (RFC 8707) and `audience`, where they are needed.
     pub(super) target: Vec<(&'static str, String)>,

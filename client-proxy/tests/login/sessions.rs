@@ -171,7 +171,7 @@ async fn one_client_with_two_scopes_gives_two_access_tokens() {
     session.issue(SystemTime::now()).await.unwrap();
     let asked = idp.asked("/token");
     let last = asked.last().unwrap();
-    assert_eq!(last.form["scope"], "api://c/.default");
+    assert_eq!(last.form["scope"], "openid offline_access api://c/.default");
     assert_eq!(
         (last.form["resource"].as_str(), last.form["grant_type"].as_str()),
         ("https://c", "refresh_token")

@@ -28,6 +28,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("websocket", 1024),
     ("identity_token", 1024),
     ("identity_claims", 1024),
+    ("exec_credential", 512),
 ];
 
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
