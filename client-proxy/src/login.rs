@@ -2,7 +2,7 @@
 //!
 //! [`Settings`] come from the profile, never from the relay. People go through the provider's pages ([`interactive`]), and what
 //! that gives is kept ([`Store`]) and renewed by refresh tokens ([`Session`]). Machines have no session: their tokens are asked for when
-//! needed ([`issuers`]). Both are [`Issue`](crate::token::Issue)rs, which [`Tokens`](crate::token::Tokens) keeps fresh.
+//! needed ([`issuer`]). Both are [`Issue`]rs, which [`Tokens`](crate::token::Tokens) keeps fresh.
 
 mod browser;
 mod ci;

@@ -272,7 +272,10 @@ async fn answer(
     let gone = bring.send(Brought { parameters, reply }).await.is_err();
     Ok(match (gone, replied.await) {
         (false, Ok(Reply::On(url))) => on(&url),
-        (false, Ok(Reply::Done)) => page(StatusCode::OK, "You are logged in. You can close this page."),
+        (false, Ok(Reply::Done)) => page(
+            StatusCode::OK,
+            "Your part is done, and the terminal says how it ended. You can close this page.",
+        ),
         _ => page(StatusCode::OK, "You are not logged in. The terminal says why; you can close this page."),
     })
 }

@@ -42,8 +42,10 @@ pub fn decode(output: &[u8]) -> Result<Decoded, &'static str> {
     if output.len() > LONGEST {
         return Err("it printed more than 64 KiB");
     }
+    // What is skipped is not looked at otherwise, and JSON is UTF-8 (RFC 8259, section 8.1).
+    let text = std::str::from_utf8(output).map_err(|_| "what it printed is not UTF-8 text")?;
     let read: ExecCredential =
-        serde_json::from_slice(output).map_err(|_| "what it printed is no ExecCredential")?;
+        serde_json::from_str(text).map_err(|_| "what it printed is no ExecCredential")?;
     if read.kind != "ExecCredential" || read.api_version != API_VERSION {
         return Err(
             "it printed another kind or version than ExecCredential of client.authentication.k8s.io/v1",

@@ -80,7 +80,7 @@ pub async fn log_in(settings: &Settings, store: &Store) {
             };
             let next = come_back(&url.parse().unwrap(), "").await.location.expect("the second authorisation");
             let last = come_back(&next, "").await;
-            assert!(last.body.contains("You are logged in"), "{last:?}");
+            assert!(last.body.contains("Your part is done"), "{last:?}");
         })
     })
     .await;
@@ -104,7 +104,7 @@ async fn one_visit_of_the_browser_gives_both_tokens() {
             let first: Url = url.parse().unwrap();
             let second = come_back(&first, "").await.location.expect("the second authorisation");
             let done = come_back(&second, "").await;
-            assert!(done.body.contains("You are logged in"), "{done:?}");
+            assert!(done.body.contains("Your part is done"), "{done:?}");
             (first, second)
         })
     })
