@@ -386,3 +386,46 @@ async fn a_machine_proves_itself_as_its_provider_wants_it() {
     );
     assert_eq!(federated.form["client_id"], "c");
 }
+
+/// A certificate's key signs an assertion for the token endpoint (RFC 7523), each time another one.
+#[tokio::test]
+async fn a_machine_proves_itself_by_a_certificate() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    let key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    let certificate = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap().self_signed(&key).unwrap();
+    let path = |name: &str| home.0.path().join(name);
+    std::fs::write(path("client.crt"), certificate.pem()).unwrap();
+    std::fs::write(path("client.key"), key.serialize_pem()).unwrap();
+    let (signer, url) = (Arc::clone(&idp.signer), idp.url());
+    idp.on("/token", move |_| {
+        let access = sign(&signer, &claims(&url, "c"));
+        Reply::json(&json!({ "access_token": access, "token_type": "Bearer" }))
+    });
+    let more = format!(
+        "flow = 'client-credentials'\n{CLIENTS}\nclient-certificate-file = '{}'\nclient-key-file = '{}'",
+        path("client.crt").display(),
+        path("client.key").display()
+    );
+    let machine = issuer(&home.settings(&idp.url(), &more), Purpose::Cluster, &home.store()).unwrap();
+    for _ in 0..2 {
+        machine.issue(SystemTime::now()).await.unwrap();
+    }
+    let sent: Vec<String> =
+        idp.asked("/token").iter().map(|asked| asked.form["client_assertion"].clone()).collect();
+    assert_ne!(sent[0], sent[1]);
+    let assertion = towline::token::Token::parse(&sent[0]).unwrap();
+    let said = assertion.claims();
+    assert_eq!(
+        (said["aud"].as_str(), said["iss"].as_str()),
+        (Some(format!("{}/token", idp.url()).as_str()), Some("towline-cluster"))
+    );
+    assert_eq!(said["iss"], said["sub"]);
+    let (signed, signature) = sent[0].rsplit_once('.').unwrap();
+    let signature = data_encoding::BASE64URL_NOPAD.decode(signature.as_bytes()).unwrap();
+    let public = aws_lc_rs::signature::UnparsedPublicKey::new(
+        &aws_lc_rs::signature::RSA_PSS_2048_8192_SHA256,
+        key.public_key_raw(),
+    );
+    public.verify(signed.as_bytes(), &signature).unwrap();
+}
