@@ -75,11 +75,11 @@ impl SecretTool {
             .args(["service", "towline", "account", account])
             .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| unusable(format!("can't be run: {error}")))?;
-        let (to, from) = (child.stdin.take(), child.stdout.take());
+        let (to, from, words) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let done = timeout(WITHIN, async {
             if let (Some(mut to), Some(secret)) = (to, input) {
                 to.write_all(secret.reveal()).await?;
@@ -89,10 +89,20 @@ impl SecretTool {
                 from.take(LONGEST).read_to_end(&mut found).await?;
             }
             let found = Secret::new(found);
-            Ok::<_, std::io::Error>((child.wait().await?.success(), found))
+            let mut said = String::new();
+            if let Some(words) = words {
+                words.take(1024).read_to_string(&mut said).await?;
+            }
+            Ok::<_, std::io::Error>((child.wait().await?.success(), found, said))
         });
-        done.await
+        let (ended, found, said) = done
+            .await
             .map_err(|_elapsed| unusable("the keyring does not answer; is it locked?"))?
-            .map_err(unusable)
+            .map_err(unusable)?;
+        // Where there is nothing of this name it fails in silence; where there is no keyring it says so.
+        if !ended && !said.trim().is_empty() {
+            return Err(unusable(said.trim()));
+        }
+        Ok((ended, found))
     }
 }

@@ -304,6 +304,7 @@ mod tests {
         let script = format!(
             "#!/bin/sh\ncd {}\nverb=$1; shift\ncase $1 in --label=*) shift;; esac\n\
              [ \"$1 $2 $3\" = 'service towline account' ] || exit 2\n\
+             [ -e locked ] && {{ echo no keyring >&2; exit 1; }}\n\
              case $verb in store) cat > \"kept-$4\";; lookup) cat \"kept-$4\" 2>/dev/null;; clear) rm -f \"kept-$4\";; esac\n",
             folder.display()
         );
@@ -323,6 +324,12 @@ mod tests {
         assert!(!written.contains("canary") && written.contains("https://idp"), "{written}");
         assert_eq!(store.read("p", Purpose::Cluster).await.unwrap(), Some(kept));
         assert!(folder.path().join("kept-p.cluster").exists());
+        // A keyring that is away has not lost the login.
+        fs::write(folder.path().join("locked"), "").unwrap();
+        let report = store.read("p", Purpose::Cluster).await.unwrap_err();
+        assert!(report.fault == Fault::LoginStoreUnusable && report.to_string().contains("no keyring"));
+        assert!(store.remove("p", Purpose::Cluster).await.is_err());
+        fs::remove_file(folder.path().join("locked")).unwrap();
         store.remove("p", Purpose::Cluster).await.unwrap();
         assert!(!folder.path().join("kept-p.cluster").exists());
     }
