@@ -34,8 +34,8 @@ mod verifier;
 use std::{collections::BTreeMap, fmt, time::SystemTime};
 
 pub use algorithm::Algorithm;
-pub use claimed::Claimed;
 pub use assertion::client_assertion;
+pub use claimed::Claimed;
 pub use config::{ConfigError, IssuerConfig, IssuerSettings};
 pub use error::VerifyError;
 pub use explain::Explanation;
