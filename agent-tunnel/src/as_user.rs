@@ -1,7 +1,7 @@
 //! Whom a caller asks to act as: `kubectl --as`, `--as-group`, `--as-uid`, `--as-user-extra`.
 //!
 //! Nothing of it is ever dropped: without it the request would run with greater rights than asked for. It is read here,
-//! allowed part by part by [`review`], and written by [`crate::impersonate::act_as`].
+//! allowed part by part by `review`, and written by [`crate::impersonate::act_as`].
 
 mod review;
 

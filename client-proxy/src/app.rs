@@ -104,6 +104,7 @@ pub struct Running {
     entries: Vec<Entry>,
     merged: Option<Merged>,
     endpoint: AbortOnDropHandle<()>,
+    _renewed: AbortOnDropHandle<()>,
     link: Arc<Link>,
     drain: DrainWatcher,
     _locks: Vec<ClusterLock>,
@@ -165,6 +166,7 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
     let serving = endpoint.serve(Arc::clone(&tls), Arc::clone(&forwarder), drain.clone());
     let endpoint = AbortOnDropHandle::new(tokio::spawn(serving));
     let served = probe(&forwarder, served).await?;
+    let renewed = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&forwarder).keep_authorities()));
 
     let entries = entries(&served, Arc::clone(&tls), now).await?;
     let merged = match config.kubeconfig {
@@ -174,7 +176,7 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
         }
         None => None,
     };
-    Ok(Running { address, served, entries, merged, endpoint, link, drain, _locks: locks })
+    Ok(Running { address, served, entries, merged, endpoint, _renewed: renewed, link, drain, _locks: locks })
 }
 
 impl Running {

@@ -4,6 +4,7 @@
 //! that is cut short never looks whole: its error goes on to the client as a reset stream or a broken connection.
 
 mod body;
+mod renew;
 mod upgrade;
 
 use std::{collections::HashMap, error::Error, sync::Arc, time::SystemTime};
@@ -18,11 +19,12 @@ use http::{
     request::Parts,
     uri::PathAndQuery,
 };
-use http_body_util::{BodyExt as _, Empty, Full};
+use http_body_util::{BodyExt as _, Empty, Full, Limited};
 use hyper::body::Incoming;
 use towline_tunnel::{
     fault::{Fault, Report},
     ids::ClusterId,
+    session::message::Secret,
 };
 
 pub use body::ResponseBody;
@@ -78,12 +80,12 @@ impl Forwarder {
     /// If there was no answer.
     pub async fn forward(&self, arrival: Arrival) -> Result<Answered, Report> {
         let pool = self.pool(arrival.cluster)?;
-        let token = self.authorization()?;
+        let token = self.token()?;
         if is_upgrade(&arrival.parts.headers) {
-            return upgrade::forward(pool, arrival, token).await;
+            return upgrade::forward(pool, arrival, &token).await;
         }
         let (method, uri) = (arrival.parts.method, Uri::from(arrival.path));
-        let headers = onward(arrival.parts.headers, arrival.cluster, token)?;
+        let headers = onward(arrival.parts.headers, arrival.cluster, authorization(&token)?)?;
         let (upload, sent) = Upload::new(arrival.body);
         // What may be asked again if an idle connection turns out to be gone: nothing has changed anything.
         let again = (sent.is_whole() && matches!(method, Method::GET | Method::HEAD))
@@ -97,6 +99,7 @@ impl Forwarder {
             other => other,
         }
         .map_err(|unanswered| unanswered.report)?;
+        note_told(pool, &token, &response);
         let (mut parts, body) = response.into_parts();
         drop_hop_by_hop(&mut parts.headers);
         tracing::debug!(cluster = %arrival.cluster, channel = %connection.channel, stream = %connection.stream,
@@ -111,13 +114,7 @@ impl Forwarder {
     /// What does not.
     pub async fn probe(&self, cluster: ClusterId) -> Result<(), Report> {
         let pool = self.pool(cluster)?;
-        let headers = onward(HeaderMap::new(), cluster, self.authorization()?)?;
-        let request = build(Method::GET, Uri::from_static("/version"), headers, nothing());
-        let (connection, response) = exchange(pool, request).await.map_err(|unanswered| unanswered.report)?;
-        let status = response.status();
-        let body = http_body_util::Limited::new(response.into_body(), 64 * 1024).collect().await;
-        let body = body.map_err(|error| report_of(error.as_ref()))?.to_bytes();
-        pool.put_back(connection);
+        let (status, body) = ask(cluster, pool, Method::GET, "/version", &self.token()?).await?;
         match told(&body) {
             Some(report) => Err(report),
             None if status.is_server_error() => {
@@ -128,13 +125,42 @@ impl Forwarder {
         }
     }
 
-    fn authorization(&self) -> Result<HeaderValue, Report> {
-        let token = self.tokens.for_cluster(SystemTime::now())?;
-        let mut value = HeaderValue::from_bytes(&[b"Bearer ", token.reveal()].concat())
-            .map_err(|_| Report::new(Fault::TokenFileUnusable, "the cluster token is not printable text"))?;
-        value.set_sensitive(true);
-        Ok(value)
+    fn token(&self) -> Result<Secret, Report> {
+        self.tokens.for_cluster(SystemTime::now())
     }
+}
+
+fn authorization(token: &Secret) -> Result<HeaderValue, Report> {
+    let mut value = HeaderValue::from_bytes(&[b"Bearer ", token.reveal()].concat())
+        .map_err(|_| Report::new(Fault::TokenFileUnusable, "the cluster token is not printable text"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Whoever answers has judged the token first.
+fn note_told(pool: &Pool, token: &Secret, response: &Response<Incoming>) {
+    if response.status() != StatusCode::UNAUTHORIZED {
+        pool.note_told(token);
+    }
+}
+
+/// A small request of our own, and its small answer.
+async fn ask(
+    cluster: ClusterId,
+    pool: &Arc<Pool>,
+    method: Method,
+    path: &'static str,
+    token: &Secret,
+) -> Result<(StatusCode, Bytes), Report> {
+    let headers = onward(HeaderMap::new(), cluster, authorization(token)?)?;
+    let request = build(method, Uri::from_static(path), headers, nothing());
+    let (connection, response) = exchange(pool, request).await.map_err(|unanswered| unanswered.report)?;
+    note_told(pool, token, &response);
+    let status = response.status();
+    let body = Limited::new(response.into_body(), 64 * 1024).collect().await;
+    let body = body.map_err(|error| report_of(error.as_ref()))?.to_bytes();
+    pool.put_back(connection);
+    Ok((status, body))
 }
 
 /// The fault that one of our programs named in a `Status`.

@@ -434,3 +434,23 @@ async fn what_the_agent_refuses_comes_back_as_it_came() {
     assert_eq!(response.status(), 401);
     assert_eq!(code(response).await, "TL-IDN-002");
 }
+
+/// Else they would end with the token that they began with.
+#[tokio::test]
+async fn the_agent_is_told_of_a_newer_token_while_something_is_open() {
+    const TELL: &str = "/.towline/authority";
+    let fixture = Fixture::new().await;
+    let mut client = fixture.kubectl.h1().await;
+    let mut response =
+        soon("101", client.send(fixture.kubectl.upgrade("/upgrade/echo", "SPDY/3.1"))).await.unwrap();
+    let mut io = hyper_util::rt::TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    fixture.home.tokens(4_000_000_001);
+    until("the agent is told", || fixture.seen_of(TELL) == 1).await;
+    let told = fixture.peer.script.apiserver.seen().pop().unwrap();
+    let expected = format!("Bearer {}", support::jwt("towline-cluster", 4_000_000_001));
+    assert_eq!((told.method.as_str(), told.headers["authorization"].to_str().unwrap()), ("POST", &*expected));
+    io.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    soon("the end", io.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(rest, b"bye");
+}

@@ -25,6 +25,7 @@ use towline_tunnel::{
     inner::InnerConnector,
     keys::SigningKey,
     mux::{Connection, EXPORTER_LABEL, OpenRequest, ResumeKey, StreamView},
+    session::message::Secret,
 };
 
 use super::{Link, Session, report_of};
@@ -52,6 +53,7 @@ pub struct InnerConnection {
     view: StreamView,
     /// Moves its bytes; ends with this value.
     _task: AbortOnDropHandle<()>,
+    _counted: Arc<()>,
     /// The stream that carries it.
     pub stream: StreamKey,
     /// The session that carries the stream.
@@ -106,6 +108,10 @@ pub struct Pool {
     presence: Mutex<Presence>,
     /// Makes the next connection before it is asked for.
     prewarming: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// Each connection has one.
+    counted: Arc<()>,
+    /// The last token that the agent has judged, and not refused.
+    told: Mutex<Option<Secret>>,
     _sweeper: AbortOnDropHandle<()>,
 }
 
@@ -129,6 +135,8 @@ impl Pool {
             idle: Mutex::new(VecDeque::new()),
             presence: Mutex::new(Presence::Unknown),
             prewarming: Mutex::new(None),
+            counted: Arc::default(),
+            told: Mutex::default(),
             _sweeper: AbortOnDropHandle::new(tokio::spawn(sweep(Weak::clone(pool)))),
         }))
     }
@@ -140,6 +148,26 @@ impl Pool {
     /// Idle connections.
     pub fn idle_count(&self) -> usize {
         self.idle().len()
+    }
+
+    /// Whether anybody has a connection: a request that runs, or what was upgraded.
+    pub fn is_busy(&self) -> bool {
+        // Idle ones first: one that is put back meanwhile counts for busy, and never the other way round.
+        let idle = self.idle_count();
+        Arc::strong_count(&self.counted) - 1 > idle
+    }
+
+    /// The agent took this token.
+    pub fn note_told(&self, token: &Secret) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.as_ref() != Some(token) {
+            *told = Some(token.clone());
+        }
+    }
+
+    /// Whether the agent has taken this token before any other.
+    pub fn has_told(&self, token: &Secret) -> bool {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(token)
     }
 
     /// A connection that is ready for a request: an idle one, or a new one. Then the next is made ahead of need.
@@ -249,6 +277,7 @@ impl Pool {
             session: session.connection.clone(),
             view,
             _task: AbortOnDropHandle::new(tokio::spawn(task)),
+            _counted: Arc::clone(&self.counted),
             stream: key,
             channel: session.channel,
             reused: false,

@@ -116,7 +116,7 @@ impl Body for Download {
             Some(Err(error)) => {
                 let report = report_of(error);
                 if let Some((connection, _)) = self.carrier.take() {
-                    tracing::info!(%report, stream = %connection.stream, "an answer was cut short");
+                    tracing::warn!(%report, stream = %connection.stream, "an answer was cut short");
                 }
                 return Poll::Ready(Some(Err(report.into())));
             }

@@ -10,10 +10,14 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
-use towline_tunnel::fault::{Fault, Report};
+use towline_tunnel::{
+    fault::{Fault, Report},
+    session::message::Secret,
+};
 
 use super::{
-    Answered, Arrival, Unanswered, body::Download, build, drop_hop_by_hop, exchange, nothing, onward,
+    Answered, Arrival, Unanswered, authorization, body::Download, build, drop_hop_by_hop, exchange,
+    note_told, nothing, onward,
 };
 use crate::dial::{InnerConnection, Pool, report_of};
 
@@ -28,19 +32,20 @@ pub type UpgradedCopy = Pin<Box<dyn Future<Output = bool> + Send>>;
 pub(super) async fn forward(
     pool: &Arc<Pool>,
     mut arrival: Arrival,
-    token: HeaderValue,
+    token: &Secret,
 ) -> Result<Answered, Report> {
     let wanted = arrival.parts.headers.get(UPGRADE).cloned().ok_or(Fault::Internal)?;
     let client =
         arrival.parts.extensions.remove::<OnUpgrade>().ok_or_else(|| {
             Report::new(Fault::RequestHeadRefused, "an upgrade is possible over HTTP/1.1 only")
         })?;
-    let mut headers = onward(arrival.parts.headers, arrival.cluster, token)?;
+    let mut headers = onward(arrival.parts.headers, arrival.cluster, authorization(token)?)?;
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, wanted);
     let request = build(arrival.parts.method, Uri::from(arrival.path), headers, nothing());
     let (connection, mut response) =
         exchange(pool, request).await.map_err(|Unanswered { report, .. }| report)?;
+    note_told(pool, token, &response);
     tracing::debug!(cluster = %arrival.cluster, channel = %connection.channel, stream = %connection.stream,
         status = response.status().as_u16(), "upgrade answered");
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -63,7 +68,13 @@ async fn copy(client: OnUpgrade, agent: OnUpgrade, connection: InnerConnection) 
     };
     match &joined {
         Ok((up, down)) => tracing::debug!(stream = %connection.stream, up, down, "upgraded stream ended"),
-        Err(report) => tracing::debug!(stream = %connection.stream, %report, "upgraded stream was cut"),
+        // Whoever leaves, knows; what ended it from the other side is worth telling.
+        Err(report) if report.fault == Fault::StreamTruncated => {
+            tracing::debug!(stream = %connection.stream, %report, "upgraded stream was cut");
+        }
+        Err(report) => {
+            tracing::warn!(stream = %connection.stream, %report, "an exec, attach or port-forward was cut")
+        }
     }
     joined.is_ok()
 }

@@ -98,6 +98,8 @@ impl Apiserver {
                 std::future::pending().await
             }
             "/too-large" => whole(413, "too large"),
+            // The agent's own, and not the apiserver's.
+            "/.towline/authority" => whole(204, ""),
             "/elsewhere" => {
                 let mut response = whole(307, "");
                 response.headers_mut().insert("location", "https://elsewhere.example/".parse().unwrap());
