@@ -7,6 +7,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 use towline_identity::{TrustSettings, TrustSource, Verifier};
 use towline_tunnel::{
+    audit::{AuditLog, AuditWriter, Destination},
     carrier::dial::RelayAddress,
     drain::{DrainTrigger, drain},
     enrolment::EnrolmentToken,
@@ -55,6 +56,9 @@ pub fn default_lines() -> LineSettings {
 /// One is enough to keep bulk apart from what people type; each costs a connection through their firewall.
 pub const BULK_LINES: u32 = 1;
 
+/// An agent that ends waits no longer for its audit log.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 /// What an agent is started with.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -86,6 +90,8 @@ pub struct Config {
     pub lines: LineSettings,
     /// What can grow.
     pub limits: Limits,
+    /// Where a line for each request goes, if anywhere.
+    pub audit: Option<Destination>,
     /// The time.
     pub clock: Clock,
 }
@@ -100,7 +106,8 @@ pub struct Running {
     uplink: AbortOnDropHandle<Result<(), Report>>,
     outcome: Option<Result<(), Report>>,
     trigger: DrainTrigger,
-    _beside: JoinSet<()>,
+    beside: JoinSet<()>,
+    audit_writer: Option<AuditWriter>,
 }
 
 /// Reads keys and settings, binds, and starts to connect; whether that succeeds is told by [`Running::connected`].
@@ -132,7 +139,12 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         impersonator: config.impersonator,
         state_secret: config.state_secret.as_ref().map(|secret| secret.name().to_owned()),
     };
-    let forwarder = Forwarder::new(verifier, apiserver, config.access, metrics.clone(), config.clock.clone());
+    let (audit, audit_writer) = match &config.audit {
+        Some(to) => AuditLog::open(to).map(|(log, writer)| (log, Some(writer)))?,
+        None => (AuditLog::none(), None),
+    };
+    let forwarder = Forwarder::new(verifier, apiserver, config.access, metrics.clone(), config.clock.clone())
+        .with_audit(audit);
     let per_user = config.limits.max_streams_per_user;
     let acceptor = Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone(), per_user);
     let acceptor = Arc::new(acceptor);
@@ -166,7 +178,17 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         beside.spawn(keep_loaded(Arc::clone(&acceptor), settings));
     }
     let uplink = AbortOnDropHandle::new(tokio::spawn(uplink.run(watcher)));
-    Ok(Running { cluster, metrics_address, metrics, status, uplink, outcome: None, trigger, _beside: beside })
+    Ok(Running {
+        cluster,
+        metrics_address,
+        metrics,
+        status,
+        uplink,
+        outcome: None,
+        trigger,
+        beside,
+        audit_writer,
+    })
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Report> {
@@ -268,6 +290,12 @@ impl Running {
     /// ended with an error before.
     pub async fn drain(mut self) -> bool {
         self.trigger.begin();
-        self.ended().await.is_ok()
+        let ended = self.ended().await.is_ok();
+        // Whoever could still record goes first.
+        self.beside.shutdown().await;
+        if let Some(writer) = self.audit_writer {
+            writer.finish(LAST_LINES).await;
+        }
+        ended
     }
 }

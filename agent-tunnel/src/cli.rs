@@ -16,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use towline_identity::{IssuerSettings, Roots, TrustSettings, TrustSource};
 use towline_tunnel::{
+    audit::Destination,
     carrier::dial::RelayAddress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report, name_program},
@@ -117,7 +118,30 @@ struct Run {
     issuer: IssuerArgs,
 
     #[command(flatten)]
+    audit: AuditArgs,
+
+    #[command(flatten)]
     limits: LimitArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Audit")]
+struct AuditArgs {
+    /// Write a line of JSON for each request to this file, or to standard output (-)
+    #[arg(long, value_name = "FILE", env = "TOWLINE_AGENT_AUDIT_LOG")]
+    audit_log: Option<String>,
+    /// Size at which that file is moved to FILE.1
+    #[arg(long, value_name = "SIZE", env = "TOWLINE_AGENT_AUDIT_LOG_SIZE", default_value = "100MiB", value_parser = bytes)]
+    audit_log_size: u64,
+    /// How many moved files are kept
+    #[arg(long, value_name = "N", env = "TOWLINE_AGENT_AUDIT_LOG_FILES", default_value = "10")]
+    audit_log_files: u32,
+}
+
+impl AuditArgs {
+    fn parse(self) -> Option<Destination> {
+        self.audit_log.map(|to| Destination::parse(&to, self.audit_log_size, self.audit_log_files))
+    }
 }
 
 #[derive(Args, Debug)]
@@ -279,6 +303,7 @@ impl Run {
             drain_timeout: self.drain_timeout,
             resume_timeout: self.resume_timeout,
             lines: LineSettings { max: self.bulk_lines, ..default_lines() },
+            audit: self.audit.parse(),
             limits: Limits {
                 max_streams: self.limits.max_streams,
                 max_streams_per_user: self.limits.max_streams_per_user,

@@ -30,6 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use towline_identity::Verifier;
 use towline_tunnel::{
+    audit::AuditLog,
     fault::{Fault, Report, is_read_raw},
     head::{Answering, Flight, GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience, Steady},
     ids::{ChannelId, KeyHash, StreamKey},
@@ -39,6 +40,7 @@ use tracing::info;
 
 use crate::{
     as_user::Reviews,
+    audit::{self, Named},
     authority::{Authorities, Authority, RENEW_PATH},
     dial::{Account, Apiserver, Outgoing, no_body},
     headers,
@@ -145,6 +147,7 @@ pub struct Forwarder {
     reviews: Reviews,
     cluster_issuer: ClusterIssuer,
     authorities: Authorities,
+    audit: AuditLog,
     metrics: Metrics,
     clock: Clock,
 }
@@ -160,7 +163,14 @@ impl Forwarder {
     ) -> Self {
         let (reviews, cluster_issuer) = (Reviews::default(), ClusterIssuer::default());
         let authorities = Authorities::new(clock.clone());
-        Self { verifier, apiserver, access, reviews, cluster_issuer, authorities, metrics, clock }
+        let audit = AuditLog::none();
+        Self { verifier, apiserver, access, reviews, cluster_issuer, authorities, audit, metrics, clock }
+    }
+
+    /// Records each request there.
+    #[must_use]
+    pub fn with_audit(self, audit: AuditLog) -> Self {
+        Self { audit, ..self }
     }
 
     /// The verifier, so that somebody can own keeping its keys fresh.
@@ -263,8 +273,11 @@ impl Exchange<'_> {
     }
 
     async fn judge(&self, mut request: Request<Sent>) -> Response<AnswerBody> {
-        let begun = Instant::now();
+        let (begun, came) = (Instant::now(), self.forwarder.clock.now());
         let audit_id = AuditId::random();
+        let target =
+            self.forwarder.audit.is_kept().then(|| audit::Target::of(request.method(), request.uri()));
+        let mut named = Named::default();
         let asked = Asked {
             method: request.method().to_string(),
             path: request.uri().path().to_owned(),
@@ -278,12 +291,24 @@ impl Exchange<'_> {
         let answer = if asked.path == RENEW_PATH {
             self.renew(&request, audit_id).await
         } else {
-            self.pass_on(request, audit_id, asked.last).await
+            self.pass_on(request, audit_id, asked.last, &mut named).await
         };
         let status = answer.as_ref().map_or_else(Report::http_status, |answer| answer.status().as_u16());
         let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.forwarder.metrics.answered(status);
         self.forwarder.metrics.answer_seconds.observe(begun.elapsed().as_secs_f64());
+        if let Some(target) = &target {
+            let fault = answer.as_ref().err().map(|report| report.fault.code());
+            let outcome = audit::Outcome { code: status, fault, after: begun.elapsed() };
+            self.forwarder.audit.record(&audit::line(
+                came,
+                &audit_id.to_string(),
+                self.caller,
+                &named,
+                target,
+                &outcome,
+            ));
+        }
         let channel = self.caller.channel.map(tracing::field::display);
         let stream = self.caller.stream;
         match &answer {
@@ -317,10 +342,11 @@ impl Exchange<'_> {
         request: Request<Sent>,
         audit_id: AuditId,
         last: bool,
+        named: &mut Named,
     ) -> Result<Response<AnswerBody>, Report> {
         let mut who = HeaderMap::new();
         let (account, authority) =
-            self.forwarder.admit(request.headers(), self.caller, &mut who, audit_id).await?;
+            self.forwarder.admit(request.headers(), self.caller, &mut who, audit_id, named).await?;
         let is_ours = account == Account::Impersonator;
         let upgrade = headers::upgrade(request.headers())?;
         let mut out = headers::outgoing(request.headers(), upgrade);

@@ -6,6 +6,7 @@
 pub mod accept;
 pub mod app;
 pub mod as_user;
+pub mod audit;
 pub mod authority;
 pub mod cli;
 pub mod dial;

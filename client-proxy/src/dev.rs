@@ -143,6 +143,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         drain_timeout: DRAIN,
         resume_timeout: RESUME_TIMEOUT,
         lines: towline_agent::app::default_lines(),
+        audit: None,
         limits: towline_agent::app::Limits::default(),
         clock: towline_agent::forward::Clock::system(),
     })

@@ -5,6 +5,8 @@
 
 use http::{HeaderMap, header, uri::PathAndQuery};
 
+use crate::audit;
+
 /// How events follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
@@ -34,13 +36,7 @@ pub(super) fn is_watch(target: &PathAndQuery) -> bool {
     if [0, 2, 4].iter().any(|at| below.get(*at) == Some(&"proxy")) {
         return false;
     }
-    let asked = target.query().is_some_and(|query| {
-        query.split('&').any(|pair| {
-            pair.strip_prefix("watch=")
-                .is_some_and(|value| matches!(value, "true" | "True" | "TRUE" | "1" | "t" | "T"))
-        })
-    });
-    asked || below.first() == Some(&"watch")
+    target.query().is_some_and(audit::is_watch) || below.first() == Some(&"watch")
 }
 
 /// How the events of an answer with this head follow each other, where that is known.

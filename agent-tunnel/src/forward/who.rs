@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::{Caller, Forwarder, service_account};
 use crate::{
     as_user::Wanted,
+    audit::Named,
     authority::{self, Authority},
     dial::Account,
     headers,
@@ -55,7 +56,7 @@ enum Who {
 }
 
 impl Forwarder {
-    /// Sets in `out` who the request is for; returns whose rights it goes with, and how long it may go on.
+    /// Sets in `out` who the request is for, and in `named` for the audit; returns whose rights it goes with, and how long it may go on.
     ///
     /// # Errors
     /// If the caller is not who the stream was opened for, or may not act as whom they ask for: no request then.
@@ -65,9 +66,18 @@ impl Forwarder {
         caller: &Caller,
         out: &mut HeaderMap,
         audit_id: AuditId,
+        named: &mut Named,
     ) -> Result<(Account, Arc<Authority>), Report> {
         let token = headers::bearer(headers)?;
         let who = self.identify(token, caller, audit_id).await?;
+        match &who {
+            Who::User(identity) => {
+                named.user = Some(identity.username.clone());
+                named.groups.clone_from(&identity.groups);
+            }
+            // Claimed: kube-apiserver judges it.
+            Who::ServiceAccount(claimed) => named.user = Some(claimed.subject.clone()),
+        }
         let authority = self.authority(&who, caller)?;
         headers::refuse_nominated(headers)?;
         let account = match (who, self.access.mode) {
@@ -81,6 +91,7 @@ impl Forwarder {
                 match Wanted::read(headers, self.access.system_masters)? {
                     None => impersonate(out, &identity, audit_id)?,
                     Some(wanted) => {
+                        named.acts_as = Some(wanted.user.clone());
                         self.reviews.judge(&self.apiserver, &identity, &wanted).await?;
                         act_as(out, &identity, &wanted, audit_id)?;
                         let channel = caller.channel.map(tracing::field::display);

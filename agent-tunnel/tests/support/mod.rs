@@ -30,6 +30,7 @@ use towline_identity::{
     dev::{DevIssuer, TokenRequest},
 };
 use towline_tunnel::{
+    audit::{AuditLog, Destination},
     ids::{ChannelId, ClusterId, InstanceId, StreamKey},
     inner::{InnerAcceptor, InnerConnector, InnerStream},
     keys::SigningKey,
@@ -94,7 +95,11 @@ impl Bench {
         let identity = Arc::new(SigningKey::generate());
         let cluster = identity.public().cluster_id();
         let inner = InnerAcceptor::new(identity, SystemTime::now()).unwrap();
-        let forwarder = Forwarder::new(verifier, apiserver, access, metrics.clone(), Clock::system());
+        // Each request's audit line, as a test may read it once the agent has gone.
+        let audit = Destination::parse(folder.path().join("audit.log").to_str().unwrap(), 1 << 20, 1);
+        let (audit, _writer) = AuditLog::open(&audit).unwrap();
+        let forwarder =
+            Forwarder::new(verifier, apiserver, access, metrics.clone(), Clock::system()).with_audit(audit);
         let acceptor =
             Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), Clock::system(), MAX_STREAMS_PER_USER));
 
