@@ -28,25 +28,44 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Authorities that nothing hangs on are looked for each time that this many more are there.
 const SWEEP_EVERY: usize = 64;
 
-/// Until when a token is worth something: its end, or so long after it was issued as is allowed.
+/// Until when a token is worth something: its end, or so long after it was issued as is allowed; and for one whose end is ours to judge,
+/// [`SKEW`] more.
 ///
 /// # Errors
 /// If that time has come, or the token does not say when it was issued and has to.
-pub fn until(identity: &Identity, max_age: Option<Duration>, now: SystemTime) -> Result<SystemTime, Report> {
-    let mut until = identity.expires_at;
+pub fn until(life: Life, max_age: Option<Duration>, now: SystemTime) -> Result<SystemTime, Report> {
+    let mut until = life.expires_at;
+    let mut why = "";
     if let Some(age) = max_age {
-        let issued = identity.issued_at.ok_or_else(|| {
+        let issued = life.issued_at.ok_or_else(|| {
             Report::new(Fault::ClusterTokenRefused, "it does not say when it was issued (--max-token-age)")
         })?;
         let end = issued.checked_add(age).unwrap_or(until);
-        if end + SKEW <= now && end < until {
-            let what = "it was issued longer ago than the agent allows (--max-token-age)";
-            return Err(Report::new(Fault::ClusterTokenExpired, what));
+        if end < until {
+            until = end;
+            why = "it was issued longer ago than the agent allows (--max-token-age)";
         }
-        until = until.min(end);
     }
-    let until = until.checked_add(SKEW).unwrap_or(until);
-    if now < until { Ok(until) } else { Err(Fault::ClusterTokenExpired.into()) }
+    let until = until.checked_add(life.skew).unwrap_or(until);
+    if now < until { Ok(until) } else { Err(Report::new(Fault::ClusterTokenExpired, why)) }
+}
+
+/// What a token says of its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// `iat`, if there is one.
+    pub issued_at: Option<SystemTime>,
+    /// `exp`.
+    pub expires_at: SystemTime,
+    /// How far clocks may differ.
+    pub skew: Duration,
+}
+
+impl Life {
+    /// Of a token that the agent has verified.
+    pub fn of(identity: &Identity) -> Self {
+        Self { issued_at: identity.issued_at, expires_at: identity.expires_at, skew: SKEW }
+    }
 }
 
 /// Everybody's authorities.
@@ -75,6 +94,11 @@ impl Authorities {
         Self { clock, known: Mutex::new(Known { authorities: HashMap::new(), sweep_at: SWEEP_EVERY }) }
     }
 
+    /// One that nobody else can move: for a token that is not judged yet.
+    pub fn alone(&self, until: SystemTime) -> Arc<Authority> {
+        Arc::new(Authority { clock: self.clock.clone(), until: watch::Sender::new(until) })
+    }
+
     /// The authority of whoever holds this key and is this user by their token: lasts until then at least.
     pub fn renew(&self, run_key: KeyHash, user: &str, until: SystemTime) -> Arc<Authority> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,7 +117,7 @@ impl Authorities {
             });
             return authority;
         }
-        let authority = Arc::new(Authority { clock: self.clock.clone(), until: watch::Sender::new(until) });
+        let authority = self.alone(until);
         known.authorities.insert(name, Arc::downgrade(&authority));
         authority
     }
@@ -125,13 +149,9 @@ impl Authority {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeMap,
-        sync::atomic::{AtomicU64, Ordering},
-    };
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use tokio::time::timeout;
-    use towline_identity::Principal;
     use towline_tunnel::keys::SigningKey;
 
     use super::*;
@@ -140,34 +160,27 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    fn identity(issued: Option<u64>, expires: u64) -> Identity {
-        Identity {
-            username: "alice".into(),
-            groups: Vec::new(),
-            uid: None,
-            extra: BTreeMap::new(),
-            principal: Principal { issuer: "https://idp".into(), subject: "1".into() },
-            issued_at: issued.map(at),
-            expires_at: at(expires),
-        }
+    fn life(issued: Option<u64>, expires: u64) -> Life {
+        Life { issued_at: issued.map(at), expires_at: at(expires), skew: SKEW }
     }
 
     #[test]
     fn a_token_lasts_to_its_end_or_as_long_as_is_allowed_and_never_a_minute_longer() {
         let hour = Some(Duration::from_secs(3600));
-        assert_eq!(until(&identity(None, 1000), None, at(10)).unwrap(), at(1045));
-        assert_eq!(until(&identity(Some(0), 9000), hour, at(10)).unwrap(), at(3645));
-        assert_eq!(until(&identity(Some(0), 1000), hour, at(10)).unwrap(), at(1045));
-        for (identity, max_age, now) in [
-            (identity(None, 1000), None, 1045),
-            (identity(Some(0), 1000), hour, 1045),
-            (identity(Some(0), 90_000), hour, 3645),
+        assert_eq!(until(life(None, 1000), None, at(10)).unwrap(), at(1045));
+        assert_eq!(until(life(Some(0), 9000), hour, at(10)).unwrap(), at(3645));
+        assert_eq!(until(life(Some(0), 1000), hour, at(10)).unwrap(), at(1045));
+        for (life, max_age, now) in [
+            (life(None, 1000), None, 1045),
+            (life(Some(0), 1000), hour, 1045),
+            (life(Some(0), 90_000), hour, 3645),
+            (Life { skew: Duration::ZERO, ..life(Some(0), 90_000) }, hour, 3600),
         ] {
-            let report = until(&identity, max_age, at(now)).unwrap_err();
+            let report = until(life, max_age, at(now)).unwrap_err();
             assert_eq!(report.fault, Fault::ClusterTokenExpired);
-            until(&identity, max_age, at(now - 1)).unwrap();
+            until(life, max_age, at(now - 1)).unwrap();
         }
-        let silent = until(&identity(None, 1000), hour, at(10)).unwrap_err();
+        let silent = until(life(None, 1000), hour, at(10)).unwrap_err();
         assert_eq!(silent.fault, Fault::ClusterTokenRefused);
         assert!(silent.to_string().contains("--max-token-age"), "{silent}");
     }

@@ -25,7 +25,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::O
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::Instant,
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use towline_identity::Verifier;
@@ -51,10 +51,14 @@ use crate::{
 use body::{Answer, Sent, Streamed};
 use service_account::ClusterIssuer;
 use tunnel::Tunnel;
+use who::Admitted;
 pub use who::{Access, Mode};
 
 /// A head that dribbles is answered and ended after 10 s. A proxy keeps connections ready for longer than that.
 const PATIENCE: Patience = Patience { head: Duration::from_secs(10), idle: Duration::from_secs(300) };
+
+/// What should end ends by itself within this, or is cut.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// The agent's own words, or kube-apiserver's.
 type AnswerBody = Either<Full<Bytes>, Streamed>;
@@ -118,6 +122,15 @@ enum Cut {
 }
 
 impl Cut {
+    /// What a caller is told who has no answer yet.
+    fn report(self) -> Report {
+        let fault = match self {
+            Self::Draining => Fault::AgentDraining,
+            Self::AuthorityEnded => Fault::ClusterTokenExpired,
+        };
+        Report::new(fault, "before kube-apiserver answered")
+    }
+
     /// What the caller is told.
     fn reason(self) -> (CloseReason, &'static str) {
         match self {
@@ -135,6 +148,15 @@ async fn cut(draining: CancellationToken, authority: Arc<Authority>) -> Cut {
     tokio::select! {
         () = draining.cancelled() => Cut::Draining,
         () = authority.ended() => Cut::AuthorityEnded,
+    }
+}
+
+/// A request whose bodies are still on their way: the connection remembers until when they may be.
+struct Hanging(tokio::sync::watch::Sender<Option<Arc<Authority>>>);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
     }
 }
 
@@ -190,8 +212,17 @@ impl Forwarder {
     {
         let (io, guard) = HeadGuard::new(inner, PATIENCE);
         let (io, flight) = Steady::new(io);
-        let exchange =
-            Exchange { forwarder: self, caller, guard, flight, reset, ending, after: Mutex::default() };
+        let hanging = tokio::sync::watch::Sender::new(None);
+        let exchange = Exchange {
+            forwarder: self,
+            caller,
+            guard,
+            flight,
+            reset,
+            ending,
+            hanging,
+            after: Mutex::default(),
+        };
         let service = service_fn(|request: Request<Incoming>| {
             // Not in the future: hyper reads on before it polls that for the first time.
             let (reading, answering) = exchange.flight.begin();
@@ -208,15 +239,23 @@ impl Forwarder {
                 .serve_connection(TokioIo::new(io), service)
                 .with_upgrades();
             let mut connection = pin!(connection);
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = ending.going.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+            let served = async {
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = ending.going.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
                 }
             };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "an inner connection broke");
+            tokio::select! {
+                ended = served => if let Err(error) = ended {
+                    tracing::debug!(%error, "an inner connection broke");
+                },
+                () = exchange.overdue() => {
+                    info!(stream = %caller.stream, "a connection was cut whose caller neither read nor ended");
+                    return;
+                }
             }
         }
         match exchange.after() {
@@ -235,6 +274,8 @@ struct Exchange<'a> {
     flight: Flight,
     reset: &'a ResetReason,
     ending: &'a Ending,
+    /// What the request that runs hangs on.
+    hanging: tokio::sync::watch::Sender<Option<Arc<Authority>>>,
     /// Left here by a request that asked for an upgrade, which is a connection's last.
     after: Mutex<Option<After>>,
 }
@@ -250,6 +291,36 @@ enum After {
 impl Exchange<'_> {
     fn after(&self) -> Option<After> {
         self.after.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Remembers what the request that begins hangs on, until both its bodies are done.
+    fn hangs(&self, authority: &Arc<Authority>) -> Arc<Hanging> {
+        self.hanging.send_replace(Some(Arc::clone(authority)));
+        Arc::new(Hanging(self.hanging.clone()))
+    }
+
+    /// Waits for a request that should have ended a while ago. One whose answer is read ends by itself; who does not read, or sends on and
+    /// on, keeps hyper from asking.
+    async fn overdue(&self) {
+        let mut hanging = self.hanging.subscribe();
+        loop {
+            let authority = hanging.borrow_and_update().clone();
+            let over = async {
+                match authority {
+                    Some(authority) => authority.ended().await,
+                    None => std::future::pending().await,
+                }
+                sleep(ENDS_WITHIN).await;
+            };
+            tokio::select! {
+                // Its sender is this exchange's own.
+                _next = hanging.changed() => {}
+                () = over => {
+                    let (reason, detail) = Cut::AuthorityEnded.reason();
+                    return self.reset.set(reason, detail);
+                }
+            }
+        }
     }
 
     fn set_after(&self, after: After) {
@@ -345,14 +416,16 @@ impl Exchange<'_> {
         named: &mut Named,
     ) -> Result<Response<AnswerBody>, Report> {
         let mut who = HeaderMap::new();
-        let (account, authority) =
+        let Admitted { account, mut authority, unjudged } =
             self.forwarder.admit(request.headers(), self.caller, &mut who, audit_id, named).await?;
         let is_ours = account == Account::Impersonator;
         let upgrade = headers::upgrade(request.headers())?;
         let mut out = headers::outgoing(request.headers(), upgrade);
         out.extend(who);
 
-        let (parts, body) = request.into_parts();
+        let (parts, mut body) = request.into_parts();
+        let hanging = self.hangs(&authority);
+        body.hang(Arc::clone(&hanging));
         let target = parts.uri.path_and_query().cloned();
         let is_watch = target.as_ref().is_some_and(watch::is_watch);
         let outgoing = Outgoing {
@@ -366,7 +439,16 @@ impl Exchange<'_> {
             upgrade: upgrade.is_some(),
             account,
         };
-        let mut response = self.forwarder.apiserver.forward(outgoing).await?;
+        let mut response = tokio::select! {
+            response = self.forwarder.apiserver.forward(outgoing) => response?,
+            why = cut(self.ending.cut.clone(), Arc::clone(&authority)) => return Err(why.report()),
+        };
+        if let Some(account) = &unjudged
+            && response.status() != StatusCode::UNAUTHORIZED
+        {
+            authority = self.forwarder.judged(self.caller, account, &authority);
+            self.hanging.send_replace(Some(Arc::clone(&authority)));
+        }
         if response.status() == StatusCode::UNAUTHORIZED && is_ours {
             // Of kube-apiserver itself it means that the agent's own credential is no longer good.
             self.forwarder.apiserver.doubt_credential().await;
@@ -400,6 +482,10 @@ impl Exchange<'_> {
         let (caller, reset) = (self.caller.clone(), self.reset.clone());
         Ok(response.map(|body| {
             let cut = cut(self.ending.cut.clone(), authority);
+            let cut = async move {
+                let _held = hanging;
+                cut.await
+            };
             Either::Right(Streamed::new(body, framing, got, cut, reset, caller, audit_id))
         }))
     }

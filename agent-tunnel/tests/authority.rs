@@ -17,6 +17,7 @@ use towline_tunnel::{
 const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: SPDY/3.1\r\nConnection: Upgrade\r\n\r\n";
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n";
 const WATCH: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+const ISSUER: &str = "https://kubernetes.default.svc";
 const RENEW: &str = "POST /.towline/authority";
 
 /// Answers exec with an upgrade, a watch with its first event, and whatever else with bytes that have no end; then nothing more.
@@ -26,6 +27,10 @@ async fn cap() -> Cap {
         let answer = match head.as_str() {
             exec if exec.contains("/exec") => SWITCH.to_owned(),
             watch if watch.contains("watch=true") => format!("{WATCH}3\r\n{{}}\n\r\n"),
+            slow if slow.contains("/slow") => String::new(),
+            account if account.contains("/.well-known/") => {
+                support::cap::json("200 OK", &json!({"issuer": ISSUER}).to_string())
+            }
             _ => format!("{WATCH}4\r\nmore\r\n"),
         };
         connection.say(answer.as_bytes()).await?;
@@ -128,5 +133,42 @@ async fn a_token_may_be_older_than_is_allowed() {
     // For 2 s more.
     let old = bench.token_with(&json!({"iat": seconds(2 - 3600 - 45), "exp": seconds(9000)}));
     let mut exec = exec(&bench, &old).await;
+    assert_eq!(why_it_ends(&mut exec).await, Some(CloseReason::AuthorityEnded));
+}
+
+/// kube-apiserver may take its time, and so may a caller: neither makes a token last.
+#[tokio::test]
+async fn what_is_not_answered_or_not_read_ends_with_its_token_too() {
+    let bench = Bench::new(cap().await).await;
+    let token = short(&bench);
+    let mut slow = bench.connect().await;
+    slow.write_all(head("GET /api/v1/slow", &token, "Connection: close\r\n").as_bytes()).await.unwrap();
+    // Its body has no end, and its answer is whole at once; then it is read no more.
+    let sends = opened(
+        &bench,
+        "POST /api/v1/namespaces/a/services/s/proxy/upload",
+        &token,
+        "Transfer-Encoding: chunked\r\n",
+        "more\r\n",
+    );
+    let sends = sends.await;
+    assert_eq!(fault(&read_to_end(&mut slow).await.unwrap()), (401, "TL-IDN-003".to_owned()));
+    support::eventually("both are gone", || bench.metrics.page().contains("towline_agent_streams 0")).await;
+    drop(sends);
+}
+
+/// The agent can't tell a service account's token from a forged one; kube-apiserver can.
+#[tokio::test]
+async fn a_token_that_nobody_has_judged_moves_no_end() {
+    let access = Access { service_accounts: true, ..Access::default() };
+    let bench = Bench::with(cap().await, access).await;
+    let of_account = |exp: i64| {
+        let claims = json!({"iss": ISSUER, "sub": "system:serviceaccount:ci:deployer", "exp": exp});
+        let part = |text: &str| data_encoding::BASE64URL_NOPAD.encode(text.as_bytes());
+        format!("{}.{}.Zm9yZ2Vk", part(r#"{"alg":"RS256","kid":"k"}"#), part(&claims.to_string()))
+    };
+    let mut exec = exec(&bench, &of_account(seconds(3))).await;
+    let answer = renew(&bench, &of_account(253_402_300_000)).await;
+    assert_eq!(fault(&answer), (401, "TL-IDN-025".to_owned()));
     assert_eq!(why_it_ends(&mut exec).await, Some(CloseReason::AuthorityEnded));
 }

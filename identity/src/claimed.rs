@@ -11,6 +11,8 @@ pub struct Claimed {
     pub issuer: String,
     /// `sub`.
     pub subject: String,
+    /// `iat`, if there is one.
+    pub issued_at: Option<SystemTime>,
     /// `exp`, if there is one.
     pub expires_at: Option<SystemTime>,
 }
@@ -26,6 +28,7 @@ impl Claimed {
         Ok(Self {
             issuer: text("iss").ok_or(VerifyError::Issuer)?,
             subject: text("sub").ok_or(VerifyError::Claim("sub", "is not a text"))?,
+            issued_at: claims::time(&token.claims, "iat")?,
             expires_at: claims::time(&token.claims, "exp")?,
         })
     }
@@ -45,7 +48,8 @@ mod tests {
             let part = |text: &str| BASE64URL_NOPAD.encode(text.as_bytes());
             Claimed::read(&format!("{}.{}.c2ln", part(r#"{"alg":"RS256"}"#), part(claims)))
         };
-        let claimed = read(r#"{"iss":"i","sub":"s","exp":7}"#).unwrap();
+        let claimed = read(r#"{"iss":"i","sub":"s","exp":7,"iat":5}"#).unwrap();
+        assert_eq!(claimed.issued_at, Some(UNIX_EPOCH + Duration::from_secs(5)));
         assert_eq!((claimed.issuer.as_str(), claimed.subject.as_str()), ("i", "s"));
         assert_eq!(claimed.expires_at, Some(UNIX_EPOCH + Duration::from_secs(7)));
         assert_eq!(read(r#"{"iss":"i","sub":"s"}"#).unwrap().expires_at, None);

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -18,7 +19,7 @@ use towline_tunnel::{
 };
 use tracing::{debug, warn};
 
-use super::{Caller, Cut, watch::Framing};
+use super::{Caller, Cut, Hanging, watch::Framing};
 use crate::{dial::ApiserverBody, impersonate::AuditId, stream::ResetReason};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -28,12 +29,18 @@ pub(super) struct Sent {
     body: Incoming,
     bytes: Counter,
     reading: Option<Reading>,
+    hanging: Option<Arc<Hanging>>,
 }
 
 impl Sent {
     pub(super) fn new(body: Incoming, bytes: Counter, reading: Reading) -> Self {
         let reading = (!body.is_end_stream()).then_some(reading);
-        Self { body, bytes, reading }
+        Self { body, bytes, reading, hanging: None }
+    }
+
+    /// Holds this for as long as it is not whole.
+    pub(super) fn hang(&mut self, hanging: Arc<Hanging>) {
+        self.hanging = (!self.body.is_end_stream()).then_some(hanging);
     }
 }
 
@@ -54,6 +61,7 @@ impl Body for Sent {
         }
         if this.body.is_end_stream() || frame.is_none() {
             this.reading = None;
+            this.hanging = None;
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
     }

@@ -15,7 +15,7 @@ use super::{Caller, Forwarder, service_account};
 use crate::{
     as_user::Wanted,
     audit::Named,
-    authority::{self, Authority},
+    authority::{self, Authority, Life},
     dial::Account,
     headers,
     impersonate::{AuditId, act_as, impersonate, name_request},
@@ -47,6 +47,16 @@ pub struct Access {
     pub max_token_age: Option<Duration>,
 }
 
+/// A request that goes on.
+pub(super) struct Admitted {
+    /// With whose rights.
+    pub(super) account: Account,
+    /// How long it may go on.
+    pub(super) authority: Arc<Authority>,
+    /// Of a token that only kube-apiserver can judge: whose, where it does not refuse it.
+    pub(super) unjudged: Option<String>,
+}
+
 /// Whose token a request carries.
 enum Who {
     /// A person's, whom the stream was opened for.
@@ -67,7 +77,7 @@ impl Forwarder {
         out: &mut HeaderMap,
         audit_id: AuditId,
         named: &mut Named,
-    ) -> Result<(Account, Arc<Authority>), Report> {
+    ) -> Result<Admitted, Report> {
         let token = headers::bearer(headers)?;
         let who = self.identify(token, caller, audit_id).await?;
         match &who {
@@ -78,7 +88,7 @@ impl Forwarder {
             // Claimed: kube-apiserver judges it.
             Who::ServiceAccount(claimed) => named.user = Some(claimed.subject.clone()),
         }
-        let authority = self.authority(&who, caller)?;
+        let (authority, unjudged) = self.authority(&who, caller)?;
         headers::refuse_nominated(headers)?;
         let account = match (who, self.access.mode) {
             // kube-apiserver knows the token's owner, and judges their Impersonate-* itself.
@@ -105,7 +115,7 @@ impl Forwarder {
                 Account::Impersonator
             }
         };
-        Ok((account, authority))
+        Ok(Admitted { account, authority, unjudged })
     }
 
     /// Takes a newer token for what the caller has open; returns until when that may go on now.
@@ -118,24 +128,37 @@ impl Forwarder {
         caller: &Caller,
         audit_id: AuditId,
     ) -> Result<SystemTime, Report> {
-        let who = self.identify(headers::bearer(headers)?, caller, audit_id).await?;
-        Ok(self.authority(&who, caller)?.until())
+        match self.identify(headers::bearer(headers)?, caller, audit_id).await? {
+            who @ Who::User(_) => Ok(self.authority(&who, caller)?.0.until()),
+            // Nobody has judged it here; the next request with it does.
+            Who::ServiceAccount(_) => Err(Report::new(
+                Fault::AccountTokenRefused,
+                "what is open ends with the token that it began with",
+            )),
+        }
     }
 
-    /// What the request hangs on.
-    fn authority(&self, who: &Who, caller: &Caller) -> Result<Arc<Authority>, Report> {
-        let (user, until) = match who {
+    /// What the request hangs on; and whose it is, where only kube-apiserver can say that it is.
+    fn authority(&self, who: &Who, caller: &Caller) -> Result<(Arc<Authority>, Option<String>), Report> {
+        let (max_age, now) = (self.access.max_token_age, self.clock.now());
+        match who {
             Who::User(identity) => {
-                let until = authority::until(identity, self.access.max_token_age, self.clock.now())?;
-                (&caller.principal, until)
+                let until = authority::until(Life::of(identity), max_age, now)?;
+                Ok((self.authorities.renew(caller.run_key, &caller.principal, until), None))
             }
-            // kube-apiserver judges it, and knows of no skew.
             Who::ServiceAccount(claimed) => {
-                let until = claimed.expires_at.ok_or(Fault::AccountTokenRefused)?;
-                (&claimed.subject, until)
+                let expires_at = claimed.expires_at.ok_or(Fault::AccountTokenRefused)?;
+                // kube-apiserver knows of no skew.
+                let life = Life { issued_at: claimed.issued_at, expires_at, skew: Duration::ZERO };
+                let until = authority::until(life, max_age, now)?;
+                Ok((self.authorities.alone(until), Some(claimed.subject.clone())))
             }
-        };
-        Ok(self.authorities.renew(caller.run_key, user, until))
+        }
+    }
+
+    /// kube-apiserver has answered a request of a service account, and not refused its token: now it is this account's.
+    pub(super) fn judged(&self, caller: &Caller, account: &str, authority: &Authority) -> Arc<Authority> {
+        self.authorities.renew(caller.run_key, account, authority.until())
     }
 
     /// Who is calling: the token's user, if ticket and connection are that user's too.

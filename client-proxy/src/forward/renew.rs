@@ -54,6 +54,10 @@ impl Forwarder {
             Ok(Err(report)) => report,
             Err(_elapsed) => Report::new(Fault::AgentTimeout, "a newer token was not answered"),
         };
+        if refused.fault == Fault::AccountTokenRefused {
+            // It counts from the next request on.
+            return pool.note_told(&token);
+        }
         tracing::warn!(report = %refused, %cluster, "what is open may end with its token: the agent did not take the next one");
     }
 }

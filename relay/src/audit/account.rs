@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use towline_tunnel::{ids::ClusterId, proto::CloseReason};
+use towline_tunnel::{
+    ids::ClusterId,
+    proto::{CloseReason, reason::bounded_detail},
+};
 
 use super::{Audit, Channel, Record, Tally, Verdict};
 
-/// Records of one channel that are told apart: a client may ask for any number of clusters that do not exist.
+/// Records of one channel that are told apart.
 const MAX_RECORDS: usize = 256;
 
 /// The account of one channel.
@@ -75,7 +78,9 @@ impl Account {
         more: impl FnOnce() -> (String, String),
         count: impl FnOnce(&mut Tally),
     ) {
-        let mut cluster = Some(cluster);
+        // Nobody's names of nothing are told apart: anybody can make up as many as they like.
+        let is_known = verdict != Verdict::Refused(CloseReason::ClusterUnknown);
+        let mut cluster = is_known.then_some(cluster);
         let mut place = self.place(cluster, verdict);
         if place.is_none() && self.records.len() >= MAX_RECORDS {
             cluster = None;
@@ -89,8 +94,10 @@ impl Account {
             None => {
                 let (cluster_name, why) = match cluster {
                     Some(_) => more(),
+                    None if !is_known => (String::new(), "there are no such clusters".to_owned()),
                     None => (String::new(), "further clusters".to_owned()),
                 };
+                let why = bounded_detail(&why).to_owned();
                 let now = self.audit.now();
                 let mut tally = Tally::default();
                 count(&mut tally);

@@ -25,6 +25,8 @@ const MAX_GATHERED: usize = 4 * 1024;
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// How often old records are removed.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// And after so many records: nobody fills the disk in between.
+const SWEEP_AFTER: usize = 20_000;
 /// A relay that ends waits no longer for its records.
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 
@@ -66,13 +68,12 @@ impl Audit {
 
     /// Hands on a record. Waits for nothing.
     pub(super) fn send(&self, record: Record) {
-        if let Err(refused) = self.queue.try_send(Message::Record(Box::new(record))) {
-            let (mpsc::error::TrySendError::Full(message) | mpsc::error::TrySendError::Closed(message)) =
-                refused;
-            if let Message::Record(record) = message {
-                let record = serde_json::to_string(&AuditRow::from(&*record)).unwrap_or_default();
-                warn!(target: "towline::audit", record, "an audit record was not kept; it stands here instead");
-            }
+        if let Err(
+            mpsc::error::TrySendError::Full(Message::Record(record))
+            | mpsc::error::TrySendError::Closed(Message::Record(record)),
+        ) = self.queue.try_send(Message::Record(Box::new(record)))
+        {
+            tell_instead(&record);
         }
     }
 
@@ -90,13 +91,19 @@ impl Audit {
     }
 }
 
+/// A record that can't be kept stands in the relay's own log.
+fn tell_instead(record: &Record) {
+    let record = serde_json::to_string(&AuditRow::from(record)).unwrap_or_default();
+    warn!(target: "towline::audit", record, "an audit record was not kept; it stands here instead");
+}
+
 impl Auditor {
     /// Writes records as they come, and removes old ones; never returns while anybody has an [`Audit`].
     pub async fn run(mut self) {
         self.end_forgotten().await;
         let mut sweeps = interval(SWEEP_EVERY);
         let mut gathered: Vec<Record> = Vec::new();
-        let mut due = Instant::now();
+        let (mut due, mut taken) = (Instant::now(), 0);
         loop {
             tokio::select! {
                 message = self.queue.recv(), if gathered.len() < MAX_GATHERED => match message {
@@ -108,19 +115,20 @@ impl Auditor {
                             self.log.record(&AuditRow::from(&*record));
                         }
                         gathered.push(*record);
+                        taken += 1;
                     }
                     Some(Message::Flush(done)) => {
-                        self.write(&mut gathered).await;
+                        self.write_last(&mut gathered).await;
                         let _gone = done.send(());
                     }
-                    None => {
-                        self.write(&mut gathered).await;
-                        return;
-                    }
+                    None => return self.write_last(&mut gathered).await,
                 },
                 () = sleep_until(due), if !gathered.is_empty() => {
                     if !self.write(&mut gathered).await {
                         due = Instant::now() + AGAIN_AFTER;
+                    } else if taken >= SWEEP_AFTER {
+                        taken = 0;
+                        self.sweep().await;
                     }
                 }
                 _ = sweeps.tick() => self.sweep().await,
@@ -139,6 +147,13 @@ impl Auditor {
                 warn!(%error, records = rows.len(), "audit records can't be written; they are kept and tried again");
                 false
             }
+        }
+    }
+
+    /// The same where there is no later.
+    async fn write_last(&self, gathered: &mut Vec<Record>) {
+        if !self.write(gathered).await {
+            gathered.drain(..).for_each(|record| tell_instead(&record));
         }
     }
 

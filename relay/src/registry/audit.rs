@@ -169,7 +169,8 @@ impl Registry {
         rows.iter().map(read).collect::<Result<_, _>>().map_err(|error| self.error(error))
     }
 
-    /// Removes what need not be kept, and says how many records that were. Those of channels that go on stay.
+    /// Removes what need not be kept, and says how many records that were. Those of channels that go on stay; where
+    /// there are too many, those of whoever has most go first.
     ///
     /// # Errors
     /// If the file can't be written.
@@ -178,8 +179,13 @@ impl Registry {
         let before = now.checked_sub(retention.age).unwrap_or(SystemTime::UNIX_EPOCH);
         let old = sqlx::query("DELETE FROM audit WHERE ended_at < ?").bind(seconds(before));
         let old = old.execute(&mut *tx).await.map_err(|error| self.error(error))?.rows_affected();
+        // Whoever has most loses most: nobody can press others' records out with their own.
         let many = sqlx::query(
-            "DELETE FROM audit WHERE ended_at IS NOT NULL AND id <= (SELECT id FROM audit ORDER BY id DESC LIMIT 1 OFFSET ?)",
+            "DELETE FROM audit WHERE id IN (
+                 SELECT id FROM (
+                     SELECT id, ROW_NUMBER() OVER (PARTITION BY principal ORDER BY id DESC) AS depth
+                     FROM audit WHERE ended_at IS NOT NULL)
+                 ORDER BY depth DESC, id LIMIT MAX(0, (SELECT COUNT(*) FROM audit) - ?))",
         )
         .bind(number(retention.records));
         let many = many.execute(&mut *tx).await.map_err(|error| self.error(error))?.rows_affected();

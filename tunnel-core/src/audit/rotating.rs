@@ -87,7 +87,13 @@ fn rename(from: &PathBuf, to: &PathBuf) -> io::Result<()> {
 impl Write for RotatingFile {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let open = self.current(line.len() as u64)?;
-        open.file.write_all(line)?;
+        if let Err(error) = open.file.write_all(line) {
+            // A part of it may stand there, which the next line would follow. What can't be taken back is a file's end.
+            if open.file.set_len(open.length).is_err() {
+                self.open = None;
+            }
+            return Err(error);
+        }
         open.length += line.len() as u64;
         Ok(line.len())
     }
