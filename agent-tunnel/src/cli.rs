@@ -226,8 +226,8 @@ pub struct IssuerArgs {
     /// Prefix of groups
     #[arg(long, value_name = "PREFIX", env = "TOWLINE_AGENT_OIDC_GROUPS_PREFIX")]
     oidc_groups_prefix: Option<String>,
-    /// A claim that must have this value (repeatable)
-    #[arg(long, value_name = "KEY=VALUE")]
+    /// A claim that must have this value (repeatable, or with commas between)
+    #[arg(long, value_name = "KEY=VALUE", env = "TOWLINE_AGENT_OIDC_REQUIRED_CLAIM", value_delimiter = ',')]
     oidc_required_claim: Vec<String>,
     /// The only authorities (PEM) that the issuer is trusted by
     #[arg(long, value_name = "FILE", env = "TOWLINE_AGENT_OIDC_CA_FILE")]
@@ -423,6 +423,32 @@ mod tests {
         assert_eq!(config.apiserver, ApiserverConfig::InCluster);
         assert_eq!(config.access, Access::default());
         assert_eq!(config.issuer.trust.audiences(), ["towline-cluster"]);
+    }
+
+    #[test]
+    fn each_argument_of_run_can_stand_in_the_environment() {
+        let run = Cli::command().find_subcommand("run").unwrap().clone();
+        let mut asked = 0;
+        for argument in run.get_arguments().filter(|argument| argument.get_id() != "help") {
+            let name = argument.get_long().unwrap();
+            let expected = format!("TOWLINE_AGENT_{}", name.replace('-', "_").to_uppercase());
+            assert_eq!(argument.get_env().and_then(|env| env.to_str()), Some(expected.as_str()), "--{name}");
+            asked += 1;
+        }
+        assert!(asked > 20, "{asked}");
+    }
+
+    #[test]
+    fn required_claims_are_repeated_or_have_commas_between() {
+        let read = |more: &[&str]| {
+            let cli = Cli::try_parse_from(
+                [&["towline-agent", "run", "--oidc-issuer-url", "https://i"], more].concat(),
+            );
+            let Command::Run(run) = cli.unwrap().command else { panic!("not run") };
+            run.issuer.oidc_required_claim
+        };
+        assert_eq!(read(&["--oidc-required-claim", "a=b,c=d"]), ["a=b", "c=d"]);
+        assert_eq!(read(&["--oidc-required-claim", "a=b", "--oidc-required-claim", "c=d"]), ["a=b", "c=d"]);
     }
 
     #[test]
