@@ -2,7 +2,7 @@
 //!
 //! A request is judged when it begins; `exec`, `logs -f` and a watch go on for hours. Each of them hangs on an authority: what one token's
 //! user may do over one run of a client, until a time. A newer token of the same user, with any request or posted for that alone
-//! ([`RENEW_PATH`]), moves the time ahead. Once it has come, what hangs on the authority ends.
+//! (`POST` to [`RENEW_PATH`](towline_tunnel::inner::RENEW_PATH)), moves the time ahead. Once it has come, what hangs on the authority ends.
 
 use std::{
     collections::HashMap,
@@ -19,8 +19,6 @@ use towline_tunnel::{
 
 use crate::forward::Clock;
 
-/// Where a client posts a newer token for what it has open. kube-apiserver has nothing below this path, and never sees it.
-pub const RENEW_PATH: &str = "/.towline/authority";
 /// Clocks may differ by less than the minute within which everything has to end.
 const SKEW: Duration = Duration::from_secs(45);
 /// The clock is looked at this often: a machine that slept, or whose clock was set, is noticed.

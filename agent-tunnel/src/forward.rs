@@ -34,6 +34,7 @@ use towline_tunnel::{
     fault::{Fault, Report, is_read_raw},
     head::{Answering, Flight, GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience, Steady},
     ids::{ChannelId, KeyHash, StreamKey},
+    inner::RENEW_PATH,
     mux::CloseReason,
 };
 use tracing::info;
@@ -41,7 +42,7 @@ use tracing::info;
 use crate::{
     as_user::Reviews,
     audit::{self, Named},
-    authority::{Authorities, Authority, RENEW_PATH},
+    authority::{Authorities, Authority},
     dial::{Account, Apiserver, Outgoing, no_body},
     headers,
     impersonate::AuditId,

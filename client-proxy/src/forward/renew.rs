@@ -11,13 +11,12 @@ use tokio::{
 use towline_tunnel::{
     fault::{Fault, Report},
     ids::ClusterId,
+    inner::RENEW_PATH,
 };
 
 use super::{Forwarder, ask, told};
 use crate::dial::Pool;
 
-/// Where the agent takes it (`docs/protocol.md`, "Authority").
-const PATH: &str = "/.towline/authority";
 /// Tokens are looked at this often: a small part of the time that a new one comes before the old one ends.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// One agent that is away does not keep others from hearing of it.
@@ -43,7 +42,7 @@ impl Forwarder {
         if !pool.is_busy() || pool.has_told(&token) {
             return;
         }
-        let asked = timeout(TELL_WITHIN, ask(cluster, pool, Method::POST, PATH, &token)).await;
+        let asked = timeout(TELL_WITHIN, ask(cluster, pool, Method::POST, RENEW_PATH, &token)).await;
         let refused = match asked {
             Ok(Ok((StatusCode::NO_CONTENT, _))) => {
                 return tracing::debug!(%cluster, "the agent has a newer token for what is open");
