@@ -209,7 +209,7 @@ faults! {
         "let the agent's account create subjectaccessreviews (deploy/agent.yaml), look at the agent's log, and try again";
     RightsMissing = "TL-IDN-023", Agent, Unavailable, ClusterAdmin,
         "the agent's accounts may not do what they must", "kube-apiserver's access reviews deny a right that the agent needs; requests will be refused.",
-        "apply deploy/agent.yaml; before Kubernetes 1.36 bind the role at its end, too";
+        "apply deploy/agent.yaml; before Kubernetes 1.36 bind towline-impersonator-groups, with your groups in its resourceNames";
     RightsExcessive = "TL-IDN-024", Agent, Usage, ClusterAdmin,
         "the agent's accounts may do more than they need", "Who takes over the agent can use these rights.",
         "run it with the two accounts of deploy/agent.yaml (--impersonator), and remove further bindings from them";
