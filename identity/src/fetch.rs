@@ -122,7 +122,13 @@ impl Roots {
                 }
             }
             Self::System => {
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                let (added, _) =
+                    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                if added == 0 {
+                    tracing::warn!(
+                        "this system has no certificate authorities: no issuer will be trusted (install ca-certificates, or name a CA file)"
+                    );
+                }
             }
         }
         Ok(roots)

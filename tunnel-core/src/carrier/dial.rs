@@ -267,6 +267,11 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Report> {
             roots.add(certificate).map_err(|error| unreadable(&error.to_string()))?;
         }
     }
+    if roots.is_empty() {
+        tracing::warn!(
+            "this system has no certificate authorities: no relay will be trusted (install ca-certificates, or give --relay-ca-file)"
+        );
+    }
     Ok(roots)
 }
 
