@@ -103,6 +103,17 @@ async fn a_service_accounts_token_takes_the_cluster_tokens_place() {
     let output = soon("the command", child.wait_with_output()).await.unwrap();
     assert!(output.status.success(), "{}", told(&output));
     assert_eq!(bench.shown_to_cluster(), format!("Bearer {account}"));
+    // The relay's token may come the same way, where the other one doesn't.
+    let relay = jwt("towline-relay", 4_000_000_001);
+    let mut child = bench
+        .towline(files, &["run", "--relay-token-file", "-", "--", "true"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(format!("{relay}\n").as_bytes()).await.unwrap();
+    let output = soon("the command", child.wait_with_output()).await.unwrap();
+    assert!(output.status.success(), "{}", told(&output));
+    assert_eq!(bench.shown_to_relay().last(), Some(&relay));
     // From a file, named in the profile; and never as an argument.
     fs::write(bench.home.path("sa"), &account).unwrap();
     let files = "relay-token-file = 'relay-token'\nservice-account-token-file = 'sa'";

@@ -38,10 +38,10 @@ pub struct Reach {
     /// The authority of the relay's certificate (PEM), where this machine does not know it.
     #[arg(long, value_name = "FILE")]
     pub relay_ca_file: Option<PathBuf>,
-    /// Holds your token for the relay's audience; read again when it changes.
+    /// Holds your token for the relay's audience; read again when it changes; `-` reads it once from standard input.
     #[arg(long, value_name = "FILE")]
     pub relay_token_file: Option<PathBuf>,
-    /// Holds your token for the clusters' audience; read again when it changes. The relay never sees it.
+    /// Holds your token for the clusters' audience; read again when it changes; `-` reads it once from standard input. The relay never sees it.
     #[arg(long, value_name = "FILE")]
     pub cluster_token_file: Option<PathBuf>,
     /// Holds a service account's token, which the cluster's apiserver itself judges, in place of a cluster token; `-` reads it once from standard input.
@@ -181,7 +181,7 @@ impl Reach {
 
     fn relay_token(&self, profile: &Profile, state_dir: &Path) -> Result<Option<TokenFrom>, Report> {
         match self.relay_token_file.as_ref().or(profile.relay_token_file.as_ref()) {
-            Some(path) => Ok(Some(TokenFrom::File(path.clone()))),
+            Some(path) => token_at(path).map(Some),
             None => self.login(profile, Purpose::Relay, state_dir),
         }
     }
@@ -191,8 +191,7 @@ impl Reach {
         let flags = self.service_account_token_file.as_ref().or(self.cluster_token_file.as_ref());
         let files = profile.service_account_token_file.as_ref().or(profile.cluster_token_file.as_ref());
         match flags.or(files) {
-            Some(path) if path.as_os_str() == "-" => from_stdin().map(TokenFrom::Given).map(Some),
-            Some(path) => Ok(Some(TokenFrom::File(path.clone()))),
+            Some(path) => token_at(path).map(Some),
             None => self.login(profile, Purpose::Cluster, state_dir),
         }
     }
@@ -234,6 +233,14 @@ pub(super) fn state_dir(flag: Option<&PathBuf>, profile: &Profile) -> Result<Pat
         Some(path) => Ok(path.clone()),
         None => StateFolder::default_path(),
     }
+}
+
+/// A file that is read again when it changes, or standard input, which has one token and is read once.
+fn token_at(path: &Path) -> Result<TokenFrom, Report> {
+    if path.as_os_str() == "-" {
+        return from_stdin().map(TokenFrom::Given);
+    }
+    Ok(TokenFrom::File(path.to_owned()))
 }
 
 /// The one token that standard input has.
