@@ -5,6 +5,7 @@
 //! needed ([`issuer`]). Both are [`Issue`]rs, which [`Tokens`](crate::token::Tokens) keeps fresh.
 
 mod browser;
+mod child;
 mod ci;
 mod command;
 mod device;
@@ -40,8 +41,8 @@ use crate::token::{Issue, Purpose};
 pub fn issuer(settings: &Settings, purpose: Purpose, store: &Store) -> Result<Arc<dyn Issue>, Report> {
     let registration = settings.of(purpose).clone();
     Ok(match settings.flow {
-        Flow::Browser | Flow::Device => Arc::new(Session::new(settings, purpose, store.clone())?),
-        Flow::ClientCredentials => Arc::new(machine::ClientCredentials::new(settings, registration)?),
+        Flow::Browser | Flow::Device => Arc::new(Session::new(settings, purpose, store.clone())),
+        Flow::ClientCredentials => Arc::new(machine::ClientCredentials::new(settings, registration)),
         Flow::Github => Arc::new(ci::Github::new(registration)?),
         Flow::Gitlab => Arc::new(ci::Gitlab::new(registration)),
         Flow::Az => Arc::new(command::Az::new(settings.tenant.clone(), registration)),

@@ -11,7 +11,11 @@ use towline_tunnel::{
 };
 use url::Url;
 
-use super::{http::Http, provider::wrong, settings::Registration};
+use super::{
+    http::Http,
+    provider::wrong,
+    settings::{GITHUB_VARIABLES, Registration},
+};
 use crate::token::{Issue, Token};
 
 fn missing(why: impl Into<String>) -> Report {
@@ -43,8 +47,9 @@ impl Github {
             let value = env::var(name).ok().filter(|value| !value.is_empty());
             value.ok_or_else(|| missing(format!("{name} is not set")))
         };
-        let url = variable("ACTIONS_ID_TOKEN_REQUEST_URL")?;
-        let with = Secret::new(variable("ACTIONS_ID_TOKEN_REQUEST_TOKEN")?);
+        let [url, with] = GITHUB_VARIABLES;
+        let url = variable(url)?;
+        let with = Secret::new(variable(with)?);
         Self::at(of, &url, with, &Roots::System)
     }
 
@@ -105,6 +110,10 @@ impl Issue for Gitlab {
             let token = text.reveal_text().and_then(Token::parse);
             token.ok_or_else(|| missing(format!("{} does not hold one token", self.variable)))
         })
+    }
+
+    fn renews(&self) -> bool {
+        false
     }
 
     fn place(&self) -> String {

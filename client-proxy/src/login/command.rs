@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
+use tokio::process::Command;
 use towline_identity::Pending;
 use towline_tunnel::{
     fault::{Fault, Report},
@@ -17,6 +17,7 @@ use towline_tunnel::{
 };
 
 use super::{
+    child::{Failure, Said, ask},
     exec_credential::{API_VERSION, LONGEST, decode},
     settings::{ExecTable, Registration},
 };
@@ -31,26 +32,14 @@ fn failed(program: &str, why: impl std::fmt::Display) -> Report {
 
 /// Runs a program and reads what it prints. What it says to people goes to standard error, as it is.
 async fn run(program: &str, args: &[String], env: &BTreeMap<String, String>) -> Result<Secret, Report> {
-    let mut child = Command::new(program)
-        .args(args)
-        .envs(env)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| failed(program, format!("can't be run: {error}")))?;
-    let output = child.stdout.take().ok_or_else(|| failed(program, "its output is away"))?;
-    let done = timeout(WITHIN, async {
-        // Room for all of it at once, so that no half of a token stays behind in a buffer that grew.
-        let mut printed = Vec::with_capacity(LONGEST + 1);
-        output.take(LONGEST as u64 + 1).read_to_end(&mut printed).await?;
-        let printed = Secret::new(printed);
-        Ok::<_, std::io::Error>((printed, child.wait().await?))
-    });
-    let (printed, status) = done
-        .await
-        .map_err(|_elapsed| failed(program, format!("did not end within {} s", WITHIN.as_secs())))?
-        .map_err(|error| failed(program, error))?;
+    let mut command = Command::new(program);
+    command.args(args).envs(env).stdin(Stdio::null()).stdout(Stdio::piped());
+    let Said { status, printed, .. } =
+        ask(&mut command, None, LONGEST, WITHIN).await.map_err(|failure| match failure {
+            Failure::NotRun(error) => failed(program, format!("can't be run: {error}")),
+            Failure::Endless => failed(program, format!("did not end within {} s", WITHIN.as_secs())),
+            Failure::Broken(error) => failed(program, error),
+        })?;
     if printed.reveal().len() > LONGEST {
         return Err(failed(program, "it printed more than 64 KiB"));
     }

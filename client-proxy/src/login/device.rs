@@ -69,7 +69,7 @@ fn prompt(
     let url = details.verification_uri().as_str();
     let complete = details.verification_uri_complete().map(|url| url.secret().as_str());
     let code = details.user_code().secret();
-    // It is shown on a terminal, and maybe opened.
+    // A person is told to go there.
     let is_page = |url: &str| url::Url::parse(url).is_ok_and(|url| url.scheme() == "https");
     if !is_page(url) || !complete.is_none_or(is_page) {
         return Err(wrong("the page for the code is not https"));

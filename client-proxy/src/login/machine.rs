@@ -22,8 +22,8 @@ pub(super) struct ClientCredentials {
 }
 
 impl ClientCredentials {
-    pub(super) fn new(settings: &Settings, of: Registration) -> Result<Self, Report> {
-        Ok(Self { settings: settings.clone(), of, provider: OnceCell::new() })
+    pub(super) fn new(settings: &Settings, of: Registration) -> Self {
+        Self { settings: settings.clone(), of, provider: OnceCell::new() }
     }
 }
 

@@ -5,20 +5,18 @@
 
 use std::{ffi::OsString, process::Stdio, time::Duration};
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    process::Command,
-    time::timeout,
-};
+use tokio::process::Command;
 use towline_tunnel::{
     fault::{Fault, Report},
     session::message::Secret,
 };
 
+use super::child::{Failure, ask};
+
 /// Somebody may have to unlock the keyring.
 const WITHIN: Duration = Duration::from_secs(60);
 /// Two tokens and some words.
-const LONGEST: u64 = 256 * 1024;
+const LONGEST: usize = 256 * 1024;
 
 /// The program.
 #[derive(Clone, Debug)]
@@ -70,39 +68,23 @@ impl SecretTool {
         account: &str,
         input: Option<&Secret>,
     ) -> Result<(bool, Secret), Report> {
-        let mut child = Command::new(&self.0)
+        let mut command = Command::new(&self.0);
+        command
             .args(verb)
             .args(["service", "towline", "account", account])
             .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| unusable(format!("can't be run: {error}")))?;
-        let (to, from, words) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let done = timeout(WITHIN, async {
-            if let (Some(mut to), Some(secret)) = (to, input) {
-                to.write_all(secret.reveal()).await?;
-            }
-            let mut found = Vec::with_capacity(16 * 1024);
-            if let Some(from) = from {
-                from.take(LONGEST).read_to_end(&mut found).await?;
-            }
-            let found = Secret::new(found);
-            let mut said = String::new();
-            if let Some(words) = words {
-                words.take(1024).read_to_string(&mut said).await?;
-            }
-            Ok::<_, std::io::Error>((child.wait().await?.success(), found, said))
-        });
-        let (ended, found, said) = done
-            .await
-            .map_err(|_elapsed| unusable("the keyring does not answer; is it locked?"))?
-            .map_err(unusable)?;
+            .stderr(Stdio::piped());
+        let said = ask(&mut command, input, LONGEST, WITHIN).await.map_err(|failure| match failure {
+            Failure::NotRun(error) => unusable(format!("can't be run: {error}")),
+            Failure::Endless => unusable("the keyring does not answer; is it locked?"),
+            Failure::Broken(error) => unusable(error),
+        })?;
+        let ended = said.status.success();
         // Where there is nothing of this name it fails in silence; where there is no keyring it says so.
-        if !ended && !said.trim().is_empty() {
-            return Err(unusable(said.trim()));
+        if !ended && !said.complaint.trim().is_empty() {
+            return Err(unusable(said.complaint.trim()));
         }
-        Ok((ended, found))
+        Ok((ended, said.printed))
     }
 }

@@ -140,12 +140,9 @@ impl fmt::Debug for Session {
 
 impl Session {
     /// The login of this profile, whether or not there is one yet.
-    ///
-    /// # Errors
-    /// None yet.
-    pub fn new(settings: &Settings, purpose: Purpose, store: Store) -> Result<Self, Report> {
+    pub fn new(settings: &Settings, purpose: Purpose, store: Store) -> Self {
         let inner = Inner { settings: settings.clone(), purpose, store, seen: Mutex::default() };
-        Ok(Self(Arc::new(inner)))
+        Self(Arc::new(inner))
     }
 }
 
@@ -254,7 +251,7 @@ impl Issue for Session {
 /// # Errors
 /// If nobody is, or what is kept can't be read.
 pub(super) async fn who(settings: &Settings, purpose: Purpose, store: &Store) -> Result<Who, Report> {
-    let session = Session::new(settings, purpose, store.clone())?;
+    let session = Session::new(settings, purpose, store.clone());
     let kept = session.0.read().await?;
     Ok(Who::of(purpose, &kept.token, place(settings, purpose, store).await, kept.refresh.is_some()))
 }

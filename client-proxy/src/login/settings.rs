@@ -12,6 +12,10 @@ use towline_tunnel::fault::{Fault, Report};
 use super::store::Keep;
 use crate::token::Purpose;
 
+/// What a GitHub Actions job asks with: who has both has tokens for any audience.
+pub(super) const GITHUB_VARIABLES: [&str; 2] =
+    ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
+
 /// How tokens are had.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
@@ -54,7 +58,7 @@ pub(super) struct ExecTable {
     pub(super) env: BTreeMap<String, String>,
 }
 
-/// How a client proves that it is itself, as written.
+/// What one audience's token is asked for with, as written.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct AudienceTable {
@@ -155,9 +159,14 @@ impl LoginTable {
         .into_iter()
     }
 
-    /// Variables that hold tokens: no child is to inherit them.
+    /// Variables that hold tokens, or what tokens are asked for with: no child is to inherit them.
     pub(crate) fn token_variables(&self) -> Vec<String> {
-        [&self.relay.token_env, &self.cluster.token_env].into_iter().flatten().cloned().collect()
+        let mut named: Vec<String> =
+            [&self.relay.token_env, &self.cluster.token_env].into_iter().flatten().cloned().collect();
+        if self.flow == Flow::Github {
+            named.extend(GITHUB_VARIABLES.map(str::to_owned));
+        }
+        named
     }
 
     /// Checks it; the profile's name is `name`.
@@ -417,6 +426,14 @@ mod tests {
     fn a_secret_is_never_a_setting() {
         assert!(toml::from_str::<LoginTable>("client-secret = 's'").is_err());
         assert!(toml::from_str::<LoginTable>("relay.token = 's'").is_err());
+    }
+
+    #[test]
+    fn what_a_job_has_tokens_by_is_not_inherited() {
+        let of = |text: &str| toml::from_str::<LoginTable>(text).unwrap().token_variables();
+        assert_eq!(of("flow = 'gitlab'\nrelay.token-env = 'R'\ncluster.token-env = 'C'"), ["R", "C"]);
+        assert_eq!(of("flow = 'github'"), GITHUB_VARIABLES);
+        assert_eq!(of(TWO_CLIENTS), Vec::<String>::new());
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Who {
         }
         let issuer = issuer(settings, purpose, store)?;
         let token = issuer.issue(SystemTime::now()).await?;
-        Ok(Self::of(purpose, &token, format!("nowhere; from {}", issuer.place()), true))
+        Ok(Self::of(purpose, &token, format!("nowhere; from {}", issuer.place()), issuer.renews()))
     }
 }
 

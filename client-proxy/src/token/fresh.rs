@@ -70,6 +70,11 @@ pub trait Issue: fmt::Debug + Send + Sync {
     /// If none is had.
     fn issue(&self, now: SystemTime) -> Pending<'_, Result<Token, Report>>;
 
+    /// Whether another one is had when this one ends, without anybody's doing.
+    fn renews(&self) -> bool {
+        true
+    }
+
     /// Where the token comes from or is kept, for people.
     fn place(&self) -> String;
 }

@@ -155,6 +155,7 @@ async fn a_github_job_has_two_tokens_by_two_requests() {
     let read: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("{said:?}"));
     assert_eq!(read["identities"][0]["audiences"], json!(["towline-relay"]));
     assert_eq!(read["identities"][1]["audiences"], json!(["prod"]));
+    assert_eq!(read["identities"][0]["renewable"], json!(true));
     let asked = idp.asked("/job");
     assert_eq!(asked[0].authorization.as_deref(), Some("Bearer canary-job"));
     assert!(asked[0].target.contains("api=2&audience=towline-relay"), "{asked:?}");
@@ -175,6 +176,7 @@ async fn a_gitlab_jobs_tokens_stand_in_variables() {
     let said = run(command).await;
     let read: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("{said:?}"));
     assert_eq!(read["identities"][0]["audiences"], json!(["towline-relay"]));
+    assert_eq!(read["identities"][0]["renewable"], json!(false));
 }
 
 /// `az` as it answers, in a folder of PATH.

@@ -42,7 +42,7 @@ async fn log_in<F: Future>(
 
 async fn nothing_is_kept(settings: &Settings, store: &Store) {
     for purpose in Purpose::BOTH {
-        let session = Session::new(settings, purpose, store.clone()).unwrap();
+        let session = Session::new(settings, purpose, store.clone());
         assert_eq!(session.kept(SystemTime::now()).await.unwrap_err().fault, Fault::LoginNeeded);
     }
 }

@@ -123,7 +123,7 @@ async fn a_person_logs_in_once_for_both_tokens_which_live_on_and_end_with_them()
     assert!(at_cluster.verify(relay.reveal_text().unwrap(), now).await.is_err(), "it is for the relay alone");
 
     // Renewed, with rotation, past a change of the provider's keys.
-    let session = Session::new(&settings, Purpose::Cluster, home.store()).unwrap();
+    let session = Session::new(&settings, Purpose::Cluster, home.store());
     session.kept(now).await.unwrap().unwrap();
     let first = session.issue(now).await.unwrap();
     provider.rotate().await;
@@ -145,7 +145,7 @@ async fn a_person_logs_in_once_for_both_tokens_which_live_on_and_end_with_them()
     std::fs::copy(from.join("p.cluster.json"), to.join("p.cluster.json")).unwrap();
     let ended = log_out(&settings, &home.store(), &Clock::system()).await.unwrap();
     assert!(ended.iter().all(|one| one.was_kept && *one.revoked.as_ref().unwrap()), "{ended:?}");
-    let thief = Session::new(&settings, Purpose::Cluster, Store::open(copy.path()).unwrap()).unwrap();
+    let thief = Session::new(&settings, Purpose::Cluster, Store::open(copy.path()).unwrap());
     thief.kept(now).await.unwrap().unwrap();
     assert_eq!(thief.issue(now).await.unwrap_err().fault, Fault::LoginEnded);
 }

@@ -166,7 +166,7 @@ async fn one_client_with_two_scopes_gives_two_access_tokens() {
             "refresh_token": "canary-refresh", "expires_in": 3600 }))
     });
     log_in(&settings, &home.store()).await;
-    let session = Session::new(&settings, Purpose::Cluster, home.store()).unwrap();
+    let session = Session::new(&settings, Purpose::Cluster, home.store());
     assert_eq!(session.kept(SystemTime::now()).await.unwrap().unwrap().claims()["aud"], "c");
     session.issue(SystemTime::now()).await.unwrap();
     let asked = idp.asked("/token");
@@ -187,7 +187,7 @@ async fn two_processes_never_use_one_refresh_token_twice() {
     grants(&idp);
     log_in(&settings, &home.store()).await;
     let before = idp.asked("/token").len();
-    let sessions = [(); 4].map(|()| Session::new(&settings, Purpose::Relay, home.store()).unwrap());
+    let sessions = [(); 4].map(|()| Session::new(&settings, Purpose::Relay, home.store()));
     for session in &sessions {
         assert!(session.kept(SystemTime::now()).await.unwrap().is_some());
     }
@@ -212,7 +212,7 @@ async fn a_login_that_is_over_is_not_asked_for_again_until_somebody_logs_in() {
     let settings = home.settings(&idp.url(), CLIENTS);
     grants(&idp);
     log_in(&settings, &home.store()).await;
-    let session = Session::new(&settings, Purpose::Cluster, home.store()).unwrap();
+    let session = Session::new(&settings, Purpose::Cluster, home.store());
     session.kept(SystemTime::now()).await.unwrap();
     idp.on("/token", |_| Reply::error("invalid_grant"));
     let before = idp.asked("/token").len();
@@ -236,7 +236,7 @@ async fn a_provider_that_is_away_ends_nothing_and_says_when_to_come_again() {
     grants(&idp);
     log_in(&settings, &home.store()).await;
     idp.on("/token", |_| Reply::new(503, "canary").with("retry-after", "7"));
-    let session = Session::new(&settings, Purpose::Relay, home.store()).unwrap();
+    let session = Session::new(&settings, Purpose::Relay, home.store());
     let kept = session.kept(SystemTime::now()).await.unwrap();
     assert!(kept.is_some(), "a start asks nobody");
     let report = session.issue(SystemTime::now()).await.unwrap_err();
@@ -259,7 +259,7 @@ async fn a_renewed_token_is_of_the_same_person() {
     let (signer, mut said) = (Arc::clone(&idp.signer), idp.claims("towline-relay"));
     said["sub"] = json!("eve");
     idp.on("/token", move |_| granted(&sign(&signer, &said), "canary-next"));
-    let session = Session::new(&settings, Purpose::Relay, home.store()).unwrap();
+    let session = Session::new(&settings, Purpose::Relay, home.store());
     session.kept(SystemTime::now()).await.unwrap();
     let report = session.issue(SystemTime::now()).await.unwrap_err();
     assert_eq!(report.fault, Fault::IdpAnswerWrong, "{report}");
@@ -280,7 +280,7 @@ async fn logging_out_forgets_here_and_there() {
     assert!(ended.iter().all(|one| one.was_kept && *one.revoked.as_ref().unwrap()));
     let told: Vec<_> = idp.asked("/revoke").iter().map(|asked| asked.form["token"].clone()).collect();
     assert_eq!(told, ["canary-refresh-0", "canary-refresh-1"]);
-    let session = Session::new(&settings, Purpose::Relay, home.store()).unwrap();
+    let session = Session::new(&settings, Purpose::Relay, home.store());
     assert_eq!(session.kept(SystemTime::now()).await.unwrap_err().fault, Fault::LoginNeeded);
     let again = log_out(&settings, &home.store(), &Clock::system()).await.unwrap();
     assert!(again.iter().all(|one| !one.was_kept));
@@ -316,7 +316,7 @@ async fn a_login_of_another_client_or_profile_is_none() {
         },
     ];
     for other in others {
-        let session = Session::new(&other, Purpose::Relay, home.store()).unwrap();
+        let session = Session::new(&other, Purpose::Relay, home.store());
         assert_eq!(session.kept(SystemTime::now()).await.unwrap_err().fault, Fault::LoginNeeded);
     }
 }
