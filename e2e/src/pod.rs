@@ -134,7 +134,8 @@ fn works(stage: &Stage, folder: &Path) -> anyhow::Result<()> {
     // Its successor has an empty folder, and joins by the cluster's key in the Secret; no request fails meanwhile.
     cluster.kubectl_output(&["-n", "towline", "delete", "secret", "towline-agent-enrolment"])?;
     cluster.kubectl_output(&["-n", "towline", "rollout", "restart", "deployment/towline-agent"])?;
-    let again = "for n in $(seq 30); do kubectl get namespace default -o name || exit 8; sleep 0.2; done";
+    // Longer than the successor is waited for (minReadySeconds), so that its predecessor goes meanwhile.
+    let again = "for n in $(seq 75); do kubectl get namespace default -o name || exit 8; sleep 0.2; done";
     let outcome = shell(again)?;
     ensure!(outcome.ended == "exit 0", "while the pod is replaced: {}{}", outcome.stdout, outcome.stderr);
     cluster.kubectl_output(&[
