@@ -30,6 +30,29 @@ fn changed(pointer: &str, value: Value) -> Vec<String> {
 }
 
 #[test]
+fn the_documented_file_for_people_and_ci_is_taken() {
+    let page = include_str!("../../../docs/identity.md");
+    let file = page
+        .split("```yaml\n")
+        .filter_map(|rest| rest.split("```").next())
+        .find(|block| block.contains("kind: AuthenticationConfiguration"))
+        .expect("docs/identity.md shows a file");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("authentication.yaml");
+    let load = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let settings =
+            crate::TrustSettings { authentication_config: Some(path.clone()), ..Default::default() };
+        crate::TrustSource::load(settings).map(|source| source.trust.audiences().len())
+    };
+    assert_eq!(load(file).unwrap(), 2);
+    // What it has beyond the least is needed.
+    let unclaimed = file.replace("repository_owner_id", "repository_owner");
+    assert!(load(&unclaimed).unwrap_err().to_string().contains("repository_owner_id"));
+    assert!(load(&file.replace("github:", "people:")).is_err());
+}
+
+#[test]
 fn the_smallest_file_and_one_with_everything_are_taken() {
     assert_eq!(faults(&file(json!([jwt()]))), Vec::<String>::new());
     let everything = json!({
