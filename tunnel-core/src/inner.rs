@@ -20,7 +20,7 @@ use crate::ids::ClusterId;
 pub const RECORD_PLAINTEXT: usize = 16_298;
 /// rustls counts the record's header in its fragment size, and nothing else.
 const MAX_FRAGMENT: usize = RECORD_PLAINTEXT + 5;
-/// Where a client posts a newer token for what it has open (`docs/protocol.md`, "Authority"). The agent answers; kube-apiserver has
+/// Where a client posts a newer token for what it has open (`docs/protocol-session.md`, "Authority"). The agent answers; kube-apiserver has
 /// nothing below this path, and never sees it.
 pub const RENEW_PATH: &str = "/.towline/authority";
 /// The only protocol inside.
