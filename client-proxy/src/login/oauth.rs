@@ -71,6 +71,15 @@ pub(super) struct Grant {
     pub(super) id: Option<Token>,
 }
 
+/// What a refresh token gave.
+#[derive(Debug)]
+pub(super) struct Renewed {
+    /// What was granted, or why it can't be used.
+    pub(super) grant: Result<Grant, Report>,
+    /// The refresh token that replaces the one that was shown (RFC 6749, section 6), whatever the grant is worth.
+    pub(super) successor: Option<Secret>,
+}
+
 /// A client for this registration, and the parameters that go with each of its token requests.
 pub(super) fn client(
     provider: &Provider,
@@ -120,7 +129,7 @@ pub(super) async fn refresh(
     of: &Registration,
     refresh: &Secret,
     now: SystemTime,
-) -> Result<Grant, Report> {
+) -> Result<Renewed, Report> {
     let (client, params) = client(provider, of, now)?;
     let refresh = RefreshToken::new(text(refresh).to_owned());
     let mut request = client.exchange_refresh_token(&refresh);
@@ -132,7 +141,8 @@ pub(super) async fn refresh(
     for (name, value) in params {
         request = request.add_extra_param(name, value);
     }
-    granted(request.request_async(&provider.http).await, of, now).map_err(|report| {
+    let answer = request.request_async(&provider.http).await.map_err(|error| {
+        let report = failed(error);
         // The token ended, was used elsewhere, or was revoked; or the provider wants to see the person.
         let over = ["invalid_grant", "interaction_required", "login_required", "consent_required"];
         if report.fault == Fault::LoginRefused && over.iter().any(|code| report.detail.starts_with(code)) {
@@ -140,7 +150,8 @@ pub(super) async fn refresh(
         } else {
             report
         }
-    })
+    })?;
+    Ok(Renewed { successor: replacement(&answer), grant: judged(&answer, of, now) })
 }
 
 /// Asks for a client's own token (RFC 6749, section 4.4).
@@ -181,7 +192,14 @@ pub(super) fn granted<E: ErrorResponse + Refusal>(
     of: &Registration,
     now: SystemTime,
 ) -> Result<Grant, Report> {
-    let answer = answer.map_err(failed)?;
+    judged(&answer.map_err(failed)?, of, now)
+}
+
+fn replacement(answer: &Answer) -> Option<Secret> {
+    answer.refresh_token().map(|token| Secret::new(token.secret().as_bytes()))
+}
+
+fn judged(answer: &Answer, of: &Registration, now: SystemTime) -> Result<Grant, Report> {
     if answer.token_type() != &BasicTokenType::Bearer {
         return Err(wrong("the token is no bearer token"));
     }
@@ -207,8 +225,7 @@ pub(super) fn granted<E: ErrorResponse + Refusal>(
     if token.is_over(now) {
         return Err(wrong("the token has ended already; is this machine's clock right?"));
     }
-    let refresh = answer.refresh_token().map(|token| Secret::new(token.secret().as_bytes()));
-    Ok(Grant { token, refresh, id })
+    Ok(Grant { token, refresh: replacement(answer), id })
 }
 
 fn unusable() -> Report {

@@ -190,20 +190,23 @@ impl Inner {
             return Err(ended("the provider refused to renew it".to_owned()));
         }
         let provider = Provider::discover(&self.settings).await?;
-        let granted = oauth::refresh(&provider, self.of(), &refresh, now).await;
-        let granted = granted.inspect_err(|report| {
+        let renewed = oauth::refresh(&provider, self.of(), &refresh, now).await;
+        let renewed = renewed.inspect_err(|report| {
             if report.fault == Fault::LoginEnded {
                 self.seen(|seen| seen.refused = Some(refresh.clone()));
             }
         })?;
         // A refresh token that was replaced is kept whatever else is wrong: the old one is worth nothing any more.
-        let mut login = KeptLogin { refresh: granted.refresh.clone().or(Some(refresh)), ..kept };
-        let checked = self.check(&provider, &granted, &login, now).await;
-        if checked.is_ok() {
-            login.token = granted.token;
+        let mut login = KeptLogin { refresh: renewed.successor.or(Some(refresh)), ..kept };
+        let checked = match renewed.grant {
+            Ok(grant) => self.check(&provider, &grant, &login, now).await.map(|()| grant.token),
+            Err(report) => Err(report),
+        };
+        if let Ok(token) = &checked {
+            login.token = token.clone();
         }
         self.store.write(&self.settings.name, self.purpose, self.settings.keep, &login).await?;
-        checked.map(|()| self.give(&login.token))
+        checked.map(|token| self.give(&token))
     }
 
     /// OpenID Connect Core 1.0, section 12.2: the same issuer, audience and subject as before.

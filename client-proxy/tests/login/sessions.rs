@@ -268,6 +268,43 @@ async fn a_renewed_token_is_of_the_same_person() {
     assert_eq!(idp.asked("/token").last().unwrap().form["refresh_token"], "canary-next");
 }
 
+/// A provider that sees an old refresh token again ends the login: its successor is kept, whatever came along with it.
+#[tokio::test]
+async fn a_renewal_that_can_not_be_used_still_replaces_the_refresh_token() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    let settings = home.settings(&idp.url(), CLIENTS);
+    grants(&idp);
+    log_in(&settings, &home.store()).await;
+    let session = Session::new(&settings, Purpose::Relay, home.store()).unwrap();
+    let kept = session.kept(SystemTime::now()).await.unwrap();
+    let mut over = idp.claims("towline-relay");
+    over["exp"] = json!(1000);
+    let answers = [
+        ("no ID token", None),
+        ("no JWT", Some("canary".to_owned())),
+        ("no place for it", Some("x".repeat(20_000))),
+        ("a clock that is wrong", Some(idp.sign(&over))),
+    ];
+    let mut shown = "canary-refresh-0".to_owned();
+    for (number, (what, id)) in answers.into_iter().enumerate() {
+        let next = format!("canary-next-{number}");
+        let mut answer = json!({ "access_token": "canary", "token_type": "Bearer", "refresh_token": next });
+        if let Some(id) = id {
+            answer["id_token"] = json!(id);
+        }
+        idp.on("/token", move |_| Reply::json(&answer));
+        let report = session.issue(SystemTime::now()).await.unwrap_err();
+        assert_eq!(report.fault, Fault::IdpAnswerWrong, "{what}: {report}");
+        assert_eq!(idp.asked("/token").last().unwrap().form["refresh_token"], shown, "{what}");
+        assert_eq!(session.kept(SystemTime::now()).await.unwrap(), kept, "{what}: the token is still good");
+        shown = next;
+    }
+    grants(&idp);
+    session.issue(SystemTime::now()).await.unwrap();
+    assert_eq!(idp.asked("/token").last().unwrap().form["refresh_token"], shown);
+}
+
 #[tokio::test]
 async fn logging_out_forgets_here_and_there() {
     let idp = Scripted::start().await;
