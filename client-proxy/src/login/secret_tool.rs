@@ -13,6 +13,7 @@ use towline_tunnel::{
 
 use super::child::{Failure, ask};
 
+const PROGRAM: &str = "secret-tool";
 /// Somebody may have to unlock the keyring.
 const WITHIN: Duration = Duration::from_secs(60);
 /// Two tokens and some words.
@@ -20,11 +21,17 @@ const LONGEST: usize = 256 * 1024;
 
 /// The program.
 #[derive(Clone, Debug)]
-pub(super) struct SecretTool(OsString);
+pub(super) struct SecretTool {
+    program: OsString,
+    may_work: bool,
+}
 
 impl Default for SecretTool {
     fn default() -> Self {
-        Self("secret-tool".into())
+        let bus = std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some_and(|address| !address.is_empty());
+        let installed = std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(PROGRAM).is_file()));
+        Self { program: PROGRAM.into(), may_work: bus && installed }
     }
 }
 
@@ -35,13 +42,13 @@ fn unusable(why: impl std::fmt::Display) -> Report {
 impl SecretTool {
     /// Another program that does the same.
     #[cfg(test)]
-    pub(super) fn at(program: impl Into<OsString>) -> Self {
-        Self(program.into())
+    pub(super) fn at(program: impl Into<OsString>, may_work: bool) -> Self {
+        Self { program: program.into(), may_work }
     }
 
-    /// Whether there may be a keyring: a session bus, to begin with.
+    /// Whether there may be a keyring: a session bus and the program, to begin with.
     pub(super) fn may_work(&self) -> bool {
-        std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some_and(|address| !address.is_empty())
+        self.may_work
     }
 
     /// Keeps a secret, in place of the one before.
@@ -68,7 +75,7 @@ impl SecretTool {
         account: &str,
         input: Option<&Secret>,
     ) -> Result<(bool, Secret), Report> {
-        let mut command = Command::new(&self.0);
+        let mut command = Command::new(&self.program);
         command
             .args(verb)
             .args(["service", "towline", "account", account])

@@ -15,6 +15,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
     session::message::Secret,
 };
+use tracing::warn;
 
 use super::{secret_tool::SecretTool, settings::Kind};
 use crate::{
@@ -174,8 +175,16 @@ impl Store {
         let in_keyring = match keep {
             Keep::File => false,
             Keep::Keyring => self.to_keyring(name, purpose, &secrets).await.map(|()| true)?,
-            Keep::Auto => self.keyring.may_work() && self.to_keyring(name, purpose, &secrets).await.is_ok(),
+            Keep::Auto if self.keyring.may_work() => {
+                let kept = self.to_keyring(name, purpose, &secrets).await;
+                if let Err(report) = &kept {
+                    warn!(%report, "the keyring did not take the login: it is kept in a file");
+                }
+                kept.is_ok()
+            }
+            Keep::Auto => false,
         };
+        let leaves_keyring = !in_keyring && self.in_keyring(name, purpose).await;
         let record = Record {
             version: VERSION,
             issuer: login.issuer.clone(),
@@ -187,6 +196,10 @@ impl Store {
         let bytes = json(&record)?;
         let (folder, file) = (self.folder.clone(), file(name, purpose));
         off_runtime(move || folder.write(&file, bytes.reveal())).await?;
+        if leaves_keyring {
+            warn!("the login was in the keyring, and is in a file from now on");
+            self.clear_earlier(name, purpose).await;
+        }
         Ok(in_keyring)
     }
 
@@ -206,9 +219,19 @@ impl Store {
             .map_or(true, |record| record.is_some_and(|record| record.secrets.is_none()));
         if in_keyring {
             self.keyring.clear(&account(name, purpose)).await?;
+        } else if self.keyring.may_work() {
+            // One that was made before the file's, and could not be reached then.
+            self.clear_earlier(name, purpose).await;
         }
         let (folder, file) = (self.folder.clone(), file(name, purpose));
         off_runtime(move || folder.remove(&file)).await
+    }
+
+    /// Clears the keyring of a login that is not the one in use: where that fails, somebody is told and nothing else is held up.
+    async fn clear_earlier(&self, name: &str, purpose: Purpose) {
+        if let Err(report) = self.keyring.clear(&account(name, purpose)).await {
+            warn!(%report, "an earlier login may still be in the keyring: `towline logout` on the desktop removes it");
+        }
     }
 
     /// Whether the keyring has it.
@@ -310,7 +333,28 @@ mod tests {
         );
         fs::write(&path, script).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        SecretTool::at(path)
+        SecretTool::at(path, true)
+    }
+
+    /// Logging in again where the keyring is out of reach, and where it does not work: the earlier login is not left there for good.
+    #[tokio::test]
+    async fn a_login_that_goes_to_a_file_leaves_none_in_the_keyring() {
+        let (folder, store) = store();
+        let in_keyring = folder.path().join("kept-p.relay");
+        let store = store.with_keyring(keyring(folder.path()));
+        assert!(store.write("p", Purpose::Relay, Keep::Auto, &login("first")).await.unwrap());
+        assert!(!store.write("p", Purpose::Relay, Keep::File, &login("second")).await.unwrap());
+        assert!(!in_keyring.exists(), "the keyring's is cleared as soon as the file has one");
+
+        // Nothing can be cleared while the keyring is locked; what is new is kept all the same.
+        assert!(store.write("p", Purpose::Relay, Keep::Auto, &login("third")).await.unwrap());
+        fs::write(folder.path().join("locked"), "").unwrap();
+        assert!(!store.write("p", Purpose::Relay, Keep::Auto, &login("fourth")).await.unwrap());
+        assert_eq!(store.read("p", Purpose::Relay).await.unwrap(), Some(login("fourth")));
+        fs::remove_file(folder.path().join("locked")).unwrap();
+        assert!(in_keyring.exists());
+        assert!(store.remove("p", Purpose::Relay).await.unwrap());
+        assert!(!in_keyring.exists(), "logging out clears both");
     }
 
     #[tokio::test]
@@ -337,7 +381,7 @@ mod tests {
     #[tokio::test]
     async fn without_a_keyring_one_that_is_demanded_is_missed() {
         let (_folder, store) = store();
-        let store = store.with_keyring(SecretTool::at("/nonexistent/secret-tool"));
+        let store = store.with_keyring(SecretTool::at("/nonexistent/secret-tool", false));
         let report = store.write("p", Purpose::Relay, Keep::Keyring, &login("t")).await.unwrap_err();
         assert_eq!(report.fault, Fault::LoginStoreUnusable);
         assert_eq!(store.read("p", Purpose::Relay).await.unwrap(), None);
