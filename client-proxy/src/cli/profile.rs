@@ -90,6 +90,12 @@ impl Profile {
         for file in profile.login.iter_mut().flat_map(LoginTable::files) {
             *file = file.take().map(|file| within(folder, &file));
         }
+        for plugin in profile.login.iter_mut().flat_map(LoginTable::plugins) {
+            let file = within(folder, Path::new(plugin)).into_os_string().into_string();
+            *plugin = file.map_err(|file| {
+                Report::new(Fault::ConfigInvalid, format!("the plugin's path {} is no text", file.display()))
+            })?;
+        }
         profile.name = place.name;
         Ok(profile)
     }
@@ -228,6 +234,18 @@ mod tests {
         profile.login().unwrap();
         let files: Vec<_> = profile.login.as_mut().unwrap().files().filter_map(|file| file.clone()).collect();
         assert_eq!(files, [folder.path().join("t")]);
+    }
+
+    /// Whoever stands in a folder of somebody else's does not run that folder's programs.
+    #[test]
+    fn a_plugin_with_a_path_starts_at_the_profile_and_a_bare_name_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.toml");
+        let text = "[login]\nflow = \"exec\"\nrelay.exec.command = \"bin/plugin\"\ncluster.exec.command = \"plugin\"\n";
+        fs::write(&path, text).unwrap();
+        let mut profile = Profile::load(Some(&path)).unwrap();
+        let files: Vec<_> = profile.login.as_mut().unwrap().plugins().map(|plugin| plugin.clone()).collect();
+        assert_eq!(files, [folder.path().join("bin/plugin").to_str().unwrap()]);
     }
 
     #[test]

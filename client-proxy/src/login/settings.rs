@@ -159,6 +159,12 @@ impl LoginTable {
         .into_iter()
     }
 
+    /// Plugins, for the same: as in a kubeconfig, one with a slash is a file, and a bare name is looked for in PATH.
+    pub(crate) fn plugins(&mut self) -> impl Iterator<Item = &mut String> {
+        let tables = [&mut self.relay.exec, &mut self.cluster.exec];
+        tables.into_iter().flatten().map(|exec| &mut exec.command).filter(|command| command.contains('/'))
+    }
+
     /// Variables that hold tokens, or what tokens are asked for with: no child is to inherit them.
     pub(crate) fn token_variables(&self) -> Vec<String> {
         let mut named: Vec<String> =
