@@ -66,23 +66,16 @@ fn prompt(
     number: usize,
     count: usize,
 ) -> Result<Prompt, Report> {
-    let url = details.verification_uri().as_str();
-    let complete = details.verification_uri_complete().map(|url| url.secret().as_str());
     let code = details.user_code().secret();
-    // A person is told to go there.
-    let is_page = |url: &str| url::Url::parse(url).is_ok_and(|url| url.scheme() == "https");
-    if !is_page(url) || !complete.is_none_or(is_page) {
-        return Err(wrong("the page for the code is not https"));
-    }
+    // It is shown on a terminal: as it was parsed, with what is no part of a URL escaped.
+    let page = |url: &str| {
+        let url = url::Url::parse(url).ok().filter(|url| url.scheme() == "https");
+        url.map(|url| url.to_string()).ok_or_else(|| wrong("the page for the code is not https"))
+    };
+    let url = page(details.verification_uri().as_str())?;
+    let complete = details.verification_uri_complete().map(|url| page(url.secret())).transpose()?;
     if code.is_empty() || code.len() > CODE || !code.chars().all(|c| c == ' ' || c.is_ascii_graphic()) {
         return Err(wrong("the code is none that a person could type"));
     }
-    Ok(Prompt::Code {
-        purpose: of.purpose,
-        number,
-        of: count,
-        url: url.to_owned(),
-        code: code.clone(),
-        complete: complete.map(str::to_owned),
-    })
+    Ok(Prompt::Code { purpose: of.purpose, number, of: count, url, code: code.clone(), complete })
 }

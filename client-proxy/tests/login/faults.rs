@@ -345,6 +345,27 @@ async fn a_code_that_is_refused_or_runs_out_is_told_so() {
     }
 }
 
+#[tokio::test]
+async fn what_a_page_has_for_a_terminal_is_escaped() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    let settings = home.settings(&idp.url(), &format!("flow = 'device'\n{CLIENTS}"));
+    idp.on("/device", |_| {
+        Reply::json(&json!({
+            "device_code": "d", "user_code": "C", "expires_in": 600, "interval": 1,
+            "verification_uri": "https://idp/go\u{1b}[2J\u{202e}", "verification_uri_complete": "https://idp/go#\u{1b}]0;x\u{7}",
+        }))
+    });
+    idp.on("/token", |_| Reply::error("access_denied"));
+    let (told, mut prompts) = Told::new();
+    let say = |prompt: &Prompt| told.say(prompt);
+    let done = soon("the login", interactive(&settings, &home.store(), &say, &Clock::system())).await;
+    assert_eq!(done.unwrap_err().fault, Fault::LoginRefused);
+    let Some(Prompt::Code { url, complete, .. }) = prompts.recv().await else { panic!("no code") };
+    assert_eq!(url, "https://idp/go%1B[2J%E2%80%AE");
+    assert!(complete.as_ref().unwrap().chars().all(|c| c.is_ascii_graphic()), "{complete:?}");
+}
+
 /// Client credentials: by a secret in the header or the body, and by another issuer's token.
 #[tokio::test]
 async fn a_machine_proves_itself_as_its_provider_wants_it() {
