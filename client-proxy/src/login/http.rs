@@ -3,6 +3,8 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use data_encoding::BASE64;
+use http::{HeaderMap, header};
 use oauth2::{AsyncHttpClient, HttpRequest, HttpResponse};
 use towline_identity::{Direct, Fetch, FetchError, HttpsFetch, Pending, Roots};
 use towline_tunnel::fault::{Fault, Report};
@@ -59,7 +61,8 @@ impl Http {
     /// One question. A provider that has trouble of its own has not answered.
     pub(super) async fn ask(&self, request: HttpRequest) -> Result<HttpResponse, NoAnswer> {
         let url = request.uri().to_string();
-        let sent = fields(request.body());
+        let mut sent = fields(request.body());
+        sent.extend(credentials(request.headers()));
         let response = self.0.send(request.map(Bytes::from)).await?;
         let status = response.status();
         if status.is_server_error() || status == http::StatusCode::TOO_MANY_REQUESTS {
@@ -89,6 +92,23 @@ fn fields(form: &[u8]) -> Vec<String> {
         .filter(|(name, value)| SECRETS.contains(&name.as_ref()) && !value.is_empty())
         .map(|(_, value)| value.into_owned())
         .collect()
+}
+
+/// The secrets of `Authorization`: as they stand there, and those of a client (RFC 6749, section 2.3.1) as they are meant as well.
+fn credentials(headers: &HeaderMap) -> Vec<String> {
+    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (scheme, told) = value.split_once(' ').unwrap_or_default();
+    let mut secrets = vec![told.trim().to_owned()];
+    if scheme.eq_ignore_ascii_case("basic")
+        && let Ok(pair) = BASE64.decode(told.trim().as_bytes())
+        && let Some(colon) = pair.iter().position(|byte| *byte == b':')
+    {
+        let password = &pair[colon + 1..];
+        secrets.push(String::from_utf8_lossy(password).into_owned());
+        secrets.extend(form_urlencoded::parse(password).map(|(name, _)| name.into_owned()));
+    }
+    secrets.retain(|secret| !secret.is_empty());
+    secrets
 }
 
 /// An error's answer, whose words are bounded, and left out where they repeat a secret that was sent.
@@ -122,5 +142,17 @@ mod tests {
         let long = format!(r#"{{"error":"e","error_description":"{}"}}"#, "x".repeat(100_000));
         assert!(without_words(long.as_bytes(), &sent).len() < 1000);
         assert_eq!(without_words(b"<html>", &sent), b"<html>");
+    }
+
+    #[test]
+    fn t29_what_authorises_a_request_is_a_secret_however_it_is_written() {
+        let of = |value: &str| {
+            credentials(&[(header::AUTHORIZATION, value.parse().unwrap())].into_iter().collect())
+        };
+        // `c:s3cr+t%3D`, which means the secret `s3cr t=`.
+        assert_eq!(of("Basic YzpzM2NyK3QlM0Q="), ["YzpzM2NyK3QlM0Q=", "s3cr+t%3D", "s3cr t="]);
+        assert_eq!(of("Bearer canary"), ["canary"]);
+        assert_eq!(of("Basic Yzo="), ["Yzo="], "an empty password is in every text");
+        assert!(credentials(&HeaderMap::new()).is_empty() && of("Basic").is_empty());
     }
 }

@@ -408,6 +408,23 @@ async fn a_machine_proves_itself_as_its_provider_wants_it() {
     assert_eq!(federated.form["client_id"], "c");
 }
 
+#[tokio::test]
+async fn t29_a_provider_that_repeats_a_clients_secret_is_not_told() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    let secret = home.0.path().join("secret");
+    std::fs::write(&secret, "canary t\n").unwrap();
+    let more = format!("flow = 'client-credentials'\n{CLIENTS}\nclient-secret-file = '{}'", secret.display());
+    let machine = issuer(&home.settings(&idp.url(), &more), Purpose::Cluster, &home.store()).unwrap();
+    for words in ["no client has the secret canary t", "no client has the secret canary+t"] {
+        let body = json!({ "error": "invalid_client", "error_description": words }).to_string();
+        idp.on("/token", move |_| Reply::new(401, body.clone()));
+        let report = machine.issue(SystemTime::now()).await.unwrap_err();
+        let said = report.to_string();
+        assert!(said.contains("invalid_client") && !said.contains("canary"), "{said}");
+    }
+}
+
 /// A certificate's key signs an assertion for the token endpoint (RFC 7523), each time another one.
 #[tokio::test]
 async fn a_machine_proves_itself_by_a_certificate() {
