@@ -6,7 +6,10 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,8 +22,8 @@ use oauth2::{AuthUrl, AuthorizationCode, CsrfToken, PkceCodeChallenge, PkceCodeV
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
-    task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use towline_tunnel::{
     fault::{Fault, Report},
@@ -38,12 +41,14 @@ use crate::token::Clock;
 
 /// A person logs in within this.
 const WITHIN: Duration = Duration::from_secs(300);
-/// A browser opens a few connections; a page that opens many gets no more.
+/// A browser opens a few connections; whoever opens many gets no more.
 const CONNECTIONS: usize = 16;
 /// One request takes no longer, the provider's answer to our question in the middle of it included.
 const REQUEST: Duration = Duration::from_secs(20);
 /// Room for a request's head: codes are long at some providers.
 const HEAD: usize = 64 * 1024;
+/// A pause after an accept that failed.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
 const PATH: &str = "/callback";
 
 /// What the browser brought.
@@ -199,6 +204,12 @@ async fn exchange(
     granted(request.request_async(&provider.http).await, of, clock.now())
 }
 
+/// One connection. Where there is no place for another, the oldest goes that has not asked for anything yet.
+struct Visit {
+    asked: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
 /// Answers browsers until it is told that all is done; then waits for answers that are under way.
 async fn serve(
     listener: TcpListener,
@@ -209,19 +220,32 @@ async fn serve(
 ) {
     let host: Arc<str> = host.into();
     let mut connections = JoinSet::new();
+    let mut visits = Vec::with_capacity(CONNECTIONS);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = &mut finished => break,
         };
-        let Ok((tcp, _)) = accepted else { continue };
-        while connections.try_join_next().is_some() {}
-        if connections.len() >= CONNECTIONS {
+        let Ok((tcp, _)) = accepted else {
+            // Too many open files, mostly: it would fail again at once.
+            sleep(AFTER_ERROR).await;
             continue;
+        };
+        while connections.try_join_next().is_some() {}
+        visits.retain(|visit: &Visit| !visit.task.is_finished());
+        if visits.len() >= CONNECTIONS {
+            let silent = visits.iter().position(|visit| !visit.asked.load(Ordering::Relaxed));
+            let Some(oldest) = silent else { continue };
+            visits.remove(oldest).task.abort();
         }
+        let asked = Arc::new(AtomicBool::new(false));
+        let has_asked = Arc::clone(&asked);
         let (host, expected, bring) = (Arc::clone(&host), Arc::clone(&expected), bring.clone());
-        connections.spawn(async move {
-            let service = service_fn(|request| answer(request, &host, &expected, &bring));
+        let task = connections.spawn(async move {
+            let service = service_fn(|request| {
+                has_asked.store(true, Ordering::Relaxed);
+                answer(request, &host, &expected, &bring)
+            });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(Duration::from_secs(10))
@@ -231,6 +255,7 @@ async fn serve(
             // Whoever breaks off comes again, or not.
             let _ended = timeout(REQUEST, connection).await;
         });
+        visits.push(Visit { asked, task });
     }
     drop(listener);
     // Connections that a browser opened in advance say nothing, and are not waited for.

@@ -80,6 +80,28 @@ async fn what_does_not_answer_this_login_is_refused_and_the_login_goes_on() {
     assert_eq!(idp.asked("/token").len(), 2);
 }
 
+/// Connections that say nothing, of a browser that opens some in advance or of somebody who wants the place.
+#[tokio::test]
+async fn silent_connections_keep_no_browser_out() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    let settings = home.settings(&idp.url(), CLIENTS);
+    grants(&idp);
+    let (done, _silent) = log_in(&settings, &home.store(), async |first| {
+        let redirect: Url = parameter(&first, "redirect_uri").parse().unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..40 {
+            let port = redirect.port().unwrap();
+            silent.push(tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+        }
+        let second = come_back(&first, "").await.location.unwrap();
+        come_back(&second, "").await;
+        silent
+    })
+    .await;
+    done.unwrap();
+}
+
 #[tokio::test]
 async fn a_refusal_is_told_in_the_providers_words() {
     let idp = Scripted::start().await;
