@@ -59,14 +59,14 @@ impl ClusterIssuer {
             Some(ends) if ends <= now => return refused("it is expired"),
             Some(_) => {}
         }
-        if self.current(apiserver).await? == claimed.issuer {
+        if self.current(ask(apiserver)).await? == claimed.issuer {
             Ok(())
         } else {
             refused("it is neither of a configured issuer nor of the cluster's own")
         }
     }
 
-    async fn current(&self, apiserver: &Apiserver) -> Result<String, Report> {
+    async fn current(&self, ask: impl Future<Output = Option<String>>) -> Result<String, Report> {
         let unknown =
             || Report::new(Fault::IssuerUnreachable, "the cluster does not say who issues its tokens");
         // Held while asking: those who wait find the answer.
@@ -76,19 +76,57 @@ impl ClusterIssuer {
             Some(Asked { at, issuer: None }) if at.elapsed() < ASK_AGAIN => return Err(unknown()),
             _ => {}
         }
-        let at = Instant::now();
-        let issuer = match apiserver.call(Method::GET, PATH, "", Vec::new()).await {
-            Ok((200, answer)) => serde_json::from_slice::<Discovery>(&answer).ok().map(|found| found.issuer),
-            Ok((code, answer)) => {
-                warn!(code, message = status_message(&answer), "the cluster's issuer can't be had");
-                None
-            }
-            Err(report) => {
-                warn!(%report, "the cluster's issuer can't be had");
-                None
-            }
-        };
+        let before = Instant::now();
+        let issuer = ask.await;
+        // A failure may have taken longer than it counts: those who wait would ask again, one after the other.
+        let at = if issuer.is_some() { before } else { Instant::now() };
         *asked = Some(Asked { at, issuer: issuer.clone() });
         issuer.ok_or_else(unknown)
+    }
+}
+
+async fn ask(apiserver: &Apiserver) -> Option<String> {
+    match apiserver.call(Method::GET, PATH, "", Vec::new()).await {
+        Ok((200, answer)) => serde_json::from_slice::<Discovery>(&answer).ok().map(|found| found.issuer),
+        Ok((code, answer)) => {
+            warn!(code, message = status_message(&answer), "the cluster's issuer can't be had");
+            None
+        }
+        Err(report) => {
+            warn!(%report, "the cluster's issuer can't be had");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_while_nobody_answers_do_not_ask_one_after_the_other() {
+        let (issuer, asked) = (ClusterIssuer::default(), AtomicU32::new(0));
+        let ask = async || {
+            asked.fetch_add(1, Ordering::Relaxed);
+            sleep(Duration::from_secs(10)).await;
+            None
+        };
+        let begun = Instant::now();
+        let (one, two, three) =
+            tokio::join!(issuer.current(ask()), issuer.current(ask()), issuer.current(ask()));
+        for answer in [one, two, three] {
+            assert_eq!(answer.unwrap_err().fault, Fault::IssuerUnreachable);
+        }
+        assert_eq!((asked.load(Ordering::Relaxed), begun.elapsed().as_secs()), (1, 10));
+        // And after a while it is asked for again.
+        sleep(ASK_AGAIN).await;
+        assert_eq!(
+            issuer.current(async { Some("https://cluster".to_owned()) }).await.unwrap(),
+            "https://cluster"
+        );
     }
 }
