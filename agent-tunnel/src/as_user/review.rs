@@ -47,8 +47,15 @@ type Question = [u8; 32];
 #[derive(Debug)]
 pub struct Reviews {
     places: Semaphore,
-    users: Mutex<HashMap<String, Arc<Semaphore>>>,
+    users: Mutex<HashMap<String, Places>>,
     allowed: Mutex<HashMap<Question, Instant>>,
+}
+
+/// A user's places, and how many need them. The number changes under the map's lock alone.
+#[derive(Debug)]
+struct Places {
+    needed_by: usize,
+    places: Arc<Semaphore>,
 }
 
 /// A user's places, remembered for as long as somebody needs them.
@@ -61,9 +68,11 @@ struct OfUser<'a> {
 impl Drop for OfUser<'_> {
     fn drop(&mut self) {
         let mut users = self.reviews.users();
-        // The map's and this one.
-        if Arc::strong_count(&self.places) == 2 {
-            users.remove(&self.user);
+        if let Some(of_user) = users.get_mut(&self.user) {
+            of_user.needed_by -= 1;
+            if of_user.needed_by == 0 {
+                users.remove(&self.user);
+            }
         }
     }
 }
@@ -133,14 +142,19 @@ impl Reviews {
         Ok(())
     }
 
-    fn users(&self) -> MutexGuard<'_, HashMap<String, Arc<Semaphore>>> {
+    fn users(&self) -> MutexGuard<'_, HashMap<String, Places>> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn of_user(&self, principal: &Principal) -> OfUser<'_> {
         let user = principal.to_string();
-        let places =
-            self.users().entry(user.clone()).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone();
+        let mut users = self.users();
+        let of_user = users
+            .entry(user.clone())
+            .or_insert_with(|| Places { needed_by: 0, places: Arc::new(Semaphore::new(AT_ONCE)) });
+        of_user.needed_by += 1;
+        let places = Arc::clone(&of_user.places);
+        drop(users);
         OfUser { reviews: self, user, places }
     }
 
@@ -290,6 +304,11 @@ mod tests {
         drop(first);
         assert!(reviews.users().contains_key("https://idp#1"), "the second still waits");
         drop(second);
+        assert!(reviews.users().is_empty());
+        // What is dropped at once elsewhere, and holds the places a moment longer, leaves no entry behind.
+        let (first, second) = (reviews.of_user(&of("1")), reviews.of_user(&of("1")));
+        let _longer = Arc::clone(&first.places);
+        drop((first, second));
         assert!(reviews.users().is_empty());
     }
 
