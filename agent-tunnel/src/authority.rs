@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const SWEEP_EVERY: usize = 64;
 
 /// Until when a token is worth something: its end, or so long after it was issued as is allowed; and for one whose end is ours to judge,
-/// [`SKEW`] more.
+/// [`Life::skew`] more.
 ///
 /// # Errors
 /// If that time has come, or the token does not say when it was issued and has to.

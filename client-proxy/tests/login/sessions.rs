@@ -276,7 +276,7 @@ async fn a_renewal_that_can_not_be_used_still_replaces_the_refresh_token() {
     let settings = home.settings(&idp.url(), CLIENTS);
     grants(&idp);
     log_in(&settings, &home.store()).await;
-    let session = Session::new(&settings, Purpose::Relay, home.store()).unwrap();
+    let session = Session::new(&settings, Purpose::Relay, home.store());
     let kept = session.kept(SystemTime::now()).await.unwrap();
     let mut over = idp.claims("towline-relay");
     over["exp"] = json!(1000);
