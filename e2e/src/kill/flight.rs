@@ -5,12 +5,18 @@ use std::{
     io::{BufReader, Read as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
 
+use crate::process::pause;
+
 /// Bytes that `cp` copies: the beginning of the numbers from 1, a line each.
 pub(super) const LARGE: u64 = 60_000_000;
+
+/// What goes on prints all the time.
+const COMES_WITHIN: Duration = Duration::from_secs(3);
 
 /// One running kubectl.
 pub(super) struct Flight {
@@ -63,6 +69,18 @@ impl Flight {
     pub(super) fn has_gone_on(&mut self) -> bool {
         let has_end = matches!(self.what, "exec" | "cp" | "get");
         !self.had_begun || self.ended().is_some() || (!has_end && self.copied() > self.at_the_kill)
+    }
+
+    /// Whether nothing of it was there when the victim was killed, and more comes now. Waits for that for some seconds.
+    pub(super) fn began_after(&self) -> bool {
+        let (before, asked) = (self.copied(), Instant::now());
+        while !self.had_begun && asked.elapsed() < COMES_WITHIN {
+            if self.copied() > before {
+                return true;
+            }
+            pause(Duration::from_millis(50));
+        }
+        false
     }
 
     /// How it ended, if it did.
