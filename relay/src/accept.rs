@@ -279,13 +279,16 @@ impl Door {
             }
         };
         match passed {
-            Ok(()) => {
-                let _first = self.turn.set(Instant::now());
+            Ok(turn) => {
+                let _first = self.turn.set(turn);
                 metrics.accepted(errand, begun.elapsed());
+                Ok(())
             }
-            Err(_) => metrics.refused(Stage::Connection, CloseReason::LimitReached),
+            Err(wait) => {
+                metrics.refused(Stage::Connection, CloseReason::LimitReached);
+                Err(wait)
+            }
         }
-        passed
     }
 }
 
