@@ -7,10 +7,10 @@ pub mod apiserver;
 pub mod kubectl;
 pub mod peer;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use data_encoding::BASE64URL_NOPAD;
-use tokio::time::timeout;
+use tokio::{process::Command, time::timeout};
 use towline::{
     app::{Choice, Config},
     token::TokenFrom,
@@ -55,6 +55,22 @@ impl Home {
     pub fn tokens(&self, until: u64) {
         std::fs::write(self.path("relay-token"), jwt("towline-relay", until)).unwrap();
         std::fs::write(self.path("cluster-token"), jwt("towline-cluster", until)).unwrap();
+    }
+
+    /// The program, with nothing of whoever runs the tests around it but the PATH.
+    pub fn program(&self) -> Command {
+        let home = self.path("home");
+        std::fs::create_dir_all(&home).unwrap();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_towline"));
+        program
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", home)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        program
     }
 
     pub fn config(&self, peer: &Peer) -> Config {
