@@ -13,6 +13,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 use towline_tunnel::{
+    clock::Clock,
     fault::Fault,
     ids::KeyHash,
     inner::{InnerAcceptor, InnerStream},
@@ -24,7 +25,7 @@ use tracing::debug;
 
 use self::users::{Held, Users};
 use crate::{
-    forward::{Caller, Clock, Ending, Forwarder},
+    forward::{Caller, Ending, Forwarder},
     metrics::{Metrics, Present},
     stream::ResettableStream,
 };

@@ -9,6 +9,7 @@ use towline_identity::{TrustSettings, TrustSource, Verifier};
 use towline_tunnel::{
     audit::{AuditLog, AuditWriter, Destination},
     carrier::dial::RelayAddress,
+    clock::Clock,
     drain::{DrainTrigger, drain},
     enrolment::EnrolmentToken,
     fault::{Fault, Report},
@@ -22,7 +23,7 @@ pub use crate::uplink::Status;
 use crate::{
     accept::Acceptor,
     dial::{Apiserver, ApiserverConfig},
-    forward::{Access, Clock, Forwarder},
+    forward::{Access, Forwarder},
     health,
     metrics::Metrics,
     rights::{Duties, Findings},

@@ -13,11 +13,10 @@ use std::{
 use tokio::{sync::watch, time::sleep};
 use towline_identity::Identity;
 use towline_tunnel::{
+    clock::Clock,
     fault::{Fault, Report},
     ids::KeyHash,
 };
-
-use crate::forward::Clock;
 
 /// Clocks may differ by less than the minute within which everything has to end.
 const SKEW: Duration = Duration::from_secs(45);

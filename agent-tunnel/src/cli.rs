@@ -18,6 +18,7 @@ use towline_identity::{IssuerSettings, Roots, TrustSettings, TrustSource};
 use towline_tunnel::{
     audit::Destination,
     carrier::dial::RelayAddress,
+    clock::Clock,
     enrolment::EnrolmentToken,
     fault::{Fault, Report, name_program},
     mux::{LineSettings, MAX_LINES},
@@ -28,7 +29,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     app::{self, BULK_LINES, Config, Limits, default_lines},
     dial::ApiserverConfig,
-    forward::{Access, Clock, Mode},
+    forward::{Access, Mode},
     secret::StateSecret,
     state::DataDir,
 };

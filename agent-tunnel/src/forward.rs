@@ -12,10 +12,9 @@ mod who;
 
 use std::{
     convert::Infallible,
-    fmt,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -31,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use towline_identity::Verifier;
 use towline_tunnel::{
     audit::AuditLog,
+    clock::Clock,
     fault::{Fault, Report, is_read_raw},
     head::{Answering, Flight, GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience, Steady},
     ids::{ChannelId, KeyHash, StreamKey},
@@ -63,33 +63,6 @@ const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// The agent's own words, or kube-apiserver's.
 type AnswerBody = Either<Full<Bytes>, Streamed>;
-
-/// Tells the time: the system's, or a test's.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
-
-impl Clock {
-    /// The system's clock.
-    pub fn system() -> Self {
-        Self::new(SystemTime::now)
-    }
-
-    /// Any other.
-    pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
-    }
-
-    /// The time now.
-    pub fn now(&self) -> SystemTime {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Clock")
-    }
-}
 
 /// Whose stream it is, as ticket and inner TLS have proven.
 #[derive(Clone, Debug)]

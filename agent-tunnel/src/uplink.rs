@@ -20,6 +20,7 @@ use towline_tunnel::{
         dial::{Dialler, Errand, RelayAddress},
         websocket::WebSocketCarrier,
     },
+    clock::Clock,
     drain::DrainWatcher,
     enrolment::{EnrolmentToken, JOIN},
     fault::{Fault, Report},
@@ -33,7 +34,7 @@ use tracing::{error, info, warn};
 use crate::{
     accept::Acceptor,
     app::Limits,
-    forward::{Clock, Ending},
+    forward::Ending,
     instance::Instance,
     metrics::Metrics,
     secret::StateSecret,

@@ -14,12 +14,13 @@ use tokio::{io::AsyncWriteExt as _, time::timeout};
 use towline_agent::{
     app::{self, Config, Limits, Running, Status},
     dial::ApiserverConfig,
-    forward::{Access, Clock},
+    forward::Access,
     secret::StateSecret,
     state::DataDir,
 };
 use towline_identity::dev::{DevIssuer, TokenRequest};
 use towline_tunnel::{
+    clock::Clock,
     fault::Fault,
     ids::StreamKey,
     inner::{InnerConnector, InnerStream},

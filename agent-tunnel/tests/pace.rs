@@ -14,10 +14,9 @@ use tokio::{
 use towline_agent::{
     app::{self, Config, Limits, default_lines},
     dial::ApiserverConfig,
-    forward::Clock,
 };
 use towline_identity::dev::DevIssuer;
-use towline_tunnel::carrier::dial::RelayAddress;
+use towline_tunnel::{carrier::dial::RelayAddress, clock::Clock};
 
 /// Beyond what backoff alone would make of the first failures: at most 0.5 s, and then 1 s.
 const TOLD: Duration = Duration::from_secs(2);

@@ -20,6 +20,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use towline_tunnel::{
     carrier::dial::{Dialler, RelayAddress},
+    clock::Clock,
     drain::DrainWatcher,
     fault::{Fault, Report},
     ids::{ClusterId, KeyHash},
@@ -35,7 +36,7 @@ use crate::{
     forward::Forwarder,
     kubeconfig::{Entry, Location, Merged, standalone},
     local::{Authority, ClusterLock, EndpointTls, StateFolder},
-    token::{Clock, TokenFrom, Tokens},
+    token::{TokenFrom, Tokens},
 };
 
 /// How long a stream waits to go on, where nobody says otherwise.

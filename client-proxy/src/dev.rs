@@ -27,6 +27,7 @@ use towline_relay::{
     tls::TlsSource,
 };
 use towline_tunnel::{
+    clock::Clock,
     drain::DrainWatcher,
     enrolment::EnrolmentToken,
     fault::{Fault, Report},
@@ -122,7 +123,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         audit: towline_relay::app::AuditConfig::default(),
         drain_timeout: DRAIN,
         limits: RelayLimits::default(),
-        clock: towline_relay::clock::Clock::system(),
+        clock: Clock::system(),
     })
     .await?;
     let token = enrolment(&relay).await?;
@@ -145,7 +146,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         lines: towline_agent::app::default_lines(),
         audit: None,
         limits: towline_agent::app::Limits::default(),
-        clock: towline_agent::forward::Clock::system(),
+        clock: Clock::system(),
     })
     .await?;
     agent.connected(CONNECTED_WITHIN).await?;

@@ -13,6 +13,7 @@ use std::{
 use tokio::time::timeout;
 use towline_identity::{Identity, Verifier, VerifyError};
 use towline_tunnel::{
+    clock::Clock,
     ids::ChannelId,
     keys::VerifyingKey,
     proto::CloseReason,
@@ -25,7 +26,6 @@ use crate::{
     access::Caller,
     audit::Channel,
     certificates::{CertificateAuthority, Holder, Issued},
-    clock::Clock,
     enrol::Enrolment,
     limits::Limits,
     registry::{Cluster, Registry},

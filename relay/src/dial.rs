@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use towline_tunnel::{
+    clock::Clock,
     ids::{ChannelId, ClusterId, KeyHash},
     keys::SigningKey,
     proto::{CloseReason, OpenRequest, ResumeRequest},
@@ -20,7 +21,6 @@ use towline_tunnel::{
 use crate::{
     access::{AccessControl, Caller, Decision},
     authenticate::{ClientPeer, Peer},
-    clock::Clock,
     forward::{Renewal, Route, Wanted},
     metrics::Metrics,
     sessions::{Process, Sessions},

@@ -8,7 +8,6 @@ pub mod authenticate;
 pub mod budget;
 pub mod certificates;
 pub mod cli;
-pub mod clock;
 pub mod data_dir;
 pub mod dial;
 pub mod enrol;

@@ -10,11 +10,13 @@ use tokio::{
     sync::Notify,
     time::{Instant, sleep},
 };
-use towline_tunnel::ids::{ClusterId, InstanceId};
+use towline_tunnel::{
+    clock::Clock,
+    ids::{ClusterId, InstanceId},
+};
 use tracing::warn;
 
 use crate::{
-    clock::Clock,
     forward::RelayConn,
     registry::{PRESENCE_EVERY, Presence, Registry, Sighting},
 };

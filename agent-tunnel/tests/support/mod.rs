@@ -22,7 +22,7 @@ use tokio::{
 use towline_agent::{
     accept::Acceptor,
     dial::{Apiserver, ApiserverConfig},
-    forward::{Access, Clock, Ending, Forwarder},
+    forward::{Access, Ending, Forwarder},
     metrics::Metrics,
 };
 use towline_identity::{
@@ -31,6 +31,7 @@ use towline_identity::{
 };
 use towline_tunnel::{
     audit::{AuditLog, Destination},
+    clock::Clock,
     ids::{ChannelId, ClusterId, InstanceId, StreamKey},
     inner::{InnerAcceptor, InnerConnector, InnerStream},
     keys::SigningKey,

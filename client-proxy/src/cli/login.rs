@@ -8,12 +8,15 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use towline_tunnel::fault::{Fault, Report};
+use towline_tunnel::{
+    clock::Clock,
+    fault::{Fault, Report},
+};
 
 use super::{arguments::state_dir, profile::Profile, say, signals::Signals};
 use crate::{
     login::{Flow, Prompt, Settings, Store, Who, interactive, log_out},
-    token::{Clock, Purpose, TokenFile},
+    token::{Purpose, TokenFile},
 };
 
 /// Whose login.

@@ -8,6 +8,7 @@ use std::{
 
 use towline_identity::Pending;
 use towline_tunnel::{
+    clock::Clock,
     fault::{Fault, Report},
     session::message::Secret,
 };
@@ -19,7 +20,7 @@ use super::{
     settings::{Flow, Registration, Settings},
     store::{KeptLogin, Store},
 };
-use crate::token::{Clock, Issue, Purpose, Token, at, due};
+use crate::token::{Issue, Purpose, Token, at, due};
 
 /// Logs a person in, for both audiences, and keeps that. `say` is told what the person must do.
 ///

@@ -12,9 +12,9 @@ use data_encoding::BASE64URL_NOPAD;
 use serde_json::json;
 use towline::{
     login::{Prompt, Session, Settings, Store, interactive, issuer, log_out},
-    token::{Clock, Issue as _, Purpose, Token, TokenFrom, Tokens},
+    token::{Issue as _, Purpose, Token, TokenFrom, Tokens},
 };
-use towline_tunnel::fault::Fault;
+use towline_tunnel::{clock::Clock, fault::Fault};
 use url::Url;
 
 use crate::{

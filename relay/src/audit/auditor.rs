@@ -6,14 +6,11 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, interval, sleep_until, timeout},
 };
-use towline_tunnel::audit::AuditLog;
+use towline_tunnel::{audit::AuditLog, clock::Clock};
 use tracing::{info, warn};
 
 use super::{Record, Retention};
-use crate::{
-    clock::Clock,
-    registry::{AuditRow, Registry},
-};
+use crate::registry::{AuditRow, Registry};
 
 /// Records that may wait for the task.
 const QUEUE: usize = 4 * 1024;

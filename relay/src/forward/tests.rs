@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 use towline_tunnel::{
+    clock::Clock,
     ids::InstanceId,
     keys::SigningKey,
     proto::{endpoint::Side, frame::Frame, ledger::Ledger},
@@ -13,7 +14,6 @@ use super::*;
 use crate::{
     access::{AccessControl, Caller},
     certificates::Holder,
-    clock::Clock,
     registry::{EnrolmentOffer, Registry, Role, RoleAssignment, SubjectKind},
     sessions::{SessionGuard, Sessions},
 };
