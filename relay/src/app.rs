@@ -31,6 +31,7 @@ use crate::{
     clock::Clock,
     data_dir::Claim,
     dial::Switchboard,
+    duplicates,
     enrol::PublicAddress,
     health::{self, Readiness},
     keys::RelayKeys,
@@ -104,6 +105,7 @@ pub struct Relay {
     users: Users,
     limits: Limits,
     clock: Clock,
+    registry: Registry,
     drain: DrainWatcher,
 }
 
@@ -151,6 +153,9 @@ impl Relay {
     }
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
+    }
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// What newcomers are told while the relay drains.
@@ -274,6 +279,7 @@ async fn start_on(
         ledger,
         limits: config.limits,
         clock: clock.clone(),
+        registry: registry.clone(),
         drain: watcher.clone(),
         tls: tls.clone(),
     });
@@ -284,6 +290,7 @@ async fn start_on(
     tasks.spawn(auditor.run());
     tasks.spawn(note_accounts(Arc::clone(&relay)));
     tasks.spawn(withdraw(Arc::clone(&relay), registry.clone()));
+    tasks.spawn(duplicates::watch(Arc::clone(&relay), registry.clone()));
     tasks.spawn(keep_keys_fresh(Arc::clone(&relay)));
     if let Some(settings) = config.issuer.settings {
         tasks.spawn(keep_trust_loaded(Arc::clone(&relay), settings));
@@ -406,13 +413,15 @@ async fn withdraw(relay: Arc<Relay>, registry: Registry) {
                 conn.stop().cancel();
             }
             if let Some(client) = conn.client() {
-                conn.end_streams_not(|cluster| {
+                conn.end_streams(|cluster| match relay.switchboard.allowed(client, cluster) {
+                    Err((CloseReason::UserRevoked, _)) => Some((CloseReason::UserRevoked, "")),
+                    Err((CloseReason::Forbidden | CloseReason::ClusterUnknown, _)) => {
+                        Some((CloseReason::Forbidden, "the role was removed"))
+                    }
                     // A token that is expired ends no stream here: the agent judges those.
-                    !matches!(
-                        relay.switchboard.allowed(client, cluster),
-                        Err((CloseReason::Forbidden | CloseReason::ClusterUnknown, _))
-                    )
+                    Ok(_) | Err(_) => None,
                 });
+                accept::end_if_revoked(&conn, client, &relay);
             }
         }
     }

@@ -7,7 +7,10 @@ mod audit;
 mod clusters;
 mod revoke;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use bytes::{Bytes, BytesMut};
 use serde::de::DeserializeOwned;
@@ -67,6 +70,7 @@ pub struct Asked {
 pub(crate) struct Asker<'a> {
     pub(crate) relay: &'a Relay,
     pub(crate) client: &'a ClientPeer,
+    pub(crate) conn: &'a RelayConn,
     pub(crate) channel: ChannelId,
     pub(crate) now: SystemTime,
 }
@@ -74,6 +78,10 @@ pub(crate) struct Asker<'a> {
 impl Asker<'_> {
     pub(crate) fn registry(&self) -> &Registry {
         self.relay.registry()
+    }
+
+    pub(crate) fn source(&self) -> Option<SocketAddr> {
+        Some(self.conn.from())
     }
 
     pub(crate) fn access(&self) -> AccessControl {
@@ -89,30 +97,36 @@ pub(crate) type Declined = (CloseReason, String);
 pub(crate) struct Part {
     pub(crate) cursor: Bytes,
     pub(crate) body: Bytes,
+    /// The registry was written: decisions are to be made from it once the answer is on its way, which may end the very session.
+    pub(crate) changed: bool,
 }
 
 /// Answers, within a deadline.
-pub(crate) async fn answer(conn: &RelayConn, asked: Asked, relay: &Relay) -> Control {
-    let Some(client) = conn.client() else {
-        return failed((CloseReason::Forbidden, "not for this kind of peer".to_owned()));
-    };
+pub(crate) async fn answer(conn: &RelayConn, asked: Asked, relay: &Relay) {
+    let Some(client) = conn.client() else { return };
     let now = relay.clock().now();
-    let asker = Asker { relay, client, channel: conn.channel(), now };
-    let answered = match timeout(ANSWER_WITHIN, decide(&asker, &asked)).await {
+    let asker = Asker { relay, client, conn, channel: conn.channel(), now };
+    let (answer, changed) = answered(&asker, &asked).await;
+    if !conn.control(answer.encode(asked.id)) {
+        debug!(channel = %conn.channel(), "an answer was dropped: too many wait");
+    }
+    if changed && let Err(error) = relay.registry().refresh().await {
+        warn!(%error, "the registry was written, and not read again yet");
+    }
+}
+
+async fn answered(asker: &Asker<'_>, asked: &Asked) -> (Control, bool) {
+    let answered = match timeout(ANSWER_WITHIN, decide(asker, asked)).await {
         Ok(answered) => answered,
         Err(_elapsed) => Err((CloseReason::Timeout, "the relay's registry is slow".to_owned())),
     };
     match answered {
-        Ok(Part { cursor, body }) => Control::Answer { cursor, body },
+        Ok(Part { cursor, body, changed }) => (Control::Answer { cursor, body }, changed),
         Err((reason, detail)) => {
-            debug!(channel = %conn.channel(), topic = asked.topic.0, reason = reason.text(), detail, "a question was not answered");
-            failed((reason, detail))
+            debug!(channel = %asker.channel, topic = asked.topic.0, reason = reason.text(), detail, "a question was not answered");
+            (Control::Failed { reason, detail }, false)
         }
     }
-}
-
-fn failed((reason, detail): Declined) -> Control {
-    Control::Failed { reason, detail }
 }
 
 async fn decide(asker: &Asker<'_>, asked: &Asked) -> Result<Part, Declined> {
@@ -144,7 +158,7 @@ pub(crate) fn unavailable(error: &RegistryError) -> Declined {
 pub(crate) fn whole(value: &impl serde::Serialize) -> Result<Part, Declined> {
     let body = serde_json::to_vec(value)
         .map_err(|error| (CloseReason::InternalError, error.to_string()))?;
-    Ok(Part { cursor: Bytes::new(), body: body.into() })
+    Ok(Part { body: body.into(), ..Part::default() })
 }
 
 /// As many of the items as fit into one part, as a list. Each comes with the cursor behind it; `more` says whether there are others
@@ -155,7 +169,7 @@ pub(crate) fn part(items: impl IntoIterator<Item = (String, String)>, more: bool
     for (behind, item) in items {
         if body.len() + item.len() + 2 > MAX_BODY {
             if body.len() > 1 {
-                return Part { cursor: cursor.into(), body: closed(body) };
+                return Part { cursor: cursor.into(), body: closed(body), changed: false };
             }
             // No part has room for it: passed over, or nothing behind it would ever be seen.
             warn!(bytes = item.len(), "an item of an answer is too long to be told");
@@ -169,7 +183,7 @@ pub(crate) fn part(items: impl IntoIterator<Item = (String, String)>, more: bool
         cursor = behind;
     }
     let cursor = if more { cursor } else { String::new() };
-    Part { cursor: cursor.into(), body: closed(body) }
+    Part { cursor: cursor.into(), body: closed(body), changed: false }
 }
 
 fn closed(mut body: BytesMut) -> Bytes {

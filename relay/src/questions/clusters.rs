@@ -16,7 +16,7 @@ pub(super) fn answer(asker: &Asker<'_>, cursor: &[u8]) -> Result<Part, Declined>
         let Decision::Allow { cluster, until } = access.decide(&asker.client.caller, cluster.id, asker.now) else {
             return None;
         };
-        if access.is_revoked(asker.client, cluster.id, asker.now) {
+        if access.is_revoked(asker.client, Some(cluster.id), asker.now) {
             return None;
         }
         let since = asker.relay.sessions().online_since(cluster.id);
