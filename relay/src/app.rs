@@ -290,7 +290,7 @@ async fn start_on(
     tasks.spawn(auditor.run());
     tasks.spawn(note_accounts(Arc::clone(&relay)));
     tasks.spawn(withdraw(Arc::clone(&relay), registry.clone()));
-    tasks.spawn(duplicates::watch(Arc::clone(&relay), registry.clone()));
+    tasks.spawn(duplicates::watch(Arc::clone(&relay)));
     tasks.spawn(keep_keys_fresh(Arc::clone(&relay)));
     if let Some(settings) = config.issuer.settings {
         tasks.spawn(keep_trust_loaded(Arc::clone(&relay), settings));

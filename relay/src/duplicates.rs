@@ -17,7 +17,6 @@ use crate::{
     app::Relay,
     audit::{Channel, Record, Verdict},
     forward::RelayConn,
-    registry::Registry,
 };
 
 /// How often sessions are looked at. An identity's second holder is told of within this, [`HANDED_OVER`] and a PING's time.
@@ -39,15 +38,28 @@ pub struct Duplicate {
 }
 
 /// Looks for them, and raises the alarm; never returns.
-pub async fn watch(relay: Arc<Relay>, registry: Registry) {
-    let mut told: HashMap<InstanceId, Instant> = HashMap::new();
+pub async fn watch(relay: Arc<Relay>) {
+    let mut alarm = Alarm::default();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let found = find(&relay.sessions().all());
+        alarm.look(&relay, HANDED_OVER).await;
+    }
+}
+
+/// What was told already.
+#[derive(Debug, Default)]
+pub struct Alarm {
+    told: HashMap<InstanceId, Instant>,
+}
+
+impl Alarm {
+    /// Looks once, and tells of what is new: in the log, the metrics, the audit and the registry. Returns what it found.
+    pub async fn look(&mut self, relay: &Relay, handed_over: Duration) -> Vec<Duplicate> {
+        let found = find(&relay.sessions().all(), handed_over);
         relay.metrics().duplicate_holders.set(i64::try_from(found.len()).unwrap_or(i64::MAX));
         let now = tokio::time::Instant::now().into_std();
         let there: HashSet<InstanceId> = found.iter().map(|duplicate| duplicate.instance).collect();
-        told.retain(|instance, _| {
+        self.told.retain(|instance, _| {
             let stays = there.contains(instance);
             if !stays {
                 info!(%instance, "an agent instance's identity has one live holder again");
@@ -55,27 +67,28 @@ pub async fn watch(relay: Arc<Relay>, registry: Registry) {
             stays
         });
         for duplicate in &found {
-            let before = told.get(&duplicate.instance).copied();
+            let before = self.told.get(&duplicate.instance).copied();
             if before.is_none_or(|at| now.duration_since(at) >= TOLD_EVERY) {
-                told.insert(duplicate.instance, now);
+                self.told.insert(duplicate.instance, now);
                 tell(duplicate);
             }
             if before.is_none() {
                 relay.metrics().duplicate_alarms.inc();
-                relay.audit().tell(record(duplicate, &relay));
+                relay.audit().tell(record(duplicate, relay));
             }
         }
         if !there.is_empty() {
             let there: Vec<_> = there.into_iter().collect();
-            if let Err(error) = registry.note_duplicates(&there, relay.clock().now()).await {
+            if let Err(error) = relay.registry().note_duplicates(&there, relay.clock().now()).await {
                 warn!(%error, "duplicate holders were not noted");
             }
         }
+        found
     }
 }
 
-/// One pair for each instance whose identity has two live holders.
-pub fn find(sessions: &[Arc<RelayConn>]) -> Vec<Duplicate> {
+/// One pair for each instance whose identity has two live holders: the earlier session was heard of `handed_over` after the later one began.
+pub fn find(sessions: &[Arc<RelayConn>], handed_over: Duration) -> Vec<Duplicate> {
     let mut by_instance: HashMap<InstanceId, Vec<&Arc<RelayConn>>> = HashMap::new();
     for conn in sessions {
         // One that goes has a successor, and a line is beside another.
@@ -91,7 +104,7 @@ pub fn find(sessions: &[Arc<RelayConn>]) -> Vec<Duplicate> {
         of.sort_by_key(|conn| conn.signs_of_life().0);
         let pair = of.windows(2).rev().find_map(|pair| {
             let [earlier, later] = pair else { return None };
-            let outlived = earlier.signs_of_life().1 >= later.signs_of_life().0 + HANDED_OVER;
+            let outlived = earlier.signs_of_life().1 >= later.signs_of_life().0 + handed_over;
             outlived.then(|| ((*earlier).clone(), (*later).clone()))
         });
         if let Some((earlier, later)) = pair {
