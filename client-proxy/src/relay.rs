@@ -53,7 +53,11 @@ impl Relay {
     ///
     /// # Errors
     /// If the caller may not ask this, the relay does not answer in time, or its answer can't be read.
-    pub async fn ask<A: DeserializeOwned>(&self, topic: Topic, question: &impl Serialize) -> Result<A, Report> {
+    pub async fn ask<A: DeserializeOwned>(
+        &self,
+        topic: Topic,
+        question: &impl Serialize,
+    ) -> Result<A, Report> {
         let part = self.link.ask(topic, Bytes::new(), body(question)?).await?;
         read(&part.body)
     }
@@ -102,6 +106,10 @@ fn body(question: &impl Serialize) -> Result<Bytes, Report> {
 
 fn read<A: DeserializeOwned>(body: &[u8]) -> Result<A, Report> {
     serde_json::from_slice(body).map_err(|error| {
-        Report::caused_by(Fault::ProtocolViolation, format!("the relay's answer can't be read: {error}"), error)
+        Report::caused_by(
+            Fault::ProtocolViolation,
+            format!("the relay's answer can't be read: {error}"),
+            error,
+        )
     })
 }

@@ -93,7 +93,8 @@ impl Bench {
     fn tokens(&self, user: &str) -> [PathBuf; 2] {
         ["towline-relay", "towline-cluster"].map(|audience| {
             let path = self.path(&format!("{user}.{audience}"));
-            std::fs::write(&path, self.issuer.mint(&TokenRequest::new(user, &[], audience)).unwrap()).unwrap();
+            std::fs::write(&path, self.issuer.mint(&TokenRequest::new(user, &[], audience)).unwrap())
+                .unwrap();
             path
         })
     }

@@ -154,21 +154,22 @@ impl AccessControl {
 /// All that a caller is called.
 fn names(caller: &Caller) -> impl Iterator<Item = (SubjectKind, &String)> {
     let groups = caller.groups.iter().take(MAX_GROUPS).map(|group| (SubjectKind::Group, group));
-    [(SubjectKind::User, &caller.username), (SubjectKind::Principal, &caller.principal)].into_iter().chain(groups)
+    [(SubjectKind::User, &caller.username), (SubjectKind::Principal, &caller.principal)]
+        .into_iter()
+        .chain(groups)
 }
 
 fn remedy(caller: &Caller, role: &str, cluster: Option<&str>) -> String {
-        let mut command =
-            format!("towline-relay role assign --user {} --role {role}", quoted(&caller.username));
-        if let Some(cluster) = cluster {
-            command.push_str(" --cluster ");
-            command.push_str(cluster);
-        }
-        if caller.groups.is_empty() {
-            return format!("{command}; your token names no groups");
-        }
-        let groups: Vec<_> = caller.groups.iter().take(GROUPS_TOLD).map(|group| quoted(group)).collect();
-        format!("{command}; or --group with one of yours: {}", groups.join(" "))
+    let mut command = format!("towline-relay role assign --user {} --role {role}", quoted(&caller.username));
+    if let Some(cluster) = cluster {
+        command.push_str(" --cluster ");
+        command.push_str(cluster);
+    }
+    if caller.groups.is_empty() {
+        return format!("{command}; your token names no groups");
+    }
+    let groups: Vec<_> = caller.groups.iter().take(GROUPS_TOLD).map(|group| quoted(group)).collect();
+    format!("{command}; or --group with one of yours: {}", groups.join(" "))
 }
 
 /// A word for a shell (POSIX, Shell Command Language, 2.2.2): names come from tokens.

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use rustls::ServerConfig;
 use tokio::{
     net::TcpListener,
+    sync::{Semaphore, SemaphorePermit},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -38,6 +39,7 @@ use crate::{
     limits::Limits,
     metrics::Metrics,
     places::Places,
+    questions::SEARCHES,
     registry::{self, Registry},
     sessions::Sessions,
     tls::{OuterTls, TlsSource},
@@ -106,6 +108,7 @@ pub struct Relay {
     limits: Limits,
     clock: Clock,
     registry: Registry,
+    searches: Semaphore,
     drain: DrainWatcher,
 }
 
@@ -156,6 +159,11 @@ impl Relay {
     }
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry
+    }
+    /// A question's turn to search the registry's file; over when it is dropped.
+    pub(crate) async fn question_turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes it.
+        self.searches.acquire().await.ok()
     }
 
     /// What newcomers are told while the relay drains.
@@ -280,6 +288,7 @@ async fn start_on(
         limits: config.limits,
         clock: clock.clone(),
         registry: registry.clone(),
+        searches: Semaphore::new(SEARCHES),
         drain: watcher.clone(),
         tls: tls.clone(),
     });

@@ -6,7 +6,7 @@ mod enroll;
 mod revoke;
 mod roles;
 mod serve;
-mod table;
+pub mod table;
 
 use std::{
     io::{IsTerminal as _, Write as _},

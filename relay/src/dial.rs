@@ -87,13 +87,14 @@ impl Switchboard {
     /// Why not.
     pub fn allowed(&self, client: &ClientPeer, cluster: ClusterId) -> Result<SystemTime, Refusal> {
         let now = self.clock.now();
+        // First: streams go on when their token ends, and not when it was revoked.
+        if self.access.is_revoked(client, Some(cluster), now) {
+            return Err((CloseReason::UserRevoked, REVOKED.into()));
+        }
         // As the verifier counts, which let the session in: clocks may differ by so much.
         let ends = client.expires_at + SKEW;
         if now >= ends {
             return Err((CloseReason::TokenExpired, "the token of this session is expired".into()));
-        }
-        if self.access.is_revoked(client, Some(cluster), now) {
-            return Err((CloseReason::UserRevoked, REVOKED.into()));
         }
         match self.access.decide(&client.caller, cluster, now) {
             Decision::Allow { until, .. } => Ok(until.map_or(ends, |until| until.min(ends))),
@@ -195,12 +196,7 @@ impl Switchboard {
 
     /// Answers a CONTROL message. What needs more than memory goes to `later`, and is answered later; false from it means that too many
     /// wait.
-    pub fn answer(
-        &self,
-        peer: &Peer,
-        payload: &[u8],
-        later: impl FnOnce(Question) -> bool,
-    ) -> Option<Bytes> {
+    pub fn answer(&self, peer: &Peer, payload: &[u8], later: impl FnOnce(Question) -> bool) -> Option<Bytes> {
         let failed =
             |id, reason, detail: &str| Some(Control::Failed { reason, detail: detail.into() }.encode(id));
         let (id, question) = match Control::decode(payload) {

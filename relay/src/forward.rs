@@ -31,7 +31,7 @@ use towline_tunnel::{
 use tracing::{debug, info};
 
 use crate::{
-    audit::{Account, Channel},
+    audit::Account,
     authenticate::{AgentPeer, ClientPeer, Peer},
     dial::Switchboard,
     metrics::{Metrics, Stage},
@@ -177,11 +177,6 @@ impl RelayConn {
     /// When it began, and when bytes came last: a peer that lives answers PING.
     pub fn signs_of_life(&self) -> (Instant, Instant) {
         (self.began.1, self.lock().leg.last_inbound())
-    }
-
-    /// Its session as the audit tells of it, if it is a client's.
-    pub fn audited(&self) -> Option<Arc<Channel>> {
-        self.lock().account.as_ref().map(Account::channel)
     }
 
     /// The agent at the other end, if it is one.

@@ -36,6 +36,8 @@ use crate::{
 
 /// Questions that may wait on one session, an agent's or a client's.
 pub const OPEN_QUESTIONS: usize = 4;
+/// Questions that search the registry's file at once, whoever asks.
+pub const SEARCHES: usize = 2;
 /// No question takes longer. The registry's own waits are shorter.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -132,7 +134,12 @@ async fn answered(asker: &Asker<'_>, asked: &Asked) -> (Control, bool) {
 async fn decide(asker: &Asker<'_>, asked: &Asked) -> Result<Part, Declined> {
     match asked.topic {
         Topic::CLUSTERS => clusters::answer(asker, &asked.cursor),
-        Topic::AUDIT => audit::answer(asker, read(&asked.body)?, &asked.cursor).await,
+        Topic::AUDIT => {
+            let question = read(&asked.body)?;
+            // Looking through all records takes a while, and enrolments and certificates wait for the same file.
+            let _turn = asker.relay.question_turn().await;
+            audit::answer(asker, question, &asked.cursor).await
+        }
         Topic::REVOKE => revoke::answer(asker, read(&asked.body)?).await,
         Topic(other) => Err((CloseReason::FrameUnknown, format!("this relay knows no question {other}"))),
     }
@@ -156,8 +163,7 @@ pub(crate) fn unavailable(error: &RegistryError) -> Declined {
 
 /// An answer in one part.
 pub(crate) fn whole(value: &impl serde::Serialize) -> Result<Part, Declined> {
-    let body = serde_json::to_vec(value)
-        .map_err(|error| (CloseReason::InternalError, error.to_string()))?;
+    let body = serde_json::to_vec(value).map_err(|error| (CloseReason::InternalError, error.to_string()))?;
     Ok(Part { body: body.into(), ..Part::default() })
 }
 

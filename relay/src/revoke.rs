@@ -72,7 +72,8 @@ pub fn record(
         source: source.unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into()),
         program: program.to_owned(),
     };
-    let why = format!("by {}; tokens issued until {}", revocation.revoked_by, moment(revocation.issued_until));
+    let why =
+        format!("by {}; tokens issued until {}", revocation.revoked_by, moment(revocation.issued_until));
     let cluster = cluster.map(|cluster| (cluster.id, cluster.name.clone()));
     Record::event(channel, cluster, Verdict::Revoked, why, revocation.revoked_at)
 }

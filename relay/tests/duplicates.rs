@@ -74,14 +74,13 @@ async fn t52_two_holders_of_an_instances_identity_raise_the_alarm_and_neither_di
     let client = bench.client("alice").await;
     let mut streams = Vec::new();
     for _ in 0..2 {
-        let mut stream = client.connection.open(OpenRequest::new(StreamKey::random(), agent.cluster())).unwrap();
+        let mut stream =
+            client.connection.open(OpenRequest::new(StreamKey::random(), agent.cluster())).unwrap();
         stream.write_all(b"x").await.unwrap();
         streams.push(stream);
     }
-    let (ours, theirs) = tokio::join!(
-        timeout(SOON, agent.connection.accept()),
-        timeout(SOON, thief.accept())
-    );
+    let (ours, theirs) =
+        tokio::join!(timeout(SOON, agent.connection.accept()), timeout(SOON, thief.accept()));
     for accepted in [ours, theirs] {
         let (_, mut stream) = accepted.unwrap().unwrap();
         assert_eq!(timeout(SOON, stream.read_u8()).await.unwrap().unwrap(), b'x');
@@ -91,7 +90,10 @@ async fn t52_two_holders_of_an_instances_identity_raise_the_alarm_and_neither_di
     assert!(registry.revoke_instance(agent.instance, SystemTime::now()).await.unwrap());
     for connection in [&agent.connection, &thief] {
         let closed = timeout(SOON, connection.closed()).await.expect("it ends");
-        assert!(matches!(closed.reason, CloseReason::CertificateRefused | CloseReason::Detached), "{closed:?}");
+        assert!(
+            matches!(closed.reason, CloseReason::CertificateRefused | CloseReason::Detached),
+            "{closed:?}"
+        );
     }
     eventually("nobody is left", async || alarm.look(bench.relay.relay(), Duration::ZERO).await.is_empty())
         .await;

@@ -174,7 +174,8 @@ async fn an_administrator_gives_duties_and_revokes_sessions() {
     let assign = ["role", "assign", "--group", "security", "--role", "auditor"];
     assert_eq!(run(&assign).await, "group security: auditor on the whole relay (assigned)");
     assert_eq!(run(&assign).await, "group security: auditor on the whole relay (was assigned already)");
-    let listed: serde_json::Value = serde_json::from_str(&run(&["role", "list", "-o", "json"]).await).unwrap();
+    let listed: serde_json::Value =
+        serde_json::from_str(&run(&["role", "list", "-o", "json"]).await).unwrap();
     let only = &listed.as_array().unwrap()[..];
     assert!(only.len() == 1 && only[0]["role"] == "auditor" && only[0]["cluster"].is_null(), "{listed}");
     let remove = ["role", "remove", "--group", "security", "--role", "auditor"];

@@ -92,13 +92,8 @@ async fn ends(stream: &mut MuxStream) -> CloseReason {
 
 impl Bench {
     async fn duty(&self, user: &str, duty: Duty, cluster: Option<ClusterId>) {
-        let held = DutyAssignment {
-            kind: SubjectKind::User,
-            subject: user.into(),
-            duty,
-            cluster,
-            expires_at: None,
-        };
+        let held =
+            DutyAssignment { kind: SubjectKind::User, subject: user.into(), duty, cluster, expires_at: None };
         assert!(self.relay.registry().assign_duty(&held, SystemTime::now()).await.unwrap());
     }
 
@@ -109,7 +104,8 @@ impl Bench {
     /// A token that says it was issued so many seconds from now; none where it does not say.
     fn issued(&self, user: &str, from_now: Option<i64>) -> Secret {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        let mut claims = json!({ "iss": self.issuer.url(), "sub": user, "aud": "towline-relay", "exp": now + 3600 });
+        let mut claims =
+            json!({ "iss": self.issuer.url(), "sub": user, "aud": "towline-relay", "exp": now + 3600 });
         if let Some(from_now) = from_now {
             claims["iat"] = now.saturating_add_signed(from_now).into();
         }
@@ -192,7 +188,8 @@ async fn everybody_sees_their_own_audit_and_auditors_that_of_their_clusters_or_a
     let seen = async |user: &str, asked: AuditQuestion| {
         let client = bench.client(user).await;
         let (records, _): (Vec<serde_json::Value>, _) = list(&client, Topic::AUDIT, &asked).await;
-        let of = |record: &serde_json::Value| format!("{}@{}", record["user"], record["cluster"]).replace('"', "");
+        let of =
+            |record: &serde_json::Value| format!("{}@{}", record["user"], record["cluster"]).replace('"', "");
         let mut seen: Vec<_> = records.iter().map(of).collect();
         seen.sort();
         seen
@@ -246,7 +243,8 @@ async fn an_operator_ends_somebodys_streams_at_once_and_their_tokens_stay_out() 
     let all = AuditFilter { user: Some(principal.clone()), limit: 100, ..AuditFilter::default() };
     eventually("the audit tells of it, and how her sessions ended", async || {
         let records = bench.relay.registry().audit(&all).await.unwrap();
-        let told = records.iter().any(|of| of.verdict == "revoked" && of.why.contains(&bench.principal("olga")));
+        let told =
+            records.iter().any(|of| of.verdict == "revoked" && of.why.contains(&bench.principal("olga")));
         let ended = records.iter().filter(|of| of.ending == CloseReason::UserRevoked.text()).count();
         told && ended == 2
     })
@@ -369,7 +367,8 @@ async fn what_is_no_question_is_refused_and_too_many_at_once_too() {
     let broken = Control::Ask { topic: Topic::AUDIT, cursor: Bytes::new(), body: Bytes::from_static(b"{") };
     let Control::Failed { reason, .. } = exchange(&alice, 1, broken).await else { panic!() };
     assert_eq!(reason, CloseReason::QuestionInvalid);
-    let strange = question(Topic::AUDIT, &AuditQuestion::default(), Bytes::from_static(b"'; DROP TABLE audit"));
+    let strange =
+        question(Topic::AUDIT, &AuditQuestion::default(), Bytes::from_static(b"'; DROP TABLE audit"));
     let Control::Failed { reason, .. } = exchange(&alice, 2, strange).await else { panic!() };
     assert_eq!(reason, CloseReason::QuestionInvalid);
     assert_eq!(refused(&alice, Topic(19), &()).await.0, CloseReason::FrameUnknown);

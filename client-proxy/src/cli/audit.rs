@@ -112,7 +112,10 @@ mod tests {
         ]);
         let lines: Vec<_> = shown.lines().collect();
         assert_eq!(lines.len(), 3);
-        assert!(lines[1].contains("still open") && lines[1].contains("ada") && lines[1].contains(" 2"), "{shown}");
+        assert!(
+            lines[1].contains("still open") && lines[1].contains("ada") && lines[1].contains(" 2"),
+            "{shown}"
+        );
         assert!(lines[2].contains("https://idp#1") && lines[2].contains("revoked"), "{shown}");
     }
 }

@@ -36,7 +36,9 @@ pub(super) async fn execute(arguments: ListArguments) -> Result<ExitCode, Report
             && *pin != cluster.id
         {
             tracing::warn!(
-                name = cluster.name, relay = cluster.id, profile = pin,
+                name = cluster.name,
+                relay = cluster.id,
+                profile = pin,
                 "the relay gives this name to another cluster than your profile does; your profile's id stays the pin"
             );
         }

@@ -418,7 +418,10 @@ mod tests {
         let left = store.left_in_keyring("p", Purpose::Relay).await.unwrap();
         assert_eq!((left.issuer.as_str(), left.client.as_str()), ("https://idp", "c"));
         fs::write(folder.path().join("kept-p.relay"), r#"{"token":"opaque","refresh":"canary"}"#).unwrap();
-        assert!(store.left_in_keyring("p", Purpose::Relay).await.is_none(), "shown to nobody who may be another");
+        assert!(
+            store.left_in_keyring("p", Purpose::Relay).await.is_none(),
+            "shown to nobody who may be another"
+        );
     }
 
     #[tokio::test]

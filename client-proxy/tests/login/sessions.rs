@@ -330,7 +330,11 @@ async fn the_successor_of_a_refresh_token_is_kept_before_the_token_is_verified()
     let on_disk: serde_json::Value = serde_json::from_str(&on_disk).unwrap();
     assert_eq!(on_disk["secrets"]["refresh"], "canary-successor");
     let token = before.unwrap().secret;
-    assert_eq!(on_disk["secrets"]["token"].as_str(), token.reveal_text(), "and no token that nobody has verified");
+    assert_eq!(
+        on_disk["secrets"]["token"].as_str(),
+        token.reveal_text(),
+        "and no token that nobody has verified"
+    );
 }
 
 #[tokio::test]

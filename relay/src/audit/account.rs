@@ -33,11 +33,6 @@ impl Account {
         Self { audit, channel: Arc::new(channel), records: Vec::new(), ended: false }
     }
 
-    /// Whose it is.
-    pub fn channel(&self) -> Arc<Channel> {
-        Arc::clone(&self.channel)
-    }
-
     /// A stream was allowed. `more` is asked for the cluster's name and the role only the first time.
     pub fn allowed(&mut self, cluster: ClusterId, resumed: bool, more: impl FnOnce() -> (String, String)) {
         self.count(cluster, Verdict::Allowed, more, |tally| {

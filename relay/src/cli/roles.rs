@@ -110,10 +110,7 @@ impl Subject {
 }
 
 impl Which {
-    async fn assignment(
-        self,
-        expires_at: Option<SystemTime>,
-    ) -> Result<(Registry, Given, String), Report> {
+    async fn assignment(self, expires_at: Option<SystemTime>) -> Result<(Registry, Given, String), Report> {
         let registry = self.place.registry().await?;
         let cluster = self.cluster.as_deref().map(|name| find(&registry, name)).transpose()?;
         let (kind, subject) = self.subject.parse()?;

@@ -216,7 +216,8 @@ async fn a_revoked_users_stream_is_not_taken_up_again() {
     );
     assert_eq!(world.agent.stream_count(), 1, "nor does the agent hear of it");
     let client = world.client.client().unwrap();
-    let why = |cluster| world.client.switchboard.allowed(client, cluster).err().map(|(reason, _)| (reason, ""));
+    let why =
+        |cluster| world.client.switchboard.allowed(client, cluster).err().map(|(reason, _)| (reason, ""));
     world.client.end_streams(why);
     assert_eq!(world.client.streams_to(None), 0);
 }

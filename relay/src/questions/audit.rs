@@ -25,7 +25,9 @@ pub(super) async fn answer(
     let filter = AuditFilter {
         user: question.user,
         cluster: question.cluster,
-        since: question.since.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(since))),
+        since: question
+            .since
+            .and_then(|since| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(since))),
         refused: question.refused,
         own,
         before: before(cursor)?,

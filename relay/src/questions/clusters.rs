@@ -13,7 +13,8 @@ pub(super) fn answer(asker: &Asker<'_>, cursor: &[u8]) -> Result<Part, Declined>
         known.clusters().filter(|cluster| cursor.is_empty() || cluster.name.as_bytes() > cursor).collect();
     clusters.sort_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
     let items = clusters.into_iter().filter_map(|cluster| {
-        let Decision::Allow { cluster, until } = access.decide(&asker.client.caller, cluster.id, asker.now) else {
+        let Decision::Allow { cluster, until } = access.decide(&asker.client.caller, cluster.id, asker.now)
+        else {
             return None;
         };
         if access.is_revoked(asker.client, Some(cluster.id), asker.now) {

@@ -100,7 +100,11 @@ mod tests {
         assert_eq!(issued_until(at(1000), None, at(1000)), at(1000));
         assert_eq!(issued_until(at(1000), Some(at(900)), at(1000)), at(1000));
         assert_eq!(issued_until(at(1000), Some(at(1020)), at(1000)), at(1020));
-        assert_eq!(issued_until(at(1000), Some(at(9_000_000)), at(1000)), at(1060), "within what clocks differ by");
+        assert_eq!(
+            issued_until(at(1000), Some(at(9_000_000)), at(1000)),
+            at(1060),
+            "within what clocks differ by"
+        );
         assert_eq!(issued_until(at(4600), Some(at(1020)), at(1000)), at(4600), "locked out for an hour");
     }
 }

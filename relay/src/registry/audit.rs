@@ -255,8 +255,10 @@ impl Registry {
         }
         query.push(" ORDER BY began_at DESC, id DESC LIMIT ").push_bind(i64::from(filter.limit));
         let rows = query.build().fetch_all(&self.pool).await.map_err(|error| self.error(error))?;
-        let placed = |row: &SqliteRow| Ok((read(row)?, (row.try_get("began_at")?, row.try_get("id")?)));
-        rows.iter().map(placed).collect::<Result<_, sqlx::Error>>().map_err(|error| self.error(error))
+        let placed = |row: &SqliteRow| -> Result<_, sqlx::Error> {
+            Ok((read(row)?, (row.try_get("began_at")?, row.try_get("id")?)))
+        };
+        rows.iter().map(placed).collect::<Result<_, _>>().map_err(|error| self.error(error))
     }
 }
 

@@ -57,9 +57,9 @@ impl Revocations {
         if self.0.is_empty() {
             return false;
         }
-        let names =
-            [(SubjectKind::Principal, &caller.principal), (SubjectKind::User, &caller.username)];
-        let until = names.into_iter().filter_map(|(kind, subject)| self.of(kind, subject, cluster, now)).max();
+        let names = [(SubjectKind::Principal, &caller.principal), (SubjectKind::User, &caller.username)];
+        let until =
+            names.into_iter().filter_map(|(kind, subject)| self.of(kind, subject, cluster, now)).max();
         until.is_some_and(|until| issued_at.is_none_or(|issued| seconds(issued) <= seconds(until)))
     }
 

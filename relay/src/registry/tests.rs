@@ -326,7 +326,11 @@ async fn the_file_is_its_owners_alone() {
     }
 }
 
-fn revocation(subject: &str, cluster: Option<towline_tunnel::ids::ClusterId>, until: SystemTime) -> Revocation {
+fn revocation(
+    subject: &str,
+    cluster: Option<towline_tunnel::ids::ClusterId>,
+    until: SystemTime,
+) -> Revocation {
     Revocation {
         kind: SubjectKind::User,
         subject: subject.into(),
@@ -349,7 +353,8 @@ async fn of_two_revocations_the_later_time_holds_and_the_forgotten_make_room() {
     let of = |subject: &str, at| registry.snapshot().revocations().of(SubjectKind::User, subject, None, at);
     assert_eq!(of("alice", now()), Some(later(3600)));
     assert_eq!(of("alice", later(3600) + REMEMBERED_FOR), None);
-    let long_after = Revocation { revoked_at: later(3601) + REMEMBERED_FOR, ..revocation("bob", None, later(9_000_000)) };
+    let long_after =
+        Revocation { revoked_at: later(3601) + REMEMBERED_FOR, ..revocation("bob", None, later(9_000_000)) };
     assert!(registry.revoke(&long_after).await.unwrap());
     let held: Vec<_> = registry.revocations().await.unwrap().into_iter().map(|of| of.subject).collect();
     assert_eq!(held, ["bob"]);
@@ -377,9 +382,8 @@ async fn what_is_revoked_at_a_cluster_and_who_has_duties_there_stays_with_its_na
     let known = registry.snapshot();
     assert_eq!(known.revocations().of(SubjectKind::User, "alice", Some(new), now()), Some(now()));
     assert_eq!(known.revocations().of(SubjectKind::User, "alice", None, now()), None);
-    let places = |at| -> Vec<_> {
-        known.duties().places(SubjectKind::Group, "ops", Duty::Operator, at).collect()
-    };
+    let places =
+        |at| -> Vec<_> { known.duties().places(SubjectKind::Group, "ops", Duty::Operator, at).collect() };
     assert_eq!((places(now()), places(later(60))), (vec![Some(new)], vec![]));
     registry.remove_cluster(new).await.unwrap();
     assert!(registry.duties().await.unwrap().is_empty() && registry.revocations().await.unwrap().is_empty());

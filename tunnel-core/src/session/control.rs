@@ -196,7 +196,8 @@ mod tests {
         ] {
             assert_eq!(Control::decode(&control.encode(7)), Ok((7, control)));
         }
-        let long = Control::Ask { topic: Topic(1), cursor: Bytes::new(), body: vec![b' '; MAX_BODY + 1].into() };
+        let long =
+            Control::Ask { topic: Topic(1), cursor: Bytes::new(), body: vec![b' '; MAX_BODY + 1].into() };
         assert_eq!(Control::decode(&long.encode(1)), Err(FieldError::Value(3).into()));
         let longest = Control::Answer { cursor: vec![1; MAX_CURSOR].into(), body: vec![1; MAX_BODY].into() };
         assert!(longest.encode(1).len() <= crate::proto::frame::MAX_PAYLOAD, "it fits into one frame");

@@ -24,6 +24,9 @@ CREATE TABLE revocations (
 
 CREATE UNIQUE INDEX revocations_once ON revocations (subject_kind, subject, coalesce(cluster, ''));
 
+-- Everybody may look for their own.
+CREATE INDEX audit_by_principal ON audit (principal, began_at);
+
 -- When two live holders of one instance's identity were seen last.
 ALTER TABLE instances ADD COLUMN duplicate_at INTEGER;
 
