@@ -101,6 +101,12 @@ reasons! {
     AgentLimitReached = 28 => AgentLimit, "limit of the agent reached";
     /// What the stream was opened with is over: the caller's token for the cluster.
     AuthorityEnded = 29 => ClusterTokenExpired, "the caller's authority ended";
+    /// The sessions of this user, or those with this token, were ended by somebody who may.
+    UserRevoked = 33 => SessionRevoked, "the user's sessions were revoked";
+    /// The caller may not ask this of the relay.
+    QuestionForbidden = 34 => QuestionForbidden, "question forbidden";
+    /// The question can't be answered as it stands.
+    QuestionInvalid = 35 => QuestionInvalid, "invalid question";
 }
 
 impl CloseReason {
