@@ -590,7 +590,7 @@ where
 /// Ends a client's session whose user's sessions were revoked. Its streams have ended, or none was opened.
 pub(crate) fn end_if_revoked(conn: &RelayConn, client: &ClientPeer, relay: &Relay) {
     let Err(refused) = relay.authenticator().client_standing(client) else { return };
-    if conn.stop().is_cancelled() {
+    if conn.stop().is_cancelled() || conn.is_answering() {
         return;
     }
     info!(channel = %conn.channel(), principal = client.caller.principal, "a client's session was ended: it was revoked");

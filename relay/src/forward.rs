@@ -106,6 +106,7 @@ pub struct RelayConn {
     output: Notify,
     stop: CancellationToken,
     going: AtomicBool,
+    answering: AtomicBool,
     switchboard: Arc<Switchboard>,
     questions: mpsc::Sender<Question>,
     open_timeout: Duration,
@@ -153,6 +154,7 @@ impl RelayConn {
             output: Notify::new(),
             stop: CancellationToken::new(),
             going: AtomicBool::new(false),
+            answering: AtomicBool::new(false),
             switchboard,
             questions,
             open_timeout,
@@ -203,6 +205,16 @@ impl RelayConn {
     /// Whether it is a line beside its process's session: it takes up streams, and none begins on it.
     pub fn is_line(&self) -> bool {
         self.peer.is_line()
+    }
+
+    /// Whether a person's question is being answered on it: what that does may be the end of this very session, and is told first.
+    pub fn is_answering(&self) -> bool {
+        self.answering.load(Ordering::Acquire)
+    }
+
+    /// An answer is being found, or is on its way.
+    pub fn set_answering(&self, answering: bool) {
+        self.answering.store(answering, Ordering::Release);
     }
 
     /// Whether new streams may be opened on it.

@@ -27,6 +27,7 @@ use towline_tunnel::{
 use tracing::{debug, warn};
 
 use crate::{
+    accept::end_if_revoked,
     access::AccessControl,
     app::Relay,
     authenticate::ClientPeer,
@@ -99,8 +100,6 @@ pub(crate) type Declined = (CloseReason, String);
 pub(crate) struct Part {
     pub(crate) cursor: Bytes,
     pub(crate) body: Bytes,
-    /// The registry was written: decisions are to be made from it once the answer is on its way, which may end the very session.
-    pub(crate) changed: bool,
 }
 
 /// Answers, within a deadline.
@@ -108,25 +107,25 @@ pub(crate) async fn answer(conn: &RelayConn, asked: Asked, relay: &Relay) {
     let Some(client) = conn.client() else { return };
     let now = relay.clock().now();
     let asker = Asker { relay, client, conn, channel: conn.channel(), now };
-    let (answer, changed) = answered(&asker, &asked).await;
+    conn.set_answering(true);
+    let answer = answered(&asker, &asked).await;
     if !conn.control(answer.encode(asked.id)) {
         debug!(channel = %conn.channel(), "an answer was dropped: too many wait");
     }
-    if changed && let Err(error) = relay.registry().refresh().await {
-        warn!(%error, "the registry was written, and not read again yet");
-    }
+    conn.set_answering(false);
+    end_if_revoked(conn, client, relay);
 }
 
-async fn answered(asker: &Asker<'_>, asked: &Asked) -> (Control, bool) {
+async fn answered(asker: &Asker<'_>, asked: &Asked) -> Control {
     let answered = match timeout(ANSWER_WITHIN, decide(asker, asked)).await {
         Ok(answered) => answered,
         Err(_elapsed) => Err((CloseReason::Timeout, "the relay's registry is slow".to_owned())),
     };
     match answered {
-        Ok(Part { cursor, body, changed }) => (Control::Answer { cursor, body }, changed),
+        Ok(Part { cursor, body }) => Control::Answer { cursor, body },
         Err((reason, detail)) => {
             debug!(channel = %asker.channel, topic = asked.topic.0, reason = reason.text(), detail, "a question was not answered");
-            (Control::Failed { reason, detail }, false)
+            Control::Failed { reason, detail }
         }
     }
 }
@@ -175,7 +174,7 @@ pub(crate) fn part(items: impl IntoIterator<Item = (String, String)>, more: bool
     for (behind, item) in items {
         if body.len() + item.len() + 2 > MAX_BODY {
             if body.len() > 1 {
-                return Part { cursor: cursor.into(), body: closed(body), changed: false };
+                return Part { cursor: cursor.into(), body: closed(body) };
             }
             // No part has room for it: passed over, or nothing behind it would ever be seen.
             warn!(bytes = item.len(), "an item of an answer is too long to be told");
@@ -189,7 +188,7 @@ pub(crate) fn part(items: impl IntoIterator<Item = (String, String)>, more: bool
         cursor = behind;
     }
     let cursor = if more { cursor } else { String::new() };
-    Part { cursor: cursor.into(), body: closed(body), changed: false }
+    Part { cursor: cursor.into(), body: closed(body) }
 }
 
 fn closed(mut body: BytesMut) -> Bytes {

@@ -76,7 +76,7 @@ pub(super) async fn answer(asker: &Asker<'_>, question: RevokeQuestion) -> Resul
         sessions: found.sessions,
         streams: found.streams,
     };
-    Ok(Part { changed: true, ..whole(&answer)? })
+    whole(&answer)
 }
 
 /// The issuer's clock may be ahead of the relay's: tokens that are in use now were issued before now, whatever they say.

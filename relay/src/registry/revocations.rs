@@ -95,7 +95,7 @@ impl Revocations {
 
 impl Registry {
     /// Writes a revocation; of one that is there already, the later time holds. None is written where too many are remembered: says whether it
-    /// was. Decisions are made from it once [`Registry::refresh`] was called, or a moment later.
+    /// was.
     ///
     /// # Errors
     /// If the file can't be written, or the cluster was removed meanwhile.
@@ -127,6 +127,7 @@ impl Registry {
         .await
         .map_err(|error| self.error(error))?;
         tx.commit().await.map_err(|error| self.error(error))?;
+        self.refresh().await?;
         Ok(done.rows_affected() > 0)
     }
 
