@@ -54,10 +54,13 @@ pub struct Target {
     pub path: String,
 }
 
+/// The code of a request whose caller left before there was an answer.
+pub const NO_ANSWER: u16 = 0;
+
 /// What came of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome<'a> {
-    /// The answer's HTTP status.
+    /// The answer's HTTP status, or [`NO_ANSWER`].
     pub code: u16,
     /// Ours, where the agent refused it.
     pub fault: Option<&'a str>,

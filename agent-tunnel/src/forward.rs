@@ -5,6 +5,7 @@
 //! nothing that was cut short can be taken for whole.
 
 mod body;
+mod record;
 mod service_account;
 mod tunnel;
 mod watch;
@@ -24,7 +25,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::O
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, sleep},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 use towline_identity::Verifier;
@@ -41,7 +42,7 @@ use tracing::info;
 
 use crate::{
     as_user::Reviews,
-    audit::{self, Named},
+    audit::Named,
     authority::{Authorities, Authority},
     dial::{Account, Apiserver, Outgoing, no_body},
     headers,
@@ -50,6 +51,7 @@ use crate::{
     stream::ResetReason,
 };
 use body::{Answer, Sent, Streamed};
+use record::Record;
 use service_account::ClusterIssuer;
 use tunnel::Tunnel;
 use who::Admitted;
@@ -318,54 +320,37 @@ impl Exchange<'_> {
     }
 
     async fn judge(&self, mut request: Request<Sent>) -> Response<AnswerBody> {
-        let (begun, came) = (Instant::now(), self.forwarder.clock.now());
-        let audit_id = AuditId::random();
-        let target =
-            self.forwarder.audit.is_kept().then(|| audit::Target::of(request.method(), request.uri()));
-        let mut named = Named::default();
-        let asked = Asked {
-            method: request.method().to_string(),
-            path: request.uri().path().to_owned(),
-            // Whatever becomes of it, nothing but the upgrade itself may follow on this connection (THREATS T9).
-            last: request.headers().contains_key(header::UPGRADE),
-            read_raw: is_read_raw(request.uri().path(), request.headers()),
-        };
-        if asked.last {
+        let mut record = Record::begin(self.forwarder, self.caller, &request);
+        let audit_id = record.audit_id;
+        // Whatever becomes of it, nothing but the upgrade itself may follow on this connection (THREATS T9).
+        let last = request.headers().contains_key(header::UPGRADE);
+        let read_raw = is_read_raw(request.uri().path(), request.headers());
+        if last {
             self.set_after(After::Refused(hyper::upgrade::on(&mut request)));
         }
-        let answer = if asked.path == RENEW_PATH {
+        let answer = if record.path == RENEW_PATH {
             self.renew(&request, audit_id).await
         } else {
-            self.pass_on(request, audit_id, asked.last, &mut named).await
+            self.pass_on(request, audit_id, last, &mut record.named).await
         };
         let status = answer.as_ref().map_or_else(Report::http_status, |answer| answer.status().as_u16());
-        let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        record.answered(status, answer.as_ref().err().map(|report| report.fault.code()));
+        let (after, method, path) = (record.after(), &record.method, &record.path);
+        let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         self.forwarder.metrics.answered(status);
-        self.forwarder.metrics.answer_seconds.observe(begun.elapsed().as_secs_f64());
-        if let Some(target) = &target {
-            let fault = answer.as_ref().err().map(|report| report.fault.code());
-            let outcome = audit::Outcome { code: status, fault, after: begun.elapsed() };
-            self.forwarder.audit.record(&audit::line(
-                came,
-                &audit_id.to_string(),
-                self.caller,
-                &named,
-                target,
-                &outcome,
-            ));
-        }
+        self.forwarder.metrics.answer_seconds.observe(after.as_secs_f64());
         let channel = self.caller.channel.map(tracing::field::display);
         let stream = self.caller.stream;
         match &answer {
             Ok(_) => info!(
-                channel, %stream, %audit_id, status, millis, method = asked.method, path = asked.path, "request"
+                channel, %stream, %audit_id, status, millis, method, path, "request"
             ),
             Err(report) => info!(
-                channel, %stream, %audit_id, status, millis, method = asked.method, path = asked.path,
+                channel, %stream, %audit_id, status, millis, method, path,
                 fault = report.fault.code(), %report, cause = cause(report), "request refused"
             ),
         }
-        answer.unwrap_or_else(|report| self.refuse(&report, asked.last, asked.read_raw))
+        answer.unwrap_or_else(|report| self.refuse(&report, last, read_raw))
     }
 
     /// A newer token for what is open; nothing of it goes on.
@@ -477,14 +462,6 @@ impl Exchange<'_> {
         }
         response
     }
-}
-
-/// What a request asked for, for the log.
-struct Asked {
-    method: String,
-    path: String,
-    last: bool,
-    read_raw: bool,
 }
 
 fn close_after<B>(response: &mut Response<B>) {

@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod acting;
+pub mod audit_join;
 pub mod autobahn;
 pub mod bad_days;
 pub mod blind;
@@ -11,6 +12,7 @@ pub mod blind_run;
 pub mod case;
 pub mod demo;
 pub mod echo;
+pub mod identity;
 pub mod kill;
 pub mod pod;
 pub mod process;

@@ -1,6 +1,7 @@
 //! `cargo xtask soak`: proofs that take longer than a test run. What they proved stands in `docs/proofs.md`.
 
 mod fuzz;
+mod mutants;
 mod sim;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ pub enum SoakCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Change the code that says who somebody is, one place at a time: a test has to notice (cargo-mutants).
+    Mutants(mutants::MutantsArguments),
     /// Play random scripts against the model of the mux, many more than a test run does.
     Sim(sim::SimArguments),
 }
@@ -37,6 +40,7 @@ pub fn run(command: SoakCommand) -> anyhow::Result<ExitCode> {
         SoakCommand::Autobahn { rest } => crate::checks::cargo_run("towline-e2e", "towline-autobahn", &rest),
         SoakCommand::Fuzz(arguments) => fuzz::run(&arguments),
         SoakCommand::Kill { rest } => crate::checks::cargo_run("towline-e2e", "towline-kill", &rest),
+        SoakCommand::Mutants(arguments) => mutants::run(&arguments),
         SoakCommand::Sim(arguments) => sim::run(&arguments),
     }
 }

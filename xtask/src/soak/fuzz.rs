@@ -29,6 +29,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("identity_token", 1024),
     ("identity_claims", 1024),
     ("exec_credential", 512),
+    ("headers", 1024),
 ];
 
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
