@@ -1,7 +1,7 @@
 //! Roles inside clusters, as an organisation signs them and a relay only carries them.
 //!
 //! A [`Document`] says that a subject has a role on a scope (an assignment), which group of the organisation a cluster is in (a
-//! placement), that another document holds no longer (a removal), or who may read all documents (a reader). It is signed by a key
+//! placement), or that another document holds no longer (a removal). It is signed by a key
 //! that no relay has: a relay keeps documents, offers those that concern a caller to the agent, and can leave some out. It can't
 //! make one, change one, or have one count for another subject, scope or time. Nothing in here has IO or a clock.
 

@@ -14,7 +14,7 @@ use data_encoding::HEXLOWER;
 
 use super::{GroupPath, RoleName, Scope};
 use crate::{
-    ids::{ClusterId, KeyHash, ParseIdError, StreamKey},
+    ids::{ClusterId, ParseIdError, StreamKey},
     keys::{Purpose, SIGNATURE_LEN, SigningKey, VerifyingKey},
     proto::fields::{CRITICAL, FieldError, FieldWriter, Fields},
 };
@@ -35,13 +35,11 @@ const SCOPE: u16 = 8 | CRITICAL;
 const CLUSTER: u16 = 9 | CRITICAL;
 const GROUP: u16 = 10 | CRITICAL;
 const REMOVES: u16 = 11 | CRITICAL;
-const RUN_KEY: u16 = 12 | CRITICAL;
-const TAGS: [u16; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+const TAGS: [u16; 11] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
 
 const ASSIGNMENT: u8 = 1;
 const PLACEMENT: u8 = 2;
 const REMOVAL: u8 = 3;
-const READER: u8 = 4;
 
 const PRINCIPAL: u8 = 1;
 const GROUP_OF_PEOPLE: u8 = 2;
@@ -162,11 +160,6 @@ pub enum Statement {
         /// Which.
         of: DocumentId,
     },
-    /// Whoever holds this run key may read all documents at the relay. Agents take no notice of it.
-    Reader {
-        /// The client's.
-        run_key: KeyHash,
-    },
 }
 
 /// One statement, when it was made, and for which time. Times are whole seconds.
@@ -264,7 +257,6 @@ impl Document {
             Statement::Assignment { .. } => ASSIGNMENT,
             Statement::Placement { .. } => PLACEMENT,
             Statement::Removal { .. } => REMOVAL,
-            Statement::Reader { .. } => READER,
         };
         let mut fields = FieldWriter::new();
         fields.put(KIND, &[kind]).put(ID, self.id.as_bytes());
@@ -281,7 +273,6 @@ impl Document {
                 fields.put(CLUSTER, cluster.as_bytes()).put(GROUP, group.as_str().as_bytes())
             }
             Statement::Removal { of } => fields.put(REMOVES, of.as_bytes()),
-            Statement::Reader { run_key } => fields.put(RUN_KEY, run_key.as_bytes()),
         };
         fields.finish()
     }
@@ -309,9 +300,6 @@ impl Document {
             },
             REMOVAL => {
                 Statement::Removal { of: DocumentId::from_bytes(fields.need_array(REMOVES & !CRITICAL)?) }
-            }
-            READER => {
-                Statement::Reader { run_key: KeyHash::from_bytes(fields.need_array(RUN_KEY & !CRITICAL)?) }
             }
             _ => return Err(FieldError::Value(KIND & !CRITICAL)),
         };
@@ -384,7 +372,6 @@ mod tests {
             assignment(Subject::Group("é".repeat(MAX_SUBJECT / 2)), Scope::Cluster(cluster)),
             Statement::Placement { cluster, group: "eu".parse().unwrap() },
             Statement::Removal { of: DocumentId::random() },
-            Statement::Reader { run_key: KeyHash::of_spki(b"run") },
         ];
         let life = [None, Some(Duration::from_secs(3600))];
         let of = |(n, statement)| Document::new(statement, at(1_800_000_000), life[n % 2]);

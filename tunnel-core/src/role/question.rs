@@ -28,11 +28,10 @@ pub enum PutAnswer {
     NothingToRemove,
 }
 
-/// Which documents: those that name the caller, with all placements; or all.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Which documents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ListQuestion {
-    /// A document in base64 by which the organisation lets this session's run key read all.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reader: Option<String>,
+    /// Those that name the caller, and all placements; not those of others, which only auditors may see.
+    pub own: bool,
 }
