@@ -140,14 +140,7 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
     tokens.for_relay(now)?;
     tokens.for_cluster(now)?;
     let run_key = Arc::new(SigningKey::generate());
-    let link = Arc::new(Link::start(LinkConfig {
-        dialler: Dialler::new(config.relay.clone(), config.relay_ca_file.as_deref())?,
-        pin: config.relay_key,
-        run_key: Arc::clone(&run_key),
-        tokens: Arc::clone(&tokens),
-        resume_timeout: config.resume_timeout,
-        lines: config.lines,
-    }));
+    let link = Arc::new(link(&config, Arc::clone(&run_key), Arc::clone(&tokens), false)?);
     let clusters = choose::resolve(&chosen, &config, &state, &link).await?;
     let served = served(&config.clusters, &clusters, names, address);
     let locks = match &config.kubeconfig {
@@ -177,6 +170,24 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
         None => None,
     };
     Ok(Running { address, served, entries, merged, endpoint, _renewed: renewed, link, drain, _locks: locks })
+}
+
+/// Begins to dial the relay; `brief` where it is for one question.
+pub(crate) fn link(
+    config: &Config,
+    run_key: Arc<SigningKey>,
+    tokens: Arc<Tokens>,
+    brief: bool,
+) -> Result<Link, Report> {
+    Ok(Link::start(LinkConfig {
+        dialler: Dialler::new(config.relay.clone(), config.relay_ca_file.as_deref())?,
+        pin: config.relay_key,
+        run_key,
+        tokens,
+        resume_timeout: config.resume_timeout,
+        lines: config.lines,
+        brief,
+    }))
 }
 
 impl Running {

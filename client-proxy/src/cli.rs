@@ -2,12 +2,16 @@
 
 mod arguments;
 mod ask;
+mod at_relay;
+mod audit;
 mod auth;
 mod dev;
+mod list;
 mod log;
 mod login;
 mod profile;
 mod proxy;
+mod revoke;
 mod run;
 mod signals;
 
@@ -17,12 +21,16 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use towline_tunnel::fault::Report;
+use towline_tunnel::fault::{Fault, Report};
 
 pub use arguments::{ProxyArguments, Reach, RunArguments};
+pub use at_relay::AtRelay;
+pub use audit::AuditArguments;
 pub use auth::{AuthCommand, CheckArguments};
+pub use list::ListArguments;
 pub use log::{Level, start as start_log};
 pub use login::{LoginArguments, Output, WhoamiArguments, Whose};
+pub use revoke::RevokeArguments;
 
 /// kubectl for clusters behind a towline relay.
 #[derive(Debug, Parser)]
@@ -49,6 +57,13 @@ pub enum Command {
     Logout(Whose),
     /// Say who you are for relay and clusters. Never prints a token.
     Whoami(WhoamiArguments),
+    /// List the clusters that you may open.
+    #[command(alias = "clusters")]
+    List(ListArguments),
+    /// Show who opened which cluster through the relay, and who was refused: your own, or with the role `auditor` others'.
+    Audit(AuditArguments),
+    /// End sessions at the relay at once, and refuse the tokens that they were begun with: your own, or with the role `operator` others'.
+    Revoke(RevokeArguments),
     /// Look into tokens.
     #[command(subcommand)]
     Auth(AuthCommand),
@@ -73,6 +88,9 @@ impl Cli {
             Command::Login(arguments) => login::login(arguments).await,
             Command::Logout(arguments) => login::logout(arguments).await,
             Command::Whoami(arguments) => login::whoami(arguments).await,
+            Command::List(arguments) => list::execute(arguments).await,
+            Command::Audit(arguments) => audit::execute(arguments).await,
+            Command::Revoke(arguments) => revoke::execute(arguments).await,
             Command::Auth(command) => auth::execute(command).await,
             Command::Dev(arguments) => dev::execute(arguments).await,
         };
@@ -84,6 +102,12 @@ impl Cli {
 pub fn fail(report: &Report) -> ExitCode {
     let _closed = writeln!(io::stderr(), "{report}");
     ExitCode::from(report.exit_code())
+}
+
+/// A result for scripts.
+fn json(value: &impl serde::Serialize) -> Result<String, Report> {
+    serde_json::to_string(value)
+        .map_err(|error| Report::caused_by(Fault::Internal, "a result can't be written down", error))
 }
 
 /// Writes a line that is the command's result. Whoever reads may have gone.

@@ -12,4 +12,5 @@ pub mod forward;
 pub mod kubeconfig;
 pub mod local;
 pub mod login;
+pub mod relay;
 pub mod token;

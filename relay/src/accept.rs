@@ -42,12 +42,13 @@ use tracing::{debug, info, warn};
 use crate::{
     app::Relay,
     audit::Account,
-    authenticate::Peer,
-    forward::{Owner, RENEWALS, RelayConn, Renewal},
+    authenticate::{ClientPeer, Peer},
+    forward::{Arrival, Owner, RelayConn},
     handshakes::{Handshake, Handshakes, Turn},
     health::Readiness,
     metrics::{Present, Stage},
     places::Place,
+    questions::{self, OPEN_QUESTIONS, Question},
     throttle::Conduct,
 };
 
@@ -460,7 +461,10 @@ where
                 // Nothing else would stop whoever asks for ever for what it can't have.
                 AcceptError::Version => relay.authenticator().note_waste(address),
                 AcceptError::Refused(refused)
-                    if matches!(refused.reason, CloseReason::LimitReached | CloseReason::Forbidden) =>
+                    if matches!(
+                        refused.reason,
+                        CloseReason::LimitReached | CloseReason::Forbidden | CloseReason::UserRevoked
+                    ) =>
                 {
                     relay.authenticator().note_waste(address);
                 }
@@ -536,15 +540,15 @@ where
         },
         jitter: id.0.to_le_bytes()[0],
     };
-    let (renewals, questions) = mpsc::channel(RENEWALS);
+    let (asked, questions) = mpsc::channel(OPEN_QUESTIONS);
     let conn = RelayConn::new(
         peer,
         owner,
-        id,
+        Arrival { channel: id, from },
         config,
         Arc::clone(relay.switchboard()),
         relay.limits().open_timeout,
-        renewals,
+        asked,
     );
     let guard = relay.sessions().register(Arc::clone(&conn));
     if let Some(refused) = relay.draining() {
@@ -559,10 +563,14 @@ where
         conn.go_away(refused.reason, refused.delay, &refused.detail);
         conn.stop().cancel();
     }
+    if let Some(client) = conn.client() {
+        // The same, of its user's sessions.
+        end_if_revoked(&conn, client, relay);
+    }
     let stop = conn.stop().clone();
     let closed = tokio::select! {
         closed = drive(channel, &*conn, BytesMut::new(), stop) => closed,
-        () = renew(&conn, questions, relay) => return,
+        () = answer_questions(&conn, questions, relay) => return,
         () = expire(&conn, relay) => return,
     };
     let (reason, detail) = closed.reason();
@@ -575,9 +583,29 @@ where
     drop(guard);
 }
 
-/// Answers an agent's questions for certificates; never returns.
-async fn renew(conn: &RelayConn, mut questions: mpsc::Receiver<Renewal>, relay: &Relay) {
-    while let Some(Renewal { id, key }) = questions.recv().await {
+/// Ends a client's session whose user's sessions were revoked. Its streams have ended, or none was opened.
+pub(crate) fn end_if_revoked(conn: &RelayConn, client: &ClientPeer, relay: &Relay) {
+    let Err(refused) = relay.authenticator().client_standing(client) else { return };
+    if conn.stop().is_cancelled() {
+        return;
+    }
+    info!(channel = %conn.channel(), principal = client.caller.principal, "a client's session was ended: it was revoked");
+    conn.end_account(refused.reason.text());
+    conn.go_away(refused.reason, refused.delay, &refused.detail);
+    conn.stop().cancel();
+}
+
+/// Answers what a reader can't: an agent's questions for certificates, and people's; never returns.
+async fn answer_questions(conn: &RelayConn, mut questions: mpsc::Receiver<Question>, relay: &Relay) {
+    while let Some(question) = questions.recv().await {
+        let (id, key) = match question {
+            Question::Renewal { id, key } => (id, key),
+            Question::Asked(asked) => {
+                // Boxed: each session's task would be larger by it for as long as it lasts, and most never ask.
+                Box::pin(questions::answer(conn, *asked, relay)).await;
+                continue;
+            }
+        };
         let Some(agent) = conn.agent() else { continue };
         let answer = match relay.authenticator().renew(agent, &key).await {
             Ok(issued) => Control::Renewed { certificate: issued.der },

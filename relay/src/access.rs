@@ -1,10 +1,13 @@
 //! Who may open which cluster, decided from memory for each OPEN.
 
-use std::{borrow::Cow, sync::Arc, time::SystemTime};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use towline_tunnel::{ids::ClusterId, proto::CloseReason};
 
-use crate::registry::{Cluster, Grants, Registry, Role, SubjectKind};
+use crate::{
+    authenticate::ClientPeer,
+    registry::{Cluster, Duty, Grants, Registry, Role, SubjectKind},
+};
 
 /// Longest answer to "which group?": a token with more groups than this is judged by its first ones only.
 /// Entra sends at most 200; a lookup each is what one OPEN may cost.
@@ -42,6 +45,22 @@ impl Decision {
     /// Whether they may.
     pub fn is_allowed(&self) -> bool {
         matches!(self, Self::Allow { .. })
+    }
+}
+
+/// Where somebody has a duty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// The whole relay.
+    pub whole: bool,
+    /// These clusters, if not.
+    pub clusters: BTreeSet<ClusterId>,
+}
+
+impl Reach {
+    /// Whether it covers the cluster, or the whole relay if none is given.
+    pub fn covers(&self, cluster: Option<ClusterId>) -> bool {
+        self.whole || cluster.is_some_and(|cluster| self.clusters.contains(&cluster))
     }
 }
 
@@ -101,16 +120,56 @@ impl AccessControl {
     pub fn remedy(&self, caller: &Caller, cluster: ClusterId) -> String {
         let known = self.registry.snapshot();
         let name = known.cluster(cluster).map_or_else(|| cluster.to_string(), |known| known.name.clone());
-        let command = format!(
-            "towline-relay role assign --user {} --role cluster-user --cluster {name}",
-            quoted(&caller.username)
-        );
-        if caller.groups.is_empty() {
-            return format!("{command}; your token names no groups");
-        }
-        let groups: Vec<_> = caller.groups.iter().take(GROUPS_TOLD).map(|group| quoted(group)).collect();
-        format!("{command}; or --group with one of yours: {}", groups.join(" "))
+        remedy(caller, Role::ClusterUser.name(), Some(&name))
     }
+
+    /// Whether the client's token is from before its user's sessions were revoked: at the relay, and if `cluster` is given, towards that too.
+    pub fn is_revoked(&self, client: &ClientPeer, cluster: Option<ClusterId>, now: SystemTime) -> bool {
+        self.registry.snapshot().revocations().refuse(&client.caller, client.issued_at, cluster, now)
+    }
+
+    /// Where the caller has this duty now.
+    pub fn reach(&self, caller: &Caller, duty: Duty, now: SystemTime) -> Reach {
+        let known = self.registry.snapshot();
+        let mut reach = Reach::default();
+        for (kind, subject) in names(caller) {
+            for cluster in known.duties().places(kind, subject, duty, now) {
+                match cluster {
+                    Some(cluster) => {
+                        reach.clusters.insert(cluster);
+                    }
+                    None => reach.whole = true,
+                }
+            }
+        }
+        reach
+    }
+
+    /// What would give this caller the duty, as [`AccessControl::remedy`].
+    pub fn duty_remedy(&self, caller: &Caller, duty: Duty, cluster: Option<&str>) -> String {
+        remedy(caller, duty.name(), cluster)
+    }
+}
+
+/// All that a caller is called.
+fn names(caller: &Caller) -> impl Iterator<Item = (SubjectKind, &String)> {
+    let groups = caller.groups.iter().take(MAX_GROUPS).map(|group| (SubjectKind::Group, group));
+    [(SubjectKind::User, &caller.username), (SubjectKind::Principal, &caller.principal)]
+        .into_iter()
+        .chain(groups)
+}
+
+fn remedy(caller: &Caller, role: &str, cluster: Option<&str>) -> String {
+    let mut command = format!("towline-relay role assign --user {} --role {role}", quoted(&caller.username));
+    if let Some(cluster) = cluster {
+        command.push_str(" --cluster ");
+        command.push_str(cluster);
+    }
+    if caller.groups.is_empty() {
+        return format!("{command}; your token names no groups");
+    }
+    let groups: Vec<_> = caller.groups.iter().take(GROUPS_TOLD).map(|group| quoted(group)).collect();
+    format!("{command}; or --group with one of yours: {}", groups.join(" "))
 }
 
 /// A word for a shell (POSIX, Shell Command Language, 2.2.2): names come from tokens.
@@ -128,11 +187,7 @@ fn given<'a>(
     caller: &'a Caller,
     now: SystemTime,
 ) -> Option<(SubjectKind, &'a String, Option<SystemTime>)> {
-    let groups = caller.groups.iter().take(MAX_GROUPS).map(|group| (SubjectKind::Group, group));
-    let names = [(SubjectKind::User, &caller.username), (SubjectKind::Principal, &caller.principal)];
-    names
-        .into_iter()
-        .chain(groups)
+    names(caller)
         .filter_map(|(kind, subject)| Some((kind, subject, grants.end(kind, subject)?)))
         .filter(|(_, _, end)| end.is_none_or(|end| now < end))
         .reduce(|a, b| {

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use rustls::ServerConfig;
 use tokio::{
     net::TcpListener,
+    sync::{Semaphore, SemaphorePermit},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -31,12 +32,14 @@ use crate::{
     clock::Clock,
     data_dir::Claim,
     dial::Switchboard,
+    duplicates,
     enrol::PublicAddress,
     health::{self, Readiness},
     keys::RelayKeys,
     limits::Limits,
     metrics::Metrics,
     places::Places,
+    questions::SEARCHES,
     registry::{self, Registry},
     sessions::Sessions,
     tls::{OuterTls, TlsSource},
@@ -104,6 +107,8 @@ pub struct Relay {
     users: Users,
     limits: Limits,
     clock: Clock,
+    registry: Registry,
+    searches: Semaphore,
     drain: DrainWatcher,
 }
 
@@ -151,6 +156,14 @@ impl Relay {
     }
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
+    }
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+    /// A question's turn to search the registry's file; over when it is dropped.
+    pub(crate) async fn question_turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes it.
+        self.searches.acquire().await.ok()
     }
 
     /// What newcomers are told while the relay drains.
@@ -274,6 +287,8 @@ async fn start_on(
         ledger,
         limits: config.limits,
         clock: clock.clone(),
+        registry: registry.clone(),
+        searches: Semaphore::new(SEARCHES),
         drain: watcher.clone(),
         tls: tls.clone(),
     });
@@ -284,6 +299,7 @@ async fn start_on(
     tasks.spawn(auditor.run());
     tasks.spawn(note_accounts(Arc::clone(&relay)));
     tasks.spawn(withdraw(Arc::clone(&relay), registry.clone()));
+    tasks.spawn(duplicates::watch(Arc::clone(&relay)));
     tasks.spawn(keep_keys_fresh(Arc::clone(&relay)));
     if let Some(settings) = config.issuer.settings {
         tasks.spawn(keep_trust_loaded(Arc::clone(&relay), settings));
@@ -406,13 +422,15 @@ async fn withdraw(relay: Arc<Relay>, registry: Registry) {
                 conn.stop().cancel();
             }
             if let Some(client) = conn.client() {
-                conn.end_streams_not(|cluster| {
+                conn.end_streams(|cluster| match relay.switchboard.allowed(client, cluster) {
+                    Err((CloseReason::UserRevoked, _)) => Some((CloseReason::UserRevoked, "")),
+                    Err((CloseReason::Forbidden | CloseReason::ClusterUnknown, _)) => {
+                        Some((CloseReason::Forbidden, "the role was removed"))
+                    }
                     // A token that is expired ends no stream here: the agent judges those.
-                    !matches!(
-                        relay.switchboard.allowed(client, cluster),
-                        Err((CloseReason::Forbidden | CloseReason::ClusterUnknown, _))
-                    )
+                    Ok(_) | Err(_) => None,
                 });
+                accept::end_if_revoked(&conn, client, &relay);
             }
         }
     }

@@ -19,10 +19,11 @@ use towline_tunnel::{
 
 use crate::{
     access::{AccessControl, Caller, Decision},
-    authenticate::{ClientPeer, Peer},
+    authenticate::{ClientPeer, Peer, REVOKED},
     clock::Clock,
-    forward::{Renewal, Route, Wanted},
+    forward::{Route, Wanted},
     metrics::Metrics,
+    questions::{Asked, Question},
     sessions::{Process, Sessions},
     users::User,
 };
@@ -86,6 +87,10 @@ impl Switchboard {
     /// Why not.
     pub fn allowed(&self, client: &ClientPeer, cluster: ClusterId) -> Result<SystemTime, Refusal> {
         let now = self.clock.now();
+        // First: streams go on when their token ends, and not when it was revoked.
+        if self.access.is_revoked(client, Some(cluster), now) {
+            return Err((CloseReason::UserRevoked, REVOKED.into()));
+        }
         // As the verifier counts, which let the session in: clocks may differ by so much.
         let ends = client.expires_at + SKEW;
         if now >= ends {
@@ -184,9 +189,14 @@ impl Switchboard {
         bytes
     }
 
-    /// Answers a CONTROL message. Questions for the registry's file go to `renew`, and are answered later; false from
-    /// it means that too many wait.
-    pub fn answer(&self, peer: &Peer, payload: &[u8], renew: impl FnOnce(Renewal) -> bool) -> Option<Bytes> {
+    /// The time.
+    pub fn now(&self) -> SystemTime {
+        self.clock.now()
+    }
+
+    /// Answers a CONTROL message. What needs more than memory goes to `later`, and is answered later; false from it means that too many
+    /// wait.
+    pub fn answer(&self, peer: &Peer, payload: &[u8], later: impl FnOnce(Question) -> bool) -> Option<Bytes> {
         let failed =
             |id, reason, detail: &str| Some(Control::Failed { reason, detail: detail.into() }.encode(id));
         let (id, question) = match Control::decode(payload) {
@@ -214,13 +224,20 @@ impl Switchboard {
                 }
             }
             (Control::Renew { key }, Peer::Agent(_)) => {
-                if renew(Renewal { id, key }) {
+                if later(Question::Renewal { id, key }) {
                     None
                 } else {
                     failed(id, CloseReason::LimitReached, "too many renewals at once")
                 }
             }
-            (Control::Resolve { .. } | Control::Renew { .. }, _) => {
+            (Control::Ask { topic, cursor, body }, Peer::Client(_)) => {
+                if later(Question::Asked(Box::new(Asked { id, topic, cursor, body }))) {
+                    None
+                } else {
+                    failed(id, CloseReason::LimitReached, "too many questions at once")
+                }
+            }
+            (Control::Resolve { .. } | Control::Renew { .. } | Control::Ask { .. }, _) => {
                 failed(id, CloseReason::Forbidden, "not for this kind of peer")
             }
             // Answers to what was never asked.

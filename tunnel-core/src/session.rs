@@ -9,6 +9,7 @@ mod accept;
 mod connect;
 pub mod control;
 pub mod message;
+pub mod question;
 pub(crate) mod tls;
 
 use std::{

@@ -136,6 +136,20 @@ impl RunArguments {
 impl Reach {
     /// All that a proxy needs, without kubeconfig and on a free port. Everything that is missing is told at once.
     fn config(&self, profile: &Profile) -> Result<Config, Report> {
+        self.config_of(profile, self.clusters(profile)?, true)
+    }
+
+    /// The same for a command that asks the relay, and opens no cluster.
+    pub(super) fn at_relay(&self, profile: &Profile) -> Result<Config, Report> {
+        self.config_of(profile, Vec::new(), false)
+    }
+
+    fn config_of(
+        &self,
+        profile: &Profile,
+        clusters: Vec<Choice>,
+        needs_clusters: bool,
+    ) -> Result<Config, Report> {
         let mut missing = Vec::new();
         let relay = given(&self.relay, &profile.relay, "--relay", &mut missing);
         let relay_key = given(&self.relay_key, &profile.relay_key, "--relay-key", &mut missing);
@@ -148,8 +162,7 @@ impl Reach {
         if cluster_token.is_none() {
             missing.push("--cluster-token-file (or [login])");
         }
-        let clusters = self.clusters(profile)?;
-        if clusters.is_empty() {
+        if needs_clusters && clusters.is_empty() {
             missing.push("--cluster");
         }
         let (Some(relay_token), Some(cluster_token), []) = (relay_token, cluster_token, missing.as_slice())

@@ -77,6 +77,11 @@ impl Audit {
         }
     }
 
+    /// Hands on something that happened beside streams.
+    pub fn tell(&self, event: Record) {
+        self.send(event);
+    }
+
     /// Waits until everything that was handed on before is written, for some seconds at most.
     pub async fn flush(&self) {
         let (done, written) = oneshot::channel();

@@ -169,8 +169,13 @@ async fn enrol(
     .execute(&mut **tx)
     .await?;
     if let Some(replaced) = &replaced {
-        let inherit = "UPDATE OR IGNORE role_assignments SET cluster = ? WHERE cluster = ?";
-        sqlx::query(inherit).bind(&id).bind(replaced).execute(&mut **tx).await?;
+        for inherit in [
+            "UPDATE OR IGNORE role_assignments SET cluster = ? WHERE cluster = ?",
+            "UPDATE OR IGNORE duties SET cluster = ? WHERE cluster = ?",
+            "UPDATE OR IGNORE revocations SET cluster = ? WHERE cluster = ?",
+        ] {
+            sqlx::query(inherit).bind(&id).bind(replaced).execute(&mut **tx).await?;
+        }
         sqlx::query("DELETE FROM clusters WHERE id = ?").bind(replaced).execute(&mut **tx).await?;
     }
     Ok(Enrolled::Yes { name })

@@ -161,6 +161,15 @@ faults! {
     RelayIssuerUnreachable = "TL-REL-012", Relay, Unavailable, RelayAdmin,
         "the relay can't fetch the identity provider's keys", "It can't reach the issuer, or does not trust its certificate.",
         "look at the relay's log for the cause; check its --oidc-issuer-url, --oidc-ca-file and network";
+    SessionRevoked = "TL-REL-013", Relay, Unauthenticated, You,
+        "your sessions were ended", "An operator of the relay revoked them, or you did (`towline revoke`); tokens from before that are refused.",
+        "run `towline login` again; if that is refused too, ask whoever runs the relay until when";
+    QuestionForbidden = "TL-REL-014", Relay, Forbidden, RelayAdmin,
+        "you may not ask this of the relay", "It needs a role at the relay that no assignment gives you.",
+        "on the relay, run the command that is named here (towline-relay role assign --user USER --role auditor or operator), or the same with --group";
+    QuestionInvalid = "TL-REL-015", Relay, BadRequest, You,
+        "the relay can't answer this question", "A value in it can't be used.",
+        "correct what is named here; `--help` describes it";
 
     // AGT: the agent's answers.
     AgentCredential = "TL-AGT-001", Agent, Unavailable, ClusterAdmin,

@@ -107,6 +107,12 @@ reasons! {
     DocumentRefused = 31 => RoleDocumentRefused, "role document refused";
     /// The relay knows no organisation key, and so takes no documents.
     OrganisationKeyMissing = 32 => OrganisationKeyMissing, "no organisation key";
+    /// The sessions of this user, or those with this token, were ended by somebody who may.
+    UserRevoked = 33 => SessionRevoked, "the user's sessions were revoked";
+    /// The caller may not ask this of the relay.
+    QuestionForbidden = 34 => QuestionForbidden, "question forbidden";
+    /// The question can't be answered as it stands.
+    QuestionInvalid = 35 => QuestionInvalid, "invalid question";
 }
 
 impl CloseReason {
