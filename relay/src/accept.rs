@@ -195,7 +195,8 @@ struct Begun<IO> {
     /// Boxed: it would stand in the session's task once for each function that it is handed to.
     channel: Box<Channel<WebSocketCarrier<IO>>>,
     id: ChannelId,
-    peer: Peer,
+    /// Boxed, too.
+    peer: Box<Peer>,
     place: Place,
     /// When its turn came.
     turn: Instant,
@@ -478,7 +479,7 @@ where
     };
     drop(handshake);
     relay.metrics().handshake_seconds.observe(begun.elapsed().as_secs_f64());
-    Some(Begun { channel: Box::new(channel), id: welcome.channel, peer, place, turn })
+    Some(Begun { channel: Box::new(channel), id: welcome.channel, peer: Box::new(peer), place, turn })
 }
 
 async fn admit(
@@ -501,7 +502,7 @@ where
 {
     let Begun { channel, id, peer, place: _place, turn } = begun;
     let micros = u64::try_from(turn.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let (max_streams, sessions, opened) = match &peer {
+    let (max_streams, sessions, opened) = match &*peer {
         Peer::Client(client) => {
             info!(
                 channel = %id, %from, principal = client.caller.principal, program = client.program, line = client.line, micros,
@@ -522,7 +523,7 @@ where
     };
     let _present = Present::in_gauge(sessions);
     opened.inc();
-    let owner = match &peer {
+    let owner = match &*peer {
         Peer::Client(client) => Some(Owner {
             user: relay.users().of(&client.caller.principal),
             account: Account::new(relay.audit().clone(), client.channel(id, from)),
@@ -542,7 +543,7 @@ where
     };
     let (asked, questions) = mpsc::channel(OPEN_QUESTIONS);
     let conn = RelayConn::new(
-        peer,
+        *peer,
         owner,
         Arrival { channel: id, from },
         config,
