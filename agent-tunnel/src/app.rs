@@ -27,6 +27,7 @@ use crate::{
     health,
     metrics::Metrics,
     rights::{Duties, Findings},
+    roles::{RoleSettings, Roles},
     secret::StateSecret,
     state::DataDir,
     uplink::{Overrides, Parts, Uplink},
@@ -79,6 +80,8 @@ pub struct Config {
     pub impersonator: Option<String>,
     /// What callers may do there beyond being themselves, and how it learns who they are.
     pub access: Access,
+    /// Which roles count that the organisation signs; none where nothing is said.
+    pub roles: Option<RoleSettings>,
     /// Whose tokens for the cluster's audience are accepted.
     pub issuer: TrustSource,
     /// Where metrics are served.
@@ -135,17 +138,20 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let metrics = Metrics::new(ledger.clone());
     info!(%cluster, apiserver = apiserver.address(), issuer, metrics = %metrics_address, "starting");
     let inner = InnerAcceptor::new(Arc::clone(&identity), config.clock.now())?;
+    let roles = config.roles.map(|settings| Arc::new(Roles::new(settings, &identity)));
     let duties = Duties {
         mode: config.access.mode,
         impersonator: config.impersonator,
         state_secret: config.state_secret.as_ref().map(|secret| secret.name().to_owned()),
+        role_groups: roles.as_ref().map(|roles| roles.possible_groups()).unwrap_or_default(),
     };
     let (audit, audit_writer) = match &config.audit {
         Some(to) => AuditLog::open(to).map(|(log, writer)| (log, Some(writer)))?,
         None => (AuditLog::none(), None),
     };
     let forwarder = Forwarder::new(verifier, apiserver, config.access, metrics.clone(), config.clock.clone())
-        .with_audit(audit);
+        .with_audit(audit)
+        .with_roles(roles);
     let per_user = config.limits.max_streams_per_user;
     let acceptor = Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone(), per_user);
     let acceptor = Arc::new(acceptor);

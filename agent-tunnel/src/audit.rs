@@ -23,6 +23,24 @@ pub struct Named {
     /// Whom they act as (`kubectl --as`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acts_as: Option<String>,
+    /// The role that the organisation gives them, where it counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+}
+
+/// A role, and by what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Role {
+    /// `viewer`, `writer`, ….
+    pub role: &'static str,
+    /// Where the document that gives it holds.
+    pub scope: String,
+    /// Its id.
+    pub document: String,
+    /// What it says, where that is above the agent's ceiling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lowered_from: Option<&'static str>,
 }
 
 /// What a request asks for, in kube-apiserver's words.

@@ -3,12 +3,15 @@
 //! Every argument of `run` can stand in the environment as well, so that a manifest needs no command line. None of them
 //! is a secret: those are in files.
 
+mod roles;
+
 use std::{
     fs,
     io::{IsTerminal as _, Write as _},
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,6 +24,7 @@ use towline_tunnel::{
     clock::Clock,
     enrolment::EnrolmentToken,
     fault::{Fault, Report, name_program},
+    keys::SigningKey,
     mux::{LineSettings, MAX_LINES},
     values::{bytes, duration},
 };
@@ -48,6 +52,9 @@ enum Command {
     Run(Box<Run>),
     /// Print the cluster's id
     Id(Place),
+    /// Roles by the relay in this cluster
+    #[command(subcommand)]
+    Roles(roles::Command),
 }
 
 #[derive(Args, Debug)]
@@ -114,6 +121,9 @@ struct Run {
     // Those with headings of their own come last: a heading holds for all that follows.
     #[command(flatten)]
     access: AccessArgs,
+
+    #[command(flatten)]
+    roles: roles::RoleArgs,
 
     #[command(flatten)]
     issuer: IssuerArgs,
@@ -290,6 +300,7 @@ impl Run {
             Some(path) => ApiserverConfig::Kubeconfig { path, context: self.context },
             None => ApiserverConfig::InCluster,
         };
+        let access = Access::from(self.access);
         Ok(Config {
             data_dir: self.place.data_dir,
             state_secret: self.state_secret.as_deref().map(StateSecret::parse).transpose()?,
@@ -298,7 +309,8 @@ impl Run {
             relay_ca_file: self.relay_ca_file,
             apiserver,
             impersonator: self.impersonator,
-            access: self.access.into(),
+            roles: self.roles.parse(access.mode)?,
+            access,
             issuer: self.issuer.parse()?,
             metrics_listen: self.metrics_listen,
             drain_timeout: self.drain_timeout,
@@ -351,7 +363,8 @@ fn read_token(path: &std::path::Path) -> Result<Option<EnrolmentToken>, Report> 
     }
 }
 
-fn id(place: &Place) -> Result<(), Report> {
+/// The identity key of an agent that was started once: nobody is to bind or pin a new one's.
+fn kept_identity(place: &Place) -> Result<Arc<SigningKey>, Report> {
     let missing = || {
         Report::new(
             Fault::FileUnreadable,
@@ -365,7 +378,11 @@ fn id(place: &Place) -> Result<(), Report> {
     if !dir.has_identity() {
         return Err(missing());
     }
-    let id = dir.identity()?.public().cluster_id();
+    dir.identity()
+}
+
+fn id(place: &Place) -> Result<(), Report> {
+    let id = kept_identity(place)?.public().cluster_id();
     writeln!(std::io::stdout(), "{id}")
         .map_err(|error| Report::caused_by(Fault::FileUnwritable, "standard output", error))
 }
@@ -382,6 +399,7 @@ pub fn main() -> ExitCode {
     let ended = match cli.command {
         Command::Run(run) => runtime.block_on(run.run()),
         Command::Id(place) => id(&place),
+        Command::Roles(command) => command.run(),
     };
     // What a second signal left behind is not waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));

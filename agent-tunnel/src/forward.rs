@@ -43,11 +43,12 @@ use tracing::info;
 use crate::{
     as_user::Reviews,
     audit::Named,
-    authority::{Authorities, Authority},
+    authority::{Authorities, Ended, Hold},
     dial::{Account, Apiserver, Outgoing, no_body},
     headers,
     impersonate::AuditId,
     metrics::Metrics,
+    roles::{Offered, Roles},
     stream::ResetReason,
 };
 use body::{Answer, Sent, Streamed};
@@ -77,6 +78,8 @@ pub struct Caller {
     pub channel: Option<ChannelId>,
     /// The stream.
     pub stream: StreamKey,
+    /// The role documents that came with it and count.
+    pub offered: Option<Arc<Offered>>,
 }
 
 /// How work ends when its session or the agent does.
@@ -95,6 +98,8 @@ enum Cut {
     Draining,
     /// The token that it hangs on is.
     AuthorityEnded,
+    /// The role that it hangs on is.
+    RoleEnded,
 }
 
 impl Cut {
@@ -103,6 +108,7 @@ impl Cut {
         let fault = match self {
             Self::Draining => Fault::AgentDraining,
             Self::AuthorityEnded => Fault::ClusterTokenExpired,
+            Self::RoleEnded => Fault::RoleEnded,
         };
         Report::new(fault, "before kube-apiserver answered")
     }
@@ -115,20 +121,30 @@ impl Cut {
                 CloseReason::AuthorityEnded,
                 "the token that this was opened with is over, and no newer one came",
             ),
+            Self::RoleEnded => (CloseReason::RoleEnded, "the role that this was opened with is over"),
         }
     }
 }
 
-/// Waits until what hangs on this authority must end.
-async fn cut(draining: CancellationToken, authority: Arc<Authority>) -> Cut {
+impl From<Ended> for Cut {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Authority => Self::AuthorityEnded,
+            Ended::Role => Self::RoleEnded,
+        }
+    }
+}
+
+/// Waits until what hangs on this must end.
+async fn cut(draining: CancellationToken, hold: Hold) -> Cut {
     tokio::select! {
         () = draining.cancelled() => Cut::Draining,
-        () = authority.ended() => Cut::AuthorityEnded,
+        ended = hold.ended() => ended.into(),
     }
 }
 
 /// A request whose bodies are still on their way: the connection remembers until when they may be.
-struct Hanging(tokio::sync::watch::Sender<Option<Arc<Authority>>>);
+struct Hanging(tokio::sync::watch::Sender<Option<Hold>>);
 
 impl Drop for Hanging {
     fn drop(&mut self) {
@@ -145,6 +161,7 @@ pub struct Forwarder {
     reviews: Reviews,
     cluster_issuer: ClusterIssuer,
     authorities: Authorities,
+    roles: Option<Arc<Roles>>,
     audit: AuditLog,
     metrics: Metrics,
     clock: Clock,
@@ -162,13 +179,44 @@ impl Forwarder {
         let (reviews, cluster_issuer) = (Reviews::default(), ClusterIssuer::default());
         let authorities = Authorities::new(clock.clone());
         let audit = AuditLog::none();
-        Self { verifier, apiserver, access, reviews, cluster_issuer, authorities, audit, metrics, clock }
+        Self {
+            verifier,
+            apiserver,
+            access,
+            reviews,
+            cluster_issuer,
+            authorities,
+            roles: None,
+            audit,
+            metrics,
+            clock,
+        }
     }
 
     /// Records each request there.
     #[must_use]
     pub fn with_audit(self, audit: AuditLog) -> Self {
         Self { audit, ..self }
+    }
+
+    /// Takes roles that the organisation signs.
+    #[must_use]
+    pub fn with_roles(self, roles: Option<Arc<Roles>>) -> Self {
+        Self { roles, ..self }
+    }
+
+    /// Who judges roles, where they are on.
+    pub fn roles(&self) -> Option<&Arc<Roles>> {
+        self.roles.as_ref()
+    }
+
+    /// Waits until what the relay vouched for when a connection began is too old for new requests, where roles are on: the caller comes
+    /// back on another one, with what the relay says then.
+    async fn stale(&self) {
+        match &self.roles {
+            Some(roles) => sleep(roles.fresh_for()).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// The verifier, so that somebody can own keeping its keys fresh.
@@ -217,12 +265,12 @@ impl Forwarder {
             let mut connection = pin!(connection);
             let served = async {
                 tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = ending.going.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
+                    ended = connection.as_mut() => return ended,
+                    () = ending.going.cancelled() => {}
+                    () = self.stale() => {}
                 }
+                connection.as_mut().graceful_shutdown();
+                connection.await
             };
             tokio::select! {
                 ended = served => if let Err(error) = ended {
@@ -251,7 +299,7 @@ struct Exchange<'a> {
     reset: &'a ResetReason,
     ending: &'a Ending,
     /// What the request that runs hangs on.
-    hanging: tokio::sync::watch::Sender<Option<Arc<Authority>>>,
+    hanging: tokio::sync::watch::Sender<Option<Hold>>,
     /// Left here by a request that asked for an upgrade, which is a connection's last.
     after: Mutex<Option<After>>,
 }
@@ -270,8 +318,8 @@ impl Exchange<'_> {
     }
 
     /// Remembers what the request that begins hangs on, until both its bodies are done.
-    fn hangs(&self, authority: &Arc<Authority>) -> Arc<Hanging> {
-        self.hanging.send_replace(Some(Arc::clone(authority)));
+    fn hangs(&self, hold: &Hold) -> Arc<Hanging> {
+        self.hanging.send_replace(Some(hold.clone()));
         Arc::new(Hanging(self.hanging.clone()))
     }
 
@@ -280,19 +328,20 @@ impl Exchange<'_> {
     async fn overdue(&self) {
         let mut hanging = self.hanging.subscribe();
         loop {
-            let authority = hanging.borrow_and_update().clone();
+            let hold = hanging.borrow_and_update().clone();
             let over = async {
-                match authority {
-                    Some(authority) => authority.ended().await,
+                let ended = match hold {
+                    Some(hold) => hold.ended().await,
                     None => std::future::pending().await,
-                }
+                };
                 sleep(ENDS_WITHIN).await;
+                Cut::from(ended)
             };
             tokio::select! {
                 // Its sender is this exchange's own.
                 _next = hanging.changed() => {}
-                () = over => {
-                    let (reason, detail) = Cut::AuthorityEnded.reason();
+                why = over => {
+                    let (reason, detail) = why.reason();
                     return self.reset.set(reason, detail);
                 }
             }
@@ -375,7 +424,7 @@ impl Exchange<'_> {
         named: &mut Named,
     ) -> Result<Response<AnswerBody>, Report> {
         let mut who = HeaderMap::new();
-        let Admitted { account, mut authority, unjudged } =
+        let Admitted { account, mut hold, unjudged, warning } =
             self.forwarder.admit(request.headers(), self.caller, &mut who, audit_id, named).await?;
         let is_ours = account == Account::Impersonator;
         let upgrade = headers::upgrade(request.headers())?;
@@ -383,7 +432,7 @@ impl Exchange<'_> {
         out.extend(who);
 
         let (parts, mut body) = request.into_parts();
-        let hanging = self.hangs(&authority);
+        let hanging = self.hangs(&hold);
         body.hang(Arc::clone(&hanging));
         let target = parts.uri.path_and_query().cloned();
         let is_watch = target.as_ref().is_some_and(watch::is_watch);
@@ -400,13 +449,13 @@ impl Exchange<'_> {
         };
         let mut response = tokio::select! {
             response = self.forwarder.apiserver.forward(outgoing) => response?,
-            why = cut(self.ending.cut.clone(), Arc::clone(&authority)) => return Err(why.report()),
+            why = cut(self.ending.cut.clone(), hold.clone()) => return Err(why.report()),
         };
         if let Some(account) = &unjudged
             && response.status() != StatusCode::UNAUTHORIZED
         {
-            authority = self.forwarder.judged(self.caller, account, &authority);
-            self.hanging.send_replace(Some(Arc::clone(&authority)));
+            hold = Hold::new(self.forwarder.judged(self.caller, account, hold.authority()), None);
+            self.hanging.send_replace(Some(hold.clone()));
         }
         if response.status() == StatusCode::UNAUTHORIZED && is_ours {
             // Of kube-apiserver itself it means that the agent's own credential is no longer good.
@@ -428,11 +477,16 @@ impl Exchange<'_> {
             headers::incoming(response.headers_mut(), true);
             let upstream = hyper::upgrade::on(&mut response);
             let (head, body) = response.into_parts();
-            self.set_after(After::Switched(Tunnel::new(inner, upstream, body, authority)));
+            self.set_after(After::Switched(Tunnel::new(inner, upstream, body, hold)));
             self.guard.answered_upgrade(true);
             return Ok(Response::from_parts(head, Either::Left(Full::default())));
         }
         headers::incoming(response.headers_mut(), false);
+        if let Some(warning) = warning
+            && response.status() == StatusCode::FORBIDDEN
+        {
+            response.headers_mut().append(header::WARNING, warning);
+        }
         if last {
             close_after(&mut response);
         }
@@ -440,7 +494,7 @@ impl Exchange<'_> {
         let got = self.forwarder.metrics.bytes_to_callers.clone();
         let (caller, reset) = (self.caller.clone(), self.reset.clone());
         Ok(response.map(|body| {
-            let cut = cut(self.ending.cut.clone(), authority);
+            let cut = cut(self.ending.cut.clone(), hold);
             let cut = async move {
                 let _held = hanging;
                 cut.await

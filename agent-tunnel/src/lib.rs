@@ -17,6 +17,7 @@ pub mod impersonate;
 pub mod instance;
 pub mod metrics;
 pub mod rights;
+pub mod roles;
 pub mod secret;
 mod session;
 pub mod state;

@@ -60,6 +60,7 @@ impl World {
             apiserver: ApiserverConfig::Kubeconfig { path: self.cap.kubeconfig(&self.folder), context: None },
             impersonator: None,
             access: Access::default(),
+            roles: None,
             issuer: issuer_config(&self.issuer, &self.folder).into(),
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             drain_timeout: Duration::from_secs(5),

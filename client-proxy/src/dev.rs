@@ -139,6 +139,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         apiserver: ApiserverConfig::Kubeconfig { path: config.source, context: Some(context) },
         impersonator: None,
         access: towline_agent::forward::Access::default(),
+        roles: None,
         issuer: trust(CLUSTER_AUDIENCE)?,
         metrics_listen: loopback,
         drain_timeout: DRAIN,

@@ -352,6 +352,7 @@ async fn serve(
                 run_key: peer,
                 channel: request.channel,
                 stream: request.key,
+                offered: None,
             };
             forwarder.serve(Recorded { io, tape }, &caller, &reset, &Ending::default()).await;
         });

@@ -2,11 +2,12 @@
 
 use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::SystemTime};
 
-use towline_tunnel::{ids::ClusterId, proto::CloseReason};
+use towline_tunnel::{ids::ClusterId, proto::CloseReason, role::DocumentId};
 
 use crate::{
     authenticate::ClientPeer,
     registry::{Cluster, Duty, Grants, Registry, Role, SubjectKind},
+    roles::{self, Offer},
 };
 
 /// Longest answer to "which group?": a token with more groups than this is judged by its first ones only.
@@ -82,8 +83,12 @@ impl AccessControl {
         let Some(cluster) = known.cluster(cluster).filter(|cluster| cluster.enabled) else {
             return Decision::Deny(CloseReason::ClusterUnknown);
         };
-        match known.grants(cluster.id).and_then(|grants| given(grants, caller, now)) {
-            Some((_, _, until)) => Decision::Allow { cluster: Arc::clone(cluster), until },
+        let assigned = known.grants(cluster.id).and_then(|grants| given(grants, caller, now));
+        let signed = roles::given(known.documents(), caller, cluster.id, now);
+        let ends = [assigned.map(|(_, _, until)| until), signed.map(|given| given.until)];
+        // Of two ways in the one that lasts longer says until when.
+        match ends.into_iter().flatten().reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b))) {
+            Some(until) => Decision::Allow { cluster: Arc::clone(cluster), until },
             None => Decision::Deny(CloseReason::Forbidden),
         }
     }
@@ -97,9 +102,22 @@ impl AccessControl {
     pub fn why(&self, caller: &Caller, cluster: ClusterId, now: SystemTime) -> String {
         let known = self.registry.snapshot();
         let given = known.grants(cluster).and_then(|grants| given(grants, caller, now));
-        given.map_or_else(String::new, |(kind, subject, _)| {
-            format!("{} of {kind} {subject}", Role::ClusterUser)
-        })
+        if let Some((kind, subject, _)) = given {
+            return format!("{} of {kind} {subject}", Role::ClusterUser);
+        }
+        let signed = roles::given(known.documents(), caller, cluster, now);
+        signed
+            .map_or_else(String::new, |given| format!("{} of {} by {}", given.role, given.subject, given.by))
+    }
+
+    /// The role documents that go with a stream of the caller's to the cluster.
+    pub fn offer(&self, caller: &Caller, cluster: ClusterId, now: SystemTime) -> Offer {
+        roles::offer(self.registry.snapshot().documents(), caller, cluster, now)
+    }
+
+    /// Whether all documents that went with a stream still stand.
+    pub fn stand(&self, offered: &[DocumentId], now: SystemTime) -> bool {
+        roles::stands(self.registry.snapshot().documents(), offered, now)
     }
 
     /// The same for the cluster with this name: what a client may ask before it has an id.

@@ -431,6 +431,7 @@ async fn withdraw(relay: Arc<Relay>, registry: Registry) {
                     Ok(_) | Err(_) => None,
                 });
                 accept::end_if_revoked(&conn, client, &relay);
+                conn.end_streams_without(|documents| relay.switchboard.stand(documents));
             }
         }
     }

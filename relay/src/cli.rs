@@ -2,6 +2,7 @@
 
 mod audit;
 mod clusters;
+mod documents;
 mod enroll;
 mod revoke;
 mod roles;

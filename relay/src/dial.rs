@@ -14,6 +14,7 @@ use towline_tunnel::{
     ids::{ChannelId, ClusterId, KeyHash},
     keys::SigningKey,
     proto::{CloseReason, OpenRequest, ResumeRequest},
+    role::{DocumentId, hash_offer},
     session::control::Control,
     ticket::{MAX_LIFE, SKEW, Ticket},
 };
@@ -24,12 +25,15 @@ use crate::{
     forward::{Route, Wanted},
     metrics::Metrics,
     questions::{Asked, Question},
+    roles::Offer,
     sessions::{Process, Sessions},
     users::User,
 };
 
 /// A ticket is used again for this much of its life: a signature each minute and user, not each stream.
 const TICKET_USED_FOR: Duration = Duration::from_secs(60);
+/// Less where it vouches for role documents, which agents take for a minute, clocks that differ included.
+const STAMP_USED_FOR: Duration = Duration::from_secs(10);
 /// Tickets kept; where there are more, all are made anew.
 const MAX_TICKETS: usize = 16 * 1024;
 
@@ -54,6 +58,7 @@ struct Signed {
     principal: String,
     expires: SystemTime,
     renew_at: SystemTime,
+    offer: Option<[u8; 32]>,
 }
 
 impl Switchboard {
@@ -148,13 +153,15 @@ impl Switchboard {
         };
         // Opaque and different in each run: agents can be fair to users without learning who they are.
         let share = self.shares.hash_one(&client.caller.principal);
-        let ticket = Some(self.ticket(&client.caller, client.run_key.hash(), cluster, until));
+        let Offer { bytes: offer, documents } = self.access.offer(&client.caller, cluster, self.clock.now());
+        let hash = offer.as_deref().map(hash_offer);
+        let ticket = Some(self.ticket(&client.caller, client.run_key.hash(), cluster, until, hash));
         let opened = match wanted {
             Wanted::Open(request) => {
-                agent.open(OpenRequest { channel: Some(channel), share, ticket, ..request }, from)
+                agent.open(OpenRequest { channel: Some(channel), share, ticket, offer, ..request }, from)
             }
             Wanted::Resume(request) => {
-                agent.resume(ResumeRequest { channel: Some(channel), share, ticket, ..request }, from)
+                agent.resume(ResumeRequest { channel: Some(channel), share, ticket, offer, ..request }, from)
             }
         };
         let stream = opened.map_err(|reason| match reason {
@@ -163,28 +170,47 @@ impl Switchboard {
             }
             _ => (CloseReason::AgentOffline, "the agent is going away".into()),
         })?;
-        Ok(Route { conn: agent, stream })
+        Ok(Route { conn: agent, stream, documents })
     }
 
-    fn ticket(&self, caller: &Caller, run_key: KeyHash, cluster: ClusterId, until: SystemTime) -> Bytes {
+    /// Whether the role documents that went with a stream still stand.
+    pub fn stand(&self, documents: &[DocumentId]) -> bool {
+        self.access.stand(documents, self.clock.now())
+    }
+
+    fn ticket(
+        &self,
+        caller: &Caller,
+        run_key: KeyHash,
+        cluster: ClusterId,
+        until: SystemTime,
+        offer: Option<[u8; 32]>,
+    ) -> Bytes {
         let now = self.clock.now();
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = tickets.get(&(cluster, run_key))
             && held.principal == caller.principal
+            && held.offer == offer
             && now < held.renew_at
             && held.expires <= until
         {
             return held.bytes.clone();
         }
         let life = until.duration_since(now).unwrap_or_default().min(MAX_LIFE);
-        let ticket = Ticket::new(cluster, caller.principal.clone(), run_key, now, life);
+        let ticket = Ticket { offer, ..Ticket::new(cluster, caller.principal.clone(), run_key, now, life) };
         let bytes = ticket.sign(&self.ticket_key);
         if tickets.len() >= MAX_TICKETS {
             tickets.clear();
         }
-        let renew_at = now + TICKET_USED_FOR.min(life / 2);
-        let signed =
-            Signed { bytes: bytes.clone(), principal: ticket.principal, expires: ticket.expires, renew_at };
+        let used_for = if offer.is_some() { STAMP_USED_FOR } else { TICKET_USED_FOR };
+        let renew_at = now + used_for.min(life / 2);
+        let signed = Signed {
+            bytes: bytes.clone(),
+            principal: ticket.principal,
+            expires: ticket.expires,
+            renew_at,
+            offer,
+        };
         tickets.insert((cluster, run_key), signed);
         bytes
     }

@@ -27,6 +27,7 @@ use towline_tunnel::{
         leg::{Leg, LegConfig, LegEvent, Progress},
         link::Violation,
     },
+    role::DocumentId,
 };
 use tracing::{debug, info};
 
@@ -46,6 +47,8 @@ pub struct Route {
     pub conn: Arc<RelayConn>,
     /// The stream's id there.
     pub stream: StreamId,
+    /// The role documents that went with it to an agent.
+    pub documents: Option<Arc<[DocumentId]>>,
 }
 
 /// What a client wants of an agent.
@@ -311,6 +314,34 @@ impl RelayConn {
         }
     }
 
+    /// Ends those streams of a client whose role documents no longer stand: their agents hold them to be there.
+    pub fn end_streams_without(&self, stand: impl Fn(&[DocumentId]) -> bool) {
+        let gone = |route: &Route| route.documents.as_deref().is_some_and(|documents| !stand(documents));
+        let mut state = self.lock();
+        let ended: Vec<(StreamId, Route)> = state
+            .leg
+            .routes()
+            .filter(|(_, route)| gone(route))
+            .map(|(id, route)| (id, route.clone()))
+            .collect();
+        for (stream, _) in &ended {
+            state.opening.remove(stream);
+            state.leg.reset(
+                *stream,
+                CloseReason::RoleEnded,
+                "the organisation's role was removed or has ended",
+            );
+        }
+        drop(state);
+        if !ended.is_empty() {
+            self.output.notify_one();
+        }
+        for (stream, route) in ended {
+            info!(channel = %self.channel(), stream, "a stream was ended: a role document that came with it is gone");
+            route.conn.reset(route.stream, CloseReason::RoleEnded, "");
+        }
+    }
+
     /// Hands on what the audit has not heard yet.
     pub fn note_account(&self) {
         if let Some(account) = &mut self.lock().account {
@@ -493,9 +524,14 @@ impl RelayConn {
         let resumes = matches!(wanted, Wanted::Resume(_));
         // Before the agent hears of it: its answer may be here before this thread goes on.
         self.lock().opening.insert(stream, now);
-        match self.switchboard.connect(client, self.channel(), wanted, Route { conn: me, stream }) {
+        match self.switchboard.connect(
+            client,
+            self.channel(),
+            wanted,
+            Route { conn: me, stream, documents: None },
+        ) {
             Ok(route) => {
-                let agent_stream = route.stream;
+                let (agent_stream, documents) = (route.stream, route.documents.clone());
                 let mut state = self.lock();
                 if let Some(account) = &mut state.account {
                     account.allowed(cluster, resumes, || self.switchboard.why(client, cluster));
@@ -507,6 +543,9 @@ impl RelayConn {
                 // The role may have gone between the decision and now, when nobody knew of the stream.
                 if let Err((reason, _)) = self.switchboard.allowed(client, cluster) {
                     self.refuse_route(stream, reason);
+                }
+                if !documents.is_none_or(|documents| self.switchboard.stand(&documents)) {
+                    self.refuse_route(stream, CloseReason::RoleEnded);
                 }
             }
             Err((reason, detail)) => {

@@ -24,6 +24,7 @@ pub mod places;
 pub mod questions;
 pub mod registry;
 pub mod revoke;
+pub mod roles;
 pub mod sessions;
 pub mod throttle;
 pub mod tls;

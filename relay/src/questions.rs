@@ -6,6 +6,7 @@
 mod audit;
 mod clusters;
 mod revoke;
+mod roles;
 
 use std::{
     net::SocketAddr,
@@ -19,6 +20,7 @@ use towline_tunnel::{
     ids::ChannelId,
     keys::VerifyingKey,
     proto::CloseReason,
+    role::question::{LIST, PUT},
     session::{
         control::Control,
         question::{MAX_BODY, Topic},
@@ -140,6 +142,8 @@ async fn decide(asker: &Asker<'_>, asked: &Asked) -> Result<Part, Declined> {
             audit::answer(asker, question, &asked.cursor).await
         }
         Topic::REVOKE => revoke::answer(asker, read(&asked.body)?).await,
+        Topic(PUT) => roles::put(asker, read(&asked.body)?).await,
+        Topic(LIST) => roles::list(asker, read(&asked.body)?, &asked.cursor),
         Topic(other) => Err((CloseReason::FrameUnknown, format!("this relay knows no question {other}"))),
     }
 }

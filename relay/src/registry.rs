@@ -5,6 +5,7 @@
 //! While the file is away, what is already known goes on.
 
 mod audit;
+mod documents;
 mod duties;
 mod enrolments;
 mod error;
@@ -25,6 +26,7 @@ use std::{
 };
 
 pub use audit::{AuditFilter, AuditRow, Own};
+pub use documents::{Documents, MAX_DOCUMENTS, Stored};
 pub use duties::{Duties, Duty, DutyAssignment};
 pub use enrolments::{Enrolled, EnrolmentOffer};
 pub use error::RegistryError;
@@ -171,6 +173,7 @@ fn migrations() -> Migrator {
     Migrator::with_migrations(vec![
         migration(1, "registry", include_str!("registry/migrations/0001_registry.sql")),
         migration(2, "audit", include_str!("registry/migrations/0002_audit.sql")),
+        migration(3, "role documents", include_str!("registry/migrations/0003_role_documents.sql")),
         migration(4, "duties", include_str!("registry/migrations/0004_duties.sql")),
     ])
 }

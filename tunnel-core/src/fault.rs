@@ -71,6 +71,8 @@ pub enum Who {
     ClusterAdmin,
     /// Whoever runs the identity provider.
     IdentityAdmin,
+    /// Whoever holds the organisation's key, which signs roles.
+    OrganisationAdmin,
     /// The towline project: a bug.
     Developers,
 }
@@ -84,6 +86,7 @@ impl Who {
             Self::RelayAdmin => "the relay's administrator",
             Self::ClusterAdmin => "the cluster's administrator",
             Self::IdentityAdmin => "the identity provider's administrator",
+            Self::OrganisationAdmin => "whoever holds the organisation's key",
             Self::Developers => "the towline developers (please report it)",
         }
     }

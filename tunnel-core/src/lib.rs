@@ -17,6 +17,7 @@ pub mod inner;
 pub mod keys;
 pub mod mux;
 pub mod proto;
+pub mod role;
 pub mod session;
 pub mod ticket;
 pub mod values;

@@ -10,7 +10,7 @@ use towline_tunnel::{
     values::duration,
 };
 
-use super::{Format, Place, clusters::find, print, table};
+use super::{Format, Place, clusters::find, documents, print, table};
 use crate::{
     registry::{Duty, DutyAssignment, Registry, Role as ClusterRole, RoleAssignment, SubjectKind},
     values::moment,
@@ -39,6 +39,18 @@ pub(super) enum Role {
         #[command(flatten)]
         which: Which,
     },
+    /// Take role documents that this organisation key has signed
+    TrustKey(documents::Key),
+    /// Neither take nor offer what this organisation key has signed any more
+    DistrustKey(documents::Key),
+    /// List the organisation keys that are trusted
+    Keys(Place),
+    /// List the role documents that organisations signed
+    Documents(documents::List),
+    /// Take role documents from a file (`towline role … --out FILE`)
+    Put(documents::Put),
+    /// Offer a role document no longer, nor take it again: works without the organisation's key
+    Withdraw(documents::Withdraw),
 }
 
 #[derive(Args, Debug)]
@@ -158,6 +170,12 @@ impl Role {
                 }
             }
             Self::List { place, output } => list(&place.registry().await?, output).await,
+            Self::TrustKey(key) => key.trust(now).await,
+            Self::DistrustKey(key) => key.distrust().await,
+            Self::Keys(place) => documents::keys(&place.registry().await?),
+            Self::Documents(which) => which.run(now).await,
+            Self::Put(put) => put.run(now).await,
+            Self::Withdraw(withdraw) => withdraw.run(now).await,
         }
     }
 }

@@ -137,6 +137,7 @@ impl World {
             share: 0,
             channel: None,
             ticket: None,
+            offer: None,
             instance: self.agent.agent().unwrap().holder.instance,
             epoch: 1,
             arrived: Arrived { bytes: 0, fin: false },

@@ -13,7 +13,7 @@ use towline_tunnel::{
 };
 use tracing::error;
 
-use super::{Duties, Revocations, Role, SubjectKind, time};
+use super::{Documents, Duties, Revocations, Role, SubjectKind, time};
 
 /// A connected cluster, as enrolled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +72,7 @@ pub struct Snapshot {
     revoked: HashSet<InstanceId>,
     duties: Duties,
     revocations: Revocations,
+    documents: Documents,
 }
 
 impl Snapshot {
@@ -116,6 +117,11 @@ impl Snapshot {
         &self.revocations
     }
 
+    /// What the organisation signed about roles.
+    pub fn documents(&self) -> &Documents {
+        &self.documents
+    }
+
     pub(super) async fn load(pool: &SqlitePool) -> Result<Self, sqlx::Error> {
         // One read transaction: all tables as of one moment.
         let mut tx = pool.begin().await?;
@@ -132,9 +138,10 @@ impl Snapshot {
             sqlx::query("SELECT id FROM instances WHERE revoked_at IS NOT NULL").fetch_all(&mut *tx).await?;
         let duties = Duties::load(&mut tx).await?;
         let revocations = Revocations::load(&mut tx).await?;
+        let documents = Documents::load(&mut tx).await?;
         tx.rollback().await?;
 
-        let mut snapshot = Self { revision, duties, revocations, ..Self::default() };
+        let mut snapshot = Self { revision, duties, revocations, documents, ..Self::default() };
         for row in clusters {
             if let Some(cluster) = cluster(&row)? {
                 snapshot.names.insert(cluster.name.clone(), cluster.id);

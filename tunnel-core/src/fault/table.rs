@@ -226,6 +226,23 @@ faults! {
         "the token of a service account is not taken here", "The agent takes such tokens only where it is told to, of this cluster's own issuer, and while they last.",
         "use a person's token, or have the agent started with --allow-service-account-tokens";
 
+    // ROL: roles that the organisation signs.
+    RoleEnded = "TL-ROL-001", Relay, Forbidden, OrganisationAdmin,
+        "the role that this was opened with is over", "The role was removed or has ended, or the relay no longer vouches for it.",
+        "run the command again, with the rights that you still have; `towline role explain` says which role you have and why";
+    RoleDocumentRefused = "TL-ROL-002", Relay, Forbidden, OrganisationAdmin,
+        "the relay did not take the role document", "It is malformed, not signed by an organisation key that the relay knows, removed before, or one too many.",
+        "sign with the organisation's key (--key or --sign-command) whose public half `towline-relay role keys` lists; remove documents that are not needed";
+    OrganisationKeyMissing = "TL-ROL-003", Relay, Unavailable, RelayAdmin,
+        "the relay knows no organisation key", "It keeps role documents only of organisations whose public key it was told.",
+        "on the relay: towline-relay role trust-key PUBLIC_KEY (as `towline role key new` prints it)";
+    RoleNotSigned = "TL-ROL-004", Client, Usage, You,
+        "the role document can't be signed", "The key's file or the command that signs can't be used, or its signature is not the public key's.",
+        "check --key, or --sign-command with --public-key: the command gets the bytes to sign on standard input and prints the Ed25519 signature in base64";
+    RoleDocumentUnknown = "TL-ROL-005", Relay, NotFound, You,
+        "there is no such role document", "No document has this id, or it is not one that you may see.",
+        "`towline role list` with --key lists all of them";
+
     // LGN: logging in at the identity provider.
     LoginNeeded = "TL-LGN-001", Client, Unauthenticated, You,
         "nobody is logged in", "No login of this profile is kept, or what is kept is for another issuer or client.",

@@ -23,6 +23,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("session", 1024),
     ("control", 512),
     ("ticket", 512),
+    ("role", 2048),
     ("enrolment", 512),
     ("head", 1024),
     ("websocket", 1024),
