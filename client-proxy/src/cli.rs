@@ -12,6 +12,7 @@ mod login;
 mod profile;
 mod proxy;
 mod revoke;
+mod role;
 mod run;
 mod signals;
 
@@ -31,6 +32,7 @@ pub use list::ListArguments;
 pub use log::{Level, start as start_log};
 pub use login::{LoginArguments, Output, WhoamiArguments, Whose};
 pub use revoke::RevokeArguments;
+pub use role::RoleCommand;
 
 /// kubectl for clusters behind a towline relay.
 #[derive(Debug, Parser)]
@@ -67,6 +69,9 @@ pub enum Command {
     /// Look into tokens.
     #[command(subcommand)]
     Auth(AuthCommand),
+    /// Roles inside clusters, signed by the organisation's key.
+    #[command(subcommand)]
+    Role(RoleCommand),
     /// Try towline on a cluster that you have: relay, agent and proxy in one process, with a stand-in for the identity provider.
     Dev(dev::DevArguments),
 }
@@ -92,6 +97,7 @@ impl Cli {
             Command::Audit(arguments) => audit::execute(arguments).await,
             Command::Revoke(arguments) => revoke::execute(arguments).await,
             Command::Auth(command) => auth::execute(command).await,
+            Command::Role(command) => role::execute(command).await,
             Command::Dev(arguments) => dev::execute(arguments).await,
         };
         done.unwrap_or_else(|report| fail(&report))

@@ -13,4 +13,5 @@ pub mod kubeconfig;
 pub mod local;
 pub mod login;
 pub mod relay;
+pub mod role;
 pub mod token;

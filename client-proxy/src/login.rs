@@ -5,7 +5,7 @@
 //! needed ([`issuer`]). Both are [`Issue`]rs, which [`Tokens`](crate::token::Tokens) keeps fresh.
 
 mod browser;
-mod child;
+pub(crate) mod child;
 mod ci;
 mod command;
 mod device;
