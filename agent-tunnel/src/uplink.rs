@@ -7,17 +7,14 @@ mod lines;
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    net::TcpStream,
     sync::{oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use tokio_rustls::client::TlsStream;
 use towline_tunnel::{
     backoff::{self, Backoff},
     carrier::{
-        ReadAhead,
-        dial::{Dialler, Errand, RelayAddress},
+        dial::{Dialler, Errand, OuterTls, RelayAddress},
         websocket::WebSocketCarrier,
     },
     drain::DrainWatcher,
@@ -49,7 +46,7 @@ const STREAMS_WAIT: Duration = Duration::from_secs(1);
 /// A session that stood this long was a good one: what was before is forgotten.
 const STEADY: Duration = Duration::from_secs(10);
 
-type Carrier = WebSocketCarrier<TlsStream<ReadAhead<TcpStream>>>;
+type Carrier = WebSocketCarrier<OuterTls>;
 
 /// Whether the agent is connected, for whoever started it.
 #[derive(Clone, Debug)]

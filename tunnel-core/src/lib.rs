@@ -8,6 +8,7 @@ pub mod audit;
 pub mod backoff;
 pub mod carrier;
 pub mod drain;
+pub mod egress;
 pub mod enrolment;
 pub mod fault;
 pub mod head;

@@ -1,10 +1,10 @@
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::ids::StreamKey;
+use crate::{ids::StreamKey, session::tls::provider};
 
 /// A CA file that is removed with its folder.
 struct Files(PathBuf);
