@@ -159,18 +159,35 @@ impl Dialler {
         let connector = TlsConnector::from(self.trust.client_config(PROTOCOL)?);
         let tls = timeout_at(deadline, connector.connect(self.name.clone(), ReadAhead::new(stream)))
             .await
-            .map_err(|_| self.report(Fault::ConnectTimeout, "the TLS handshake is not answered"))?
+            .map_err(|_| self.silent("the TLS handshake is not answered"))?
             .map_err(|error| self.tls_failed(error))?;
         let exporter = exporter(tls.get_ref().1);
         let carrier = timeout_at(deadline, WebSocketCarrier::client(tls, &self.address.authority(), errand))
             .await
-            .map_err(|_| self.report(Fault::ConnectTimeout, "the websocket upgrade is not answered"))?
+            .map_err(|_| self.silent("the websocket upgrade is not answered"))?
             .map_err(|error| self.upgrade_failed(error))?;
         Ok((carrier, exporter))
     }
 
     fn report(&self, fault: Fault, detail: &str) -> Report {
         Report::new(fault, format!("{}: {detail}", self.address))
+    }
+
+    /// Where the address is, and behind which proxy, if any.
+    fn place(&self) -> String {
+        match self.egress.proxy_for(&self.address.destination()) {
+            Some(proxy) => format!("{} through the proxy {proxy}", self.address),
+            None => self.address.to_string(),
+        }
+    }
+
+    /// The connection stands and nothing comes: a proxy that took CONNECT says nothing of what is behind it.
+    fn silent(&self, what: &str) -> Report {
+        let fault = match self.egress.proxy_for(&self.address.destination()) {
+            Some(_) => Fault::ProxySwallows,
+            None => Fault::ConnectTimeout,
+        };
+        Report::new(fault, format!("{}: {what}", self.place()))
     }
 
     fn tls_failed(&self, error: io::Error) -> Report {
@@ -191,7 +208,7 @@ impl Dialler {
             },
             _ => Fault::TlsFailed,
         };
-        Report::caused_by(fault, self.address.to_string(), error)
+        Report::caused_by(fault, self.place(), error)
     }
 
     fn upgrade_failed(&self, error: HandshakeError) -> Report {

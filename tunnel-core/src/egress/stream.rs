@@ -47,16 +47,16 @@ impl EgressStream {
 }
 
 impl Io {
-    fn inner(&mut self) -> Pin<&mut dyn Both> {
-        match self {
-            Self::Tcp(stream) => Pin::new(stream),
-            Self::Tls(stream) => Pin::new(&mut **stream),
-        }
+    fn inner(&mut self) -> Pin<&mut (dyn Both + '_)> {
+        Pin::new(match self {
+            Self::Tcp(stream) => stream,
+            Self::Tls(stream) => &mut **stream,
+        })
     }
 }
 
-trait Both: AsyncRead + AsyncWrite {}
-impl<T: AsyncRead + AsyncWrite> Both for T {}
+trait Both: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Both for T {}
 
 impl AsyncRead for EgressStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
