@@ -18,6 +18,7 @@ use towline_identity::{IssuerSettings, Roots, TrustSettings, TrustSource};
 use towline_tunnel::{
     audit::Destination,
     carrier::dial::RelayAddress,
+    egress::Egress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report, name_program},
     mux::{LineSettings, MAX_LINES},
@@ -29,6 +30,7 @@ use crate::{
     app::{self, BULK_LINES, Config, Limits, default_lines},
     dial::ApiserverConfig,
     forward::{Access, Clock, Mode},
+    proxies::AgentProxies,
     secret::StateSecret,
     state::DataDir,
 };
@@ -111,6 +113,9 @@ struct Run {
     bulk_lines: u32,
 
     // Those with headings of their own come last: a heading holds for all that follows.
+    #[command(flatten)]
+    proxies: AgentProxies,
+
     #[command(flatten)]
     access: AccessArgs,
 
@@ -295,6 +300,7 @@ impl Run {
             enrolment: self.enrolment_token_file.as_deref().map(read_token).transpose()?.flatten(),
             relay: self.relay.as_deref().map(RelayAddress::parse).transpose()?,
             relay_ca_file: self.relay_ca_file,
+            egress: Egress::new(self.proxies.settings()?)?,
             apiserver,
             impersonator: self.impersonator,
             access: self.access.into(),

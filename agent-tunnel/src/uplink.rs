@@ -4,7 +4,11 @@
 
 mod lines;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     sync::{oneshot, watch},
@@ -18,6 +22,7 @@ use towline_tunnel::{
         websocket::WebSocketCarrier,
     },
     drain::DrainWatcher,
+    egress::{Egress, TrustStore},
     enrolment::{EnrolmentToken, JOIN},
     fault::{Fault, Report},
     ids::{ChannelId, KeyHash},
@@ -68,7 +73,7 @@ pub(crate) struct Overrides {
     /// Another address than the enrolment token's.
     pub(crate) relay: Option<RelayAddress>,
     /// Authorities of the relay's outer TLS.
-    pub(crate) ca_file: Option<std::path::PathBuf>,
+    pub(crate) ca_file: Option<PathBuf>,
 }
 
 /// The agent's way to its relay.
@@ -82,6 +87,9 @@ pub(crate) struct Uplink {
     token_refused: Option<Report>,
     membership: Option<Membership>,
     overrides: Overrides,
+    egress: Egress,
+    /// For the file that it was made of: what it has read outlives a connection.
+    trust: Mutex<Option<(Option<PathBuf>, TrustStore)>>,
     dir: DataDir,
     secret: Option<StateSecret>,
     acceptor: Arc<Acceptor>,
@@ -101,6 +109,7 @@ pub(crate) struct Parts {
     pub(crate) cluster: Arc<SigningKey>,
     pub(crate) token: Option<EnrolmentToken>,
     pub(crate) overrides: Overrides,
+    pub(crate) egress: Egress,
     pub(crate) dir: DataDir,
     pub(crate) secret: Option<StateSecret>,
     pub(crate) acceptor: Arc<Acceptor>,
@@ -146,6 +155,8 @@ impl Uplink {
             token_refused: None,
             membership,
             overrides: parts.overrides,
+            egress: parts.egress,
+            trust: Mutex::default(),
             dir: parts.dir,
             secret: parts.secret,
             acceptor: parts.acceptor,
@@ -273,7 +284,19 @@ impl Uplink {
             (None, Some(pem)) => Some(self.dir.relay_ca(pem)?),
             (None, None) => None,
         };
-        Ok((Dialler::new(address, ca_file.as_deref())?, pin))
+        let trust = self.trust(ca_file)?;
+        Ok((Dialler::over(address, self.egress.clone(), trust)?, pin))
+    }
+
+    /// The roots for the relay's certificate; the same as before while they are made of the same file.
+    fn trust(&self, ca_file: Option<PathBuf>) -> Result<TrustStore, Report> {
+        let mut kept = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, trust)) = kept.as_ref().filter(|(file, _)| *file == ca_file) {
+            return Ok(trust.clone());
+        }
+        let trust = self.egress.trust(ca_file.as_deref())?;
+        *kept = Some((ca_file, trust.clone()));
+        Ok(trust)
     }
 
     /// Dials the relay and says who we are. A certificate that it gives is kept.

@@ -21,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use towline_tunnel::{
     carrier::dial::{Dialler, RelayAddress},
     drain::DrainWatcher,
+    egress::Egress,
     fault::{Fault, Report},
     ids::{ClusterId, KeyHash},
     keys::SigningKey,
@@ -59,6 +60,8 @@ pub struct Config {
     pub relay_key: KeyHash,
     /// The authority of its outer TLS, where that is a private one (PEM).
     pub relay_ca_file: Option<PathBuf>,
+    /// The way to it.
+    pub egress: Egress,
     /// Where the token for the relay comes from.
     pub relay_token: TokenFrom,
     /// Where the token for the clusters comes from.
@@ -140,8 +143,9 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
     tokens.for_relay(now)?;
     tokens.for_cluster(now)?;
     let run_key = Arc::new(SigningKey::generate());
+    let trust = config.egress.trust(config.relay_ca_file.as_deref())?;
     let link = Arc::new(Link::start(LinkConfig {
-        dialler: Dialler::new(config.relay.clone(), config.relay_ca_file.as_deref())?,
+        dialler: Dialler::over(config.relay.clone(), config.egress.clone(), trust)?,
         pin: config.relay_key,
         run_key: Arc::clone(&run_key),
         tokens: Arc::clone(&tokens),
