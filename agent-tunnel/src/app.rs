@@ -11,6 +11,7 @@ use towline_tunnel::{
     carrier::dial::RelayAddress,
     clock::Clock,
     drain::{DrainTrigger, drain},
+    egress::Egress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report},
     ids::ClusterId,
@@ -74,6 +75,8 @@ pub struct Config {
     pub relay: Option<RelayAddress>,
     /// Authorities of the relay's outer TLS beside the system's, in place of the enrolment token's.
     pub relay_ca_file: Option<PathBuf>,
+    /// The way to the relay and to issuers. kube-apiserver is always dialled directly.
+    pub egress: Egress,
     /// Where requests go.
     pub apiserver: ApiserverConfig,
     /// `NAMESPACE/NAME` of a service account whose tokens requests go with; the agent's own where there is none.
@@ -131,7 +134,9 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let identity = dir.identity()?;
     let cluster = identity.public().cluster_id();
     let issuer = config.issuer.trust.names();
-    let verifier = Verifier::new(config.issuer.trust)
+    let outbound = config.egress.clone();
+    let outbound = Arc::new(move |host: &str, port: u16| outbound.open(host, port));
+    let verifier = Verifier::over(config.issuer.trust, outbound)
         .map_err(|error| Report::new(Fault::ConfigInvalid, format!("the issuer's authorities: {error}")))?;
 
     let ledger = Ledger::new(config.limits.max_buffered_bytes);
@@ -161,6 +166,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         cluster: identity,
         token: config.enrolment,
         overrides: Overrides { relay: config.relay, ca_file: config.relay_ca_file },
+        egress: config.egress,
         dir,
         secret: config.state_secret,
         acceptor: Arc::clone(&acceptor),

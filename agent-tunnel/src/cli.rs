@@ -22,6 +22,7 @@ use towline_tunnel::{
     audit::Destination,
     carrier::dial::RelayAddress,
     clock::Clock,
+    egress::Egress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report, name_program},
     keys::SigningKey,
@@ -34,6 +35,7 @@ use crate::{
     app::{self, BULK_LINES, Config, Limits, default_lines},
     dial::ApiserverConfig,
     forward::{Access, Mode},
+    proxies::AgentProxies,
     secret::StateSecret,
     state::DataDir,
 };
@@ -119,6 +121,9 @@ struct Run {
     bulk_lines: u32,
 
     // Those with headings of their own come last: a heading holds for all that follows.
+    #[command(flatten)]
+    proxies: AgentProxies,
+
     #[command(flatten)]
     access: AccessArgs,
 
@@ -307,6 +312,7 @@ impl Run {
             enrolment: self.enrolment_token_file.as_deref().map(read_token).transpose()?.flatten(),
             relay: self.relay.as_deref().map(RelayAddress::parse).transpose()?,
             relay_ca_file: self.relay_ca_file,
+            egress: Egress::new(self.proxies.settings()?)?,
             apiserver,
             impersonator: self.impersonator,
             roles: self.roles.parse(access.mode)?,

@@ -4,24 +4,26 @@
 
 mod lines;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
-    net::TcpStream,
     sync::{oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use tokio_rustls::client::TlsStream;
 use towline_tunnel::{
     backoff::{self, Backoff},
     carrier::{
-        ReadAhead,
-        dial::{Dialler, Errand, RelayAddress},
+        dial::{Dialler, Errand, OuterTls, RelayAddress},
         websocket::WebSocketCarrier,
     },
     clock::Clock,
     drain::DrainWatcher,
+    egress::{Egress, TrustStore},
     enrolment::{EnrolmentToken, JOIN},
     fault::{Fault, Report},
     ids::{ChannelId, KeyHash},
@@ -50,7 +52,7 @@ const STREAMS_WAIT: Duration = Duration::from_secs(1);
 /// A session that stood this long was a good one: what was before is forgotten.
 const STEADY: Duration = Duration::from_secs(10);
 
-type Carrier = WebSocketCarrier<TlsStream<ReadAhead<TcpStream>>>;
+type Carrier = WebSocketCarrier<OuterTls>;
 
 /// Whether the agent is connected, for whoever started it.
 #[derive(Clone, Debug)]
@@ -72,7 +74,7 @@ pub(crate) struct Overrides {
     /// Another address than the enrolment token's.
     pub(crate) relay: Option<RelayAddress>,
     /// Authorities of the relay's outer TLS.
-    pub(crate) ca_file: Option<std::path::PathBuf>,
+    pub(crate) ca_file: Option<PathBuf>,
 }
 
 /// The agent's way to its relay.
@@ -86,6 +88,9 @@ pub(crate) struct Uplink {
     token_refused: Option<Report>,
     membership: Option<Membership>,
     overrides: Overrides,
+    egress: Egress,
+    /// For the file that it was made of: what it has read outlives a connection.
+    trust: Mutex<Option<(Option<PathBuf>, TrustStore)>>,
     dir: DataDir,
     secret: Option<StateSecret>,
     acceptor: Arc<Acceptor>,
@@ -105,6 +110,7 @@ pub(crate) struct Parts {
     pub(crate) cluster: Arc<SigningKey>,
     pub(crate) token: Option<EnrolmentToken>,
     pub(crate) overrides: Overrides,
+    pub(crate) egress: Egress,
     pub(crate) dir: DataDir,
     pub(crate) secret: Option<StateSecret>,
     pub(crate) acceptor: Arc<Acceptor>,
@@ -150,6 +156,8 @@ impl Uplink {
             token_refused: None,
             membership,
             overrides: parts.overrides,
+            egress: parts.egress,
+            trust: Mutex::default(),
             dir: parts.dir,
             secret: parts.secret,
             acceptor: parts.acceptor,
@@ -277,7 +285,19 @@ impl Uplink {
             (None, Some(pem)) => Some(self.dir.relay_ca(pem)?),
             (None, None) => None,
         };
-        Ok((Dialler::new(address, ca_file.as_deref())?, pin))
+        let trust = self.trust(ca_file)?;
+        Ok((Dialler::over(address, self.egress.clone(), trust)?, pin))
+    }
+
+    /// The roots for the relay's certificate; the same as before while they are made of the same file.
+    fn trust(&self, ca_file: Option<PathBuf>) -> Result<TrustStore, Report> {
+        let mut kept = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, trust)) = kept.as_ref().filter(|(file, _)| *file == ca_file) {
+            return Ok(trust.clone());
+        }
+        let trust = self.egress.trust(ca_file.as_deref())?;
+        *kept = Some((ca_file, trust.clone()));
+        Ok(trust)
     }
 
     /// Dials the relay and says who we are. A certificate that it gives is kept.

@@ -21,6 +21,7 @@ use towline_agent::{
 use towline_identity::dev::{DevIssuer, TokenRequest};
 use towline_tunnel::{
     clock::Clock,
+    egress::Egress,
     fault::Fault,
     ids::StreamKey,
     inner::{InnerConnector, InnerStream},
@@ -57,6 +58,7 @@ impl World {
             enrolment: Some(self.relay.token()),
             relay: None,
             relay_ca_file: None,
+            egress: Egress::direct(),
             apiserver: ApiserverConfig::Kubeconfig { path: self.cap.kubeconfig(&self.folder), context: None },
             impersonator: None,
             access: Access::default(),

@@ -22,6 +22,7 @@ use towline_tunnel::{
     carrier::dial::{Dialler, RelayAddress},
     clock::Clock,
     drain::DrainWatcher,
+    egress::Egress,
     fault::{Fault, Report},
     ids::{ClusterId, KeyHash},
     keys::SigningKey,
@@ -60,6 +61,8 @@ pub struct Config {
     pub relay_key: KeyHash,
     /// The authority of its outer TLS, where that is a private one (PEM).
     pub relay_ca_file: Option<PathBuf>,
+    /// The way to it.
+    pub egress: Egress,
     /// Where the token for the relay comes from.
     pub relay_token: TokenFrom,
     /// Where the token for the clusters comes from.
@@ -180,8 +183,9 @@ pub(crate) fn link(
     tokens: Arc<Tokens>,
     brief: bool,
 ) -> Result<Link, Report> {
+    let trust = config.egress.trust(config.relay_ca_file.as_deref())?;
     Ok(Link::start(LinkConfig {
-        dialler: Dialler::new(config.relay.clone(), config.relay_ca_file.as_deref())?,
+        dialler: Dialler::over(config.relay.clone(), config.egress.clone(), trust)?,
         pin: config.relay_key,
         run_key,
         tokens,

@@ -29,6 +29,7 @@ use towline_relay::{
 use towline_tunnel::{
     clock::Clock,
     drain::DrainWatcher,
+    egress::Egress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report},
 };
@@ -136,6 +137,8 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         enrolment: Some(token),
         relay: None,
         relay_ca_file: None,
+        // All of it is on this machine.
+        egress: Egress::direct(),
         apiserver: ApiserverConfig::Kubeconfig { path: config.source, context: Some(context) },
         impersonator: None,
         access: towline_agent::forward::Access::default(),
@@ -167,6 +170,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
             relay: relay.public().relay.clone(),
             relay_key: relay.identity_hash(),
             relay_ca_file: Some(relay_ca_file),
+            egress: Egress::direct(),
             relay_token: TokenFrom::File(mint.file(RELAY_AUDIENCE)),
             cluster_token: TokenFrom::File(mint.file(CLUSTER_AUDIENCE)),
             resume_timeout: RESUME_TIMEOUT,

@@ -15,7 +15,7 @@ use towline::{
     app::{Choice, Config},
     token::TokenFrom,
 };
-use towline_tunnel::{carrier::dial::RelayAddress, mux::LineSettings};
+use towline_tunnel::{carrier::dial::RelayAddress, egress::Egress, mux::LineSettings};
 
 pub use apiserver::Apiserver;
 pub use kubectl::Kubectl;
@@ -78,6 +78,7 @@ impl Home {
             relay: RelayAddress::parse(&format!("localhost:{}", peer.address().port())).unwrap(),
             relay_key: peer.relay_key(),
             relay_ca_file: Some(self.path("ca.pem")),
+            egress: Egress::direct(),
             relay_token: TokenFrom::File(self.path("relay-token")),
             cluster_token: TokenFrom::File(self.path("cluster-token")),
             resume_timeout: towline::app::RESUME_TIMEOUT,

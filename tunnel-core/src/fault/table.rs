@@ -60,6 +60,9 @@ faults! {
     EnrolTokenUnusable = "TL-CFG-008", Here, Usage, You,
         "the file does not hold an enrolment token", "What it holds was damaged on the way, or is something else.",
         "write what `towline-relay enroll NAME` printed, all of it, to the file of --enrolment-token-file";
+    ProxySettingWrong = "TL-CFG-010", Here, Usage, You,
+        "a setting of the outbound proxy is wrong", "A proxy's URL, its credentials or the skip range can't be used as they stand.",
+        "correct the named flag, line of the profile or variable; a proxy is http://HOST:PORT or https://HOST:PORT, and a password with @ : / # or % in it is percent-encoded, or stands in the file of --proxy-credentials-file";
 
     // KUB: kubeconfig and the local endpoint.
     KubeconfigUnreadable = "TL-KUB-001", Client, Usage, You,
@@ -100,6 +103,51 @@ faults! {
     CarrierLost = "TL-NET-006", Network, Cut, NetworkTeam,
         "the connection to the relay was lost", "The relay ended, or the network cut the connection.",
         "try again; towline reconnects by itself";
+    DnsSilent = "TL-NET-010", Network, Unreachable, NetworkTeam,
+        "DNS does not answer", "The name servers of this machine did not answer in time, or could not.",
+        "check the name servers in /etc/resolv.conf and the way to them (port 53, UDP and TCP); where only a proxy resolves names, name it with --proxy-https";
+    NameEmpty = "TL-NET-011", Network, Unreachable, You,
+        "the relay's name has no address", "DNS knows the name, and has neither an A nor an AAAA record for it.",
+        "check the spelling of the relay's address, and its records";
+    AddressesDead = "TL-NET-012", Network, Unreachable, NetworkTeam,
+        "no address of the relay answers", "Its name has several addresses, and each failed, not all in the same way.",
+        "allow outbound connections to the relay's addresses and port, and have old addresses taken out of DNS";
+    ProxyUnreachable = "TL-NET-013", Network, Unreachable, You,
+        "the outbound proxy can't be reached", "Its name does not resolve, or the connection to it failed.",
+        "check the proxy's host and port in the setting that is named here; where no proxy is needed, unset it, or put the destination into --proxy-skip-range";
+    ProxyCredentialsMissing = "TL-NET-014", Network, Unreachable, You,
+        "the outbound proxy wants to know who you are", "It answered 407, and no user name and password for it were given.",
+        "give them in the file of --proxy-credentials-file (USER:PASSWORD), or in the proxy's URL";
+    ProxyCredentialsRefused = "TL-NET-015", Network, Unreachable, You,
+        "the outbound proxy refused the user name or password", "It answered 407 again although both were sent.",
+        "check both; in a URL, the password's special characters are percent-encoded";
+    ProxySchemeUnsupported = "TL-NET-016", Network, Unreachable, NetworkTeam,
+        "the outbound proxy offers no way of logging in that towline knows", "towline knows Basic and Digest; Negotiate (Kerberos) and NTLM need a domain's machine.",
+        "let the relay's host and port through without authentication or with Basic or Digest, or run a local proxy that logs in for you (such as px or cntlm) and name that one";
+    ProxyForbids = "TL-NET-017", Network, Unreachable, NetworkTeam,
+        "the outbound proxy forbids the connection", "Its rules do not allow CONNECT to this host and port.",
+        "allow CONNECT to the host and port that are named here";
+    ProxyNotHttp = "TL-NET-018", Network, Unreachable, You,
+        "what was named as outbound proxy does not speak HTTP", "The host answers, and with something else: another program listens there, or the proxy wants TLS.",
+        "check the proxy's port, and whether its URL begins with http:// or https://";
+    ProxySilent = "TL-NET-019", Network, Unreachable, NetworkTeam,
+        "the outbound proxy does not answer", "It took the connection, and did not answer CONNECT in time; perhaps it tries in vain to reach the relay itself.",
+        "check that the proxy can reach the host and port that are named here, and its log";
+    ProxyLoginPage = "TL-NET-020", Network, Unreachable, You,
+        "the network shows a login page instead of connecting", "Something answered CONNECT with a page or a redirect: a portal waits for somebody to log in.",
+        "open any page in a browser on this network and log in; then try again";
+    ProxyFailed = "TL-NET-021", Network, Unreachable, NetworkTeam,
+        "the outbound proxy can't reach the relay", "It answered that it found no way: it can't resolve the name, or the connection failed or timed out.",
+        "check from the proxy's machine that the host and port that are named here can be reached";
+    ProxySwallows = "TL-NET-022", Network, Unreachable, NetworkTeam,
+        "the outbound proxy opened the way, and nothing comes back through it", "It answered 200 to CONNECT, and then carries no bytes: it waits for something, or a firewall behind it drops them.",
+        "check the proxy's log and the firewall between it and the relay";
+    ProxyCut = "TL-NET-023", Network, Unreachable, NetworkTeam,
+        "the outbound proxy closed the connection instead of answering", "It does not take connections from here, wants TLS, or broke down.",
+        "check the proxy's access rules and log, and whether its URL begins with http:// or https://";
+    ProxyRefused = "TL-NET-024", Network, Unreachable, You,
+        "what was named as outbound proxy opens no connections", "It speaks HTTP, and does not do CONNECT: a web server, or a proxy for plain HTTP only.",
+        "check the proxy's host and port; if they are right, have CONNECT switched on";
 
     // TLS: who is at the other end.
     CertificateUntrusted = "TL-TLS-001", Network, Untrusted, You,
@@ -123,6 +171,12 @@ faults! {
     InnerTlsFailed = "TL-TLS-007", Agent, Untrusted, ClusterAdmin,
         "the end-to-end TLS session with the agent failed", "The handshake between proxy and agent did not complete.",
         "look at the agent's log for this stream";
+    ProxyCertificateUntrusted = "TL-TLS-010", Network, Untrusted, You,
+        "the outbound proxy's certificate is not trusted", "It is signed by an authority that this machine does not know, is for another name, or its time is over.",
+        "give the proxy's authority with --proxy-cert, and name the proxy as its certificate does";
+    ProxyTlsFailed = "TL-TLS-011", Network, Untrusted, You,
+        "the TLS handshake with the outbound proxy failed", "What answers does not speak TLS, or ended the handshake.",
+        "name the proxy with http:// where the connection to it is not encrypted (the relay's own still is)";
 
     // REL: the relay's answers.
     RelayTokenRefused = "TL-REL-001", Relay, Unauthenticated, You,
