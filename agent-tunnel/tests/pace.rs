@@ -45,6 +45,7 @@ async fn an_agent_that_is_sent_away_comes_back_when_it_was_told() {
         resume_timeout: Duration::from_secs(60),
         lines: default_lines(),
         audit: None,
+        roles: None,
         limits: Limits::default(),
         clock: Clock::system(),
     })

@@ -28,6 +28,7 @@ use towline_relay::{
 };
 use towline_tunnel::{
     clock::Clock,
+    egress::Egress,
     fault::{Fault, Report},
     ids::ClusterId,
     keys::SigningKey,
@@ -104,6 +105,7 @@ impl Bench {
         Config {
             relay: self.relay.public().relay.clone(),
             relay_key: self.relay.identity_hash(),
+            egress: Egress::direct(),
             relay_ca_file: Some(self.path("ca.pem")),
             relay_token,
             cluster_token,

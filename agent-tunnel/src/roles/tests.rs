@@ -88,10 +88,10 @@ fn t51_what_another_key_signed_or_the_ticket_does_not_vouch_for_gives_nothing() 
     let world = World::new(RoleName::ClusterAdmin);
     let forged = Document::new(assignment(RoleName::Admin, "organisation"), at(0), None);
     let forged = forged.sign(&SigningKey::generate()).bytes().clone();
-    assert_eq!(world.role(&[forged.clone()]), None);
+    assert_eq!(world.role(std::slice::from_ref(&forged)), None);
     let viewer = world.assignment(RoleName::Viewer, "organisation");
     assert_eq!(world.role(&[forged, viewer.clone()]), Some(RoleName::Viewer), "the others still count");
-    let (ticket, offer) = world.ticket(&[viewer.clone()], 0);
+    let (ticket, offer) = world.ticket(std::slice::from_ref(&viewer), 0);
     let role = |ticket: &Ticket, now| {
         let offered = world.roles.take(ticket, offer.as_ref(), at(now));
         world.roles.role_of(&offered, &alice(), at(now)).map(|granted| granted.role)

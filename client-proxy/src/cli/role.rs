@@ -64,7 +64,7 @@ pub enum KeyCommand {
 
 /// Who signs, and where the document goes.
 #[derive(Args, Clone, Debug)]
-pub struct Signing {
+pub(crate) struct Signing {
     /// The organisation's private key (PKCS#8 PEM, mode 0600).
     #[arg(long, value_name = "FILE", required_unless_present = "sign_command")]
     key: Option<PathBuf>,

@@ -1,5 +1,10 @@
 //! Proxies that run for a test: each with settings of its own, on a free port, ended with the test.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "no runtime here: this thread waits for a program of its own, with a deadline"
+)]
+
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
