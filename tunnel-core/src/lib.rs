@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod backoff;
 pub mod carrier;
+pub mod doctor;
 pub mod drain;
 pub mod enrolment;
 pub mod fault;

@@ -239,19 +239,23 @@ fn presented(error: &io::Error) -> Option<Vec<String>> {
     else {
         return None;
     };
-    // As rustls-webpki writes them: DnsName("relay.test"), IpAddress(192.0.2.1).
+    Some(bare_names(presented))
+}
+
+/// Names as people write them, of those that rustls-webpki writes: DnsName("relay.test"), IpAddress(192.0.2.1).
+pub(crate) fn bare_names(presented: &[String]) -> Vec<String> {
     let bare = |name: &String| match name.split_once('(') {
         Some((_, name)) => name.trim_end_matches(')').trim_matches('"').to_owned(),
         None => name.clone(),
     };
-    Some(presented.iter().map(bare).collect())
+    presented.iter().map(bare).collect()
 }
 
 /// The system's roots, and those in `ca_file`.
 ///
 /// # Errors
 /// If the file can't be read or holds no certificate.
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Report> {
+pub(crate) fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Report> {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(native.certs);
