@@ -35,7 +35,6 @@ steps! {
     LargeFrames = "large-frames", "large messages in both directions", 20;
     State = "state", "the agent's data directory and Secret", 15;
     Enrolment = "enrolment", "the enrolment", 5;
-    Certificate = "certificate", "the agent's certificate", 2;
     Login = "login", "the tokens", 20;
     Session = "session", "a session with the relay", 20;
     Cluster = "cluster", "the cluster at the relay, and its agent", 10;
