@@ -18,6 +18,7 @@ use towline_identity::{IssuerSettings, Roots, TrustSettings, TrustSource};
 use towline_tunnel::{
     audit::Destination,
     carrier::dial::RelayAddress,
+    doctor::{Finding, Ink, explained, line},
     enrolment::EnrolmentToken,
     fault::{Fault, Report, name_program},
     mux::{LineSettings, MAX_LINES},
@@ -29,6 +30,7 @@ use crate::{
     app::{self, BULK_LINES, Config, Limits, default_lines},
     dial::ApiserverConfig,
     forward::{Access, Clock, Mode},
+    preflight,
     secret::StateSecret,
     state::DataDir,
 };
@@ -45,6 +47,8 @@ pub struct Cli {
 enum Command {
     /// Connect to the relay, and serve until told to stop
     Run(Box<Run>),
+    /// Look at everything that `run` needs, with the same arguments, and say what is wrong and who can repair it
+    Preflight(Box<Preflight>),
     /// Print the cluster's id
     Id(Place),
 }
@@ -122,6 +126,51 @@ struct Run {
 
     #[command(flatten)]
     limits: LimitArgs,
+}
+
+#[derive(Args, Debug)]
+struct Preflight {
+    /// How to print what is found
+    #[arg(short, long, value_name = "FORM", default_value = "text")]
+    output: OutputArg,
+
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OutputArg {
+    /// For people
+    Text,
+    /// For scripts (docs/doctor.md)
+    Json,
+}
+
+impl Preflight {
+    /// The exit code is that of the first failure.
+    async fn look(self) -> Result<ExitCode, Report> {
+        let (text, ink) = (self.output == OutputArg::Text, Ink::of(std::io::stdout().is_terminal()));
+        let tell = move |finding: &Finding| {
+            if text {
+                say(&line(finding, ink));
+            }
+        };
+        let diagnosis = match self.run.config() {
+            Ok(config) => preflight::examine(config, tell).await,
+            Err(report) => preflight::unusable(&report, tell),
+        };
+        if !text {
+            say(&diagnosis.to_json());
+        } else if let Some(failed) = diagnosis.first_failed() {
+            say(&format!("\n{}", explained(failed, ink)));
+        }
+        Ok(ExitCode::from(diagnosis.exit_code))
+    }
+}
+
+/// A line for standard output; whoever reads may have gone.
+fn say(line: &str) {
+    let _closed = writeln!(std::io::stdout(), "{line}");
 }
 
 #[derive(Args, Debug)]
@@ -379,13 +428,14 @@ pub fn main() -> ExitCode {
         Err(error) => return fail(&Report::caused_by(Fault::Internal, "no runtime can be made", error)),
     };
     let ended = match cli.command {
-        Command::Run(run) => runtime.block_on(run.run()),
-        Command::Id(place) => id(&place),
+        Command::Run(run) => runtime.block_on(run.run()).map(|()| ExitCode::SUCCESS),
+        Command::Preflight(preflight) => runtime.block_on(preflight.look()),
+        Command::Id(place) => id(&place).map(|()| ExitCode::SUCCESS),
     };
     // What a second signal left behind is not waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(report) => fail(&report),
     }
 }

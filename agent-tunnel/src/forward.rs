@@ -5,6 +5,7 @@
 //! nothing that was cut short can be taken for whole.
 
 mod body;
+mod doctor;
 mod service_account;
 mod tunnel;
 mod watch;
@@ -34,7 +35,7 @@ use towline_tunnel::{
     fault::{Fault, Report, is_read_raw},
     head::{Answering, Flight, GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience, Steady},
     ids::{ChannelId, KeyHash, StreamKey},
-    inner::RENEW_PATH,
+    inner::{DOCTOR_PATH, RENEW_PATH},
     mux::CloseReason,
 };
 use tracing::info;
@@ -47,6 +48,7 @@ use crate::{
     headers,
     impersonate::AuditId,
     metrics::Metrics,
+    preflight::SelfLook,
     stream::ResetReason,
 };
 use body::{Answer, Sent, Streamed};
@@ -171,6 +173,7 @@ pub struct Forwarder {
     cluster_issuer: ClusterIssuer,
     authorities: Authorities,
     audit: AuditLog,
+    look: Option<SelfLook>,
     metrics: Metrics,
     clock: Clock,
 }
@@ -187,7 +190,19 @@ impl Forwarder {
         let (reviews, cluster_issuer) = (Reviews::default(), ClusterIssuer::default());
         let authorities = Authorities::new(clock.clone());
         let audit = AuditLog::none();
-        Self { verifier, apiserver, access, reviews, cluster_issuer, authorities, audit, metrics, clock }
+        let look = None;
+        Self {
+            verifier,
+            apiserver,
+            access,
+            reviews,
+            cluster_issuer,
+            authorities,
+            audit,
+            look,
+            metrics,
+            clock,
+        }
     }
 
     /// Records each request there.
@@ -362,6 +377,8 @@ impl Exchange<'_> {
         }
         let answer = if asked.path == RENEW_PATH {
             self.renew(&request, audit_id).await
+        } else if asked.path == DOCTOR_PATH {
+            self.look(&request, audit_id, &mut named).await
         } else {
             self.pass_on(request, audit_id, asked.last, &mut named).await
         };

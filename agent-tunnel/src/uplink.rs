@@ -20,6 +20,7 @@ use towline_tunnel::{
         dial::{Dialler, Errand, RelayAddress},
         websocket::WebSocketCarrier,
     },
+    doctor::Network,
     drain::DrainWatcher,
     enrolment::{EnrolmentToken, JOIN},
     fault::{Fault, Report},
@@ -265,6 +266,12 @@ impl Uplink {
     }
 
     fn dialler(&self) -> Result<(Dialler, KeyHash), Report> {
+        let (address, pin, ca_file) = self.way()?;
+        Ok((Dialler::new(address, ca_file.as_deref())?, pin))
+    }
+
+    /// Where the relay is, who it is, and whom its certificate is trusted by beside the system's authorities.
+    fn way(&self) -> Result<(RelayAddress, KeyHash, Option<std::path::PathBuf>), Report> {
         let (address, pin, ca_pem) = match (&self.token, &self.membership) {
             (Some(token), _) => (&token.relay, token.relay_key, &token.ca_pem),
             (None, Some(membership)) => (&membership.relay, membership.relay_key, &membership.ca_pem),
@@ -276,7 +283,15 @@ impl Uplink {
             (None, Some(pem)) => Some(self.dir.relay_ca(pem)?),
             (None, None) => None,
         };
-        Ok((Dialler::new(address, ca_file.as_deref())?, pin))
+        Ok((address, pin, ca_file))
+    }
+
+    /// The way to the relay, for whoever looks at it.
+    pub(crate) fn network(&self) -> Result<Network, Report> {
+        let (relay, pin, ca_file) = self.way()?;
+        let clock = self.clock.clone();
+        let clock = towline_tunnel::doctor::Clock::new(move || clock.now());
+        Ok(Network { clock, ..Network::straight(relay, pin, ca_file) })
     }
 
     /// Dials the relay and says who we are. A certificate that it gives is kept.
