@@ -138,14 +138,17 @@ pub(super) async fn connect(
             tried[at] = Some(result);
         }
     }
-    let dead: Vec<(SocketAddr, io::Error)> = Vec::new();
-    let (mut first, mut dead) = (None, dead);
+    let (mut first, mut dead) = (None, Vec::<(SocketAddr, io::Error)>::new());
     for (address, result) in addresses.iter().zip(tried) {
         match result {
             Some(Ok(stream)) if first.is_none() => first = Some((*address, stream)),
             Some(Err(error)) => dead.push((*address, error)),
             Some(Ok(_)) | None => {}
         }
+    }
+    if first.is_some() {
+        // A machine without IPv6 has no way to such an address, and loses no time with it.
+        dead.retain(|(_, error)| !is_no_way(error));
     }
     let listed: Vec<String> =
         dead.iter().map(|(address, error)| format!("{address}: {}", end(error))).collect();
@@ -164,6 +167,11 @@ pub(super) async fn connect(
             Verdict::failed(Report::new(fault, format!("{relay}: {listed}")), "")
         }
     }
+}
+
+/// Whether this machine has no route to an address of this kind.
+fn is_no_way(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable)
 }
 
 fn fault(error: &io::Error) -> Fault {
