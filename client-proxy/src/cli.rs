@@ -4,6 +4,7 @@ mod arguments;
 mod ask;
 mod auth;
 mod dev;
+mod doctor;
 mod log;
 mod login;
 mod profile;
@@ -21,7 +22,8 @@ use towline_tunnel::fault::Report;
 
 pub use arguments::{ProxyArguments, Reach, RunArguments};
 pub use auth::{AuthCommand, CheckArguments};
-pub use log::{Level, start as start_log};
+pub use doctor::{DoctorArguments, EndpointsArguments};
+pub use log::{Level, start as start_log, start_and_keep as start_kept_log};
 pub use login::{LoginArguments, Output, WhoamiArguments, Whose};
 
 /// kubectl for clusters behind a towline relay.
@@ -52,6 +54,10 @@ pub enum Command {
     /// Look into tokens.
     #[command(subcommand)]
     Auth(AuthCommand),
+    /// Find out what is wrong between here and a cluster, and who can repair it.
+    Doctor(Box<DoctorArguments>),
+    /// Say what a firewall must allow, and why.
+    Endpoints(EndpointsArguments),
     /// Try towline on a cluster that you have: relay, agent and proxy in one process, with a stand-in for the identity provider.
     Dev(dev::DevArguments),
 }
@@ -65,6 +71,11 @@ impl Cli {
         })
     }
 
+    /// Whether what is logged is kept for a bundle, too.
+    pub fn keeps_log(&self) -> bool {
+        matches!(&self.command, Command::Doctor(arguments) if arguments.keeps_log())
+    }
+
     /// Does it. Says what went wrong, and returns the exit code that stands for it.
     pub async fn execute(self) -> ExitCode {
         let done = match self.command {
@@ -74,6 +85,8 @@ impl Cli {
             Command::Logout(arguments) => login::logout(arguments).await,
             Command::Whoami(arguments) => login::whoami(arguments).await,
             Command::Auth(command) => auth::execute(command).await,
+            Command::Doctor(arguments) => doctor::doctor(*arguments).await,
+            Command::Endpoints(arguments) => doctor::list_endpoints(arguments).await,
             Command::Dev(arguments) => dev::execute(arguments).await,
         };
         done.unwrap_or_else(|report| fail(&report))

@@ -179,7 +179,11 @@ impl Reach {
         })
     }
 
-    fn relay_token(&self, profile: &Profile, state_dir: &Path) -> Result<Option<TokenFrom>, Report> {
+    pub(super) fn relay_token(
+        &self,
+        profile: &Profile,
+        state_dir: &Path,
+    ) -> Result<Option<TokenFrom>, Report> {
         match self.relay_token_file.as_ref().or(profile.relay_token_file.as_ref()) {
             Some(path) => token_at(path).map(Some),
             None => self.login(profile, Purpose::Relay, state_dir),
@@ -187,7 +191,11 @@ impl Reach {
     }
 
     /// A flag wins over the profile, and a service account's token over a person's.
-    fn cluster_token(&self, profile: &Profile, state_dir: &Path) -> Result<Option<TokenFrom>, Report> {
+    pub(super) fn cluster_token(
+        &self,
+        profile: &Profile,
+        state_dir: &Path,
+    ) -> Result<Option<TokenFrom>, Report> {
         let flags = self.service_account_token_file.as_ref().or(self.cluster_token_file.as_ref());
         let files = profile.service_account_token_file.as_ref().or(profile.cluster_token_file.as_ref());
         match flags.or(files) {
@@ -212,7 +220,7 @@ impl Reach {
     }
 
     /// The clusters that were named, with the pins of the profile; all of the profile's where none was.
-    fn clusters(&self, profile: &Profile) -> Result<Vec<Choice>, Report> {
+    pub(super) fn clusters(&self, profile: &Profile) -> Result<Vec<Choice>, Report> {
         if self.clusters.is_empty() {
             return profile.clusters.iter().map(|(name, id)| format!("{name}={id}").parse()).collect();
         }
@@ -254,7 +262,7 @@ pub(super) fn from_stdin() -> Result<Token, Report> {
     token.ok_or_else(|| unusable("it does not hold exactly one token".into()))
 }
 
-fn given<T: Clone + Default>(
+pub(super) fn given<T: Clone + Default>(
     flag: &Option<T>,
     profile: &Option<T>,
     name: &'static str,
