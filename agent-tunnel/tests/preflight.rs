@@ -118,7 +118,8 @@ impl World {
     fn with_kubeconfig(&self, from: &str, to: &str) -> Config {
         let text = std::fs::read_to_string(self.cap.kubeconfig(&self.folder)).unwrap();
         assert!(text.contains(from), "{text}");
-        let path = self.path("spoilt");
+        // One of its own: several stand side by side.
+        let path = self.path(&format!("spoilt-{}", StreamKey::random()));
         std::fs::write(&path, text.replace(from, to)).unwrap();
         Config { apiserver: ApiserverConfig::Kubeconfig { path, context: None }, ..self.config() }
     }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{Home, Peer, soon, until};
+use support::{Home, Peer, soon};
 use tokio::process::Command;
 use towline::{
     app::Choice,
@@ -23,7 +23,7 @@ use towline::{
 };
 use towline_tunnel::{
     carrier::dial::RelayAddress,
-    doctor::{Diagnosis, Names, Network, Status},
+    doctor::{Diagnosis, Finding, Names, Network, Status},
     fault::{Fault, Report},
     mux::CloseReason,
 };
@@ -170,9 +170,17 @@ async fn a_session_that_is_cut_while_nothing_happens_is_told() {
     let steady = diagnose(Subject { idle: Some(Duration::from_millis(300)), ..world.subject() }).await;
     assert_eq!(status(&steady, "idle"), Status::Ok, "{steady:#?}");
     let subject = Subject { idle: Some(Duration::from_secs(30)), clusters: Vec::new(), ..world.subject() };
-    let looking = tokio::spawn(diagnose(subject));
-    let script = std::sync::Arc::clone(&world.peer.script);
-    until("a session", || script.connections.lock().unwrap().iter().any(|one| !one.is_closed())).await;
+    let (begun, session) = tokio::sync::oneshot::channel();
+    let mut begun = Some(begun);
+    let looking = tokio::spawn(async move {
+        let tell = |found: &Finding| {
+            if found.step == "session" {
+                begun.take().map(|begun| begun.send(()));
+            }
+        };
+        examine(subject, tell).await
+    });
+    soon("a session", session).await.unwrap();
     world.peer.kill().await;
     let diagnosis = soon("the diagnosis", looking).await.unwrap();
     assert_eq!(first(&diagnosis), Some(Fault::ConnectionCut), "{diagnosis:#?}");
