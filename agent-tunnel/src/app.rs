@@ -27,6 +27,7 @@ use crate::{
     forward::{Access, Forwarder},
     health,
     metrics::Metrics,
+    preflight::SelfLook,
     rights::{Duties, Findings},
     roles::{RoleSettings, Roles},
     secret::StateSecret,
@@ -150,13 +151,15 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         state_secret: config.state_secret.as_ref().map(|secret| secret.name().to_owned()),
         role_groups: roles.as_ref().map(|roles| roles.possible_groups()).unwrap_or_default(),
     };
+    let look = SelfLook::new(duties.clone(), config.clock.clone());
     let (audit, audit_writer) = match &config.audit {
         Some(to) => AuditLog::open(to).map(|(log, writer)| (log, Some(writer)))?,
         None => (AuditLog::none(), None),
     };
     let forwarder = Forwarder::new(verifier, apiserver, config.access, metrics.clone(), config.clock.clone())
         .with_audit(audit)
-        .with_roles(roles);
+        .with_roles(roles)
+        .with_self_look(look.clone());
     let per_user = config.limits.max_streams_per_user;
     let acceptor = Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone(), per_user);
     let acceptor = Arc::new(acceptor);
@@ -178,6 +181,10 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         drain_timeout: config.drain_timeout,
         lines: config.lines,
     })?;
+
+    if let Ok(network) = uplink.network() {
+        look.know(network);
+    }
 
     let (trigger, watcher) = drain();
     let mut beside = JoinSet::new();

@@ -22,6 +22,7 @@ use towline_tunnel::{
     audit::Destination,
     carrier::dial::RelayAddress,
     clock::Clock,
+    doctor::{Finding, Ink, explained, line},
     egress::Egress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report, name_program},
@@ -35,6 +36,7 @@ use crate::{
     app::{self, BULK_LINES, Config, Limits, default_lines},
     dial::ApiserverConfig,
     forward::{Access, Mode},
+    preflight,
     proxies::AgentProxies,
     secret::StateSecret,
     state::DataDir,
@@ -52,6 +54,8 @@ pub struct Cli {
 enum Command {
     /// Connect to the relay, and serve until told to stop
     Run(Box<Run>),
+    /// Look at everything that `run` needs, with the same arguments, and say what is wrong and who can repair it
+    Preflight(Box<Preflight>),
     /// Print the cluster's id
     Id(Place),
     /// Roles by the relay in this cluster
@@ -138,6 +142,51 @@ struct Run {
 
     #[command(flatten)]
     limits: LimitArgs,
+}
+
+#[derive(Args, Debug)]
+struct Preflight {
+    /// How to print what is found
+    #[arg(short, long, value_name = "FORM", default_value = "text")]
+    output: OutputArg,
+
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OutputArg {
+    /// For people
+    Text,
+    /// For scripts (docs/doctor.md)
+    Json,
+}
+
+impl Preflight {
+    /// The exit code is that of the first failure.
+    async fn look(self) -> Result<ExitCode, Report> {
+        let (text, ink) = (self.output == OutputArg::Text, Ink::of(std::io::stdout().is_terminal()));
+        let tell = move |finding: &Finding| {
+            if text {
+                say(&line(finding, ink));
+            }
+        };
+        let diagnosis = match self.run.config() {
+            Ok(config) => preflight::examine(config, tell).await,
+            Err(report) => preflight::unusable(&report, tell),
+        };
+        if !text {
+            say(&diagnosis.to_json());
+        } else if let Some(failed) = diagnosis.first_failed() {
+            say(&format!("\n{}", explained(failed, ink)));
+        }
+        Ok(ExitCode::from(diagnosis.exit_code))
+    }
+}
+
+/// A line for standard output; whoever reads may have gone.
+fn say(line: &str) {
+    let _closed = writeln!(std::io::stdout(), "{line}");
 }
 
 #[derive(Args, Debug)]
@@ -403,14 +452,15 @@ pub fn main() -> ExitCode {
         Err(error) => return fail(&Report::caused_by(Fault::Internal, "no runtime can be made", error)),
     };
     let ended = match cli.command {
-        Command::Run(run) => runtime.block_on(run.run()),
-        Command::Id(place) => id(&place),
-        Command::Roles(command) => command.run(),
+        Command::Run(run) => runtime.block_on(run.run()).map(|()| ExitCode::SUCCESS),
+        Command::Preflight(preflight) => runtime.block_on(preflight.look()),
+        Command::Id(place) => id(&place).map(|()| ExitCode::SUCCESS),
+        Command::Roles(command) => command.run().map(|()| ExitCode::SUCCESS),
     };
     // What a second signal left behind is not waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(report) => fail(&report),
     }
 }

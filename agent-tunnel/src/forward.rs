@@ -5,6 +5,7 @@
 //! nothing that was cut short can be taken for whole.
 
 mod body;
+mod doctor;
 mod record;
 mod service_account;
 mod tunnel;
@@ -35,7 +36,7 @@ use towline_tunnel::{
     fault::{Fault, Report, is_read_raw},
     head::{Answering, Flight, GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience, Steady},
     ids::{ChannelId, KeyHash, StreamKey},
-    inner::RENEW_PATH,
+    inner::{DOCTOR_PATH, RENEW_PATH},
     mux::CloseReason,
 };
 use tracing::info;
@@ -48,6 +49,7 @@ use crate::{
     headers,
     impersonate::AuditId,
     metrics::Metrics,
+    preflight::SelfLook,
     roles::{Offered, Roles},
     stream::ResetReason,
 };
@@ -163,6 +165,7 @@ pub struct Forwarder {
     authorities: Authorities,
     roles: Option<Arc<Roles>>,
     audit: AuditLog,
+    look: Option<SelfLook>,
     metrics: Metrics,
     clock: Clock,
 }
@@ -179,6 +182,7 @@ impl Forwarder {
         let (reviews, cluster_issuer) = (Reviews::default(), ClusterIssuer::default());
         let authorities = Authorities::new(clock.clone());
         let audit = AuditLog::none();
+        let look = None;
         Self {
             verifier,
             apiserver,
@@ -188,6 +192,7 @@ impl Forwarder {
             authorities,
             roles: None,
             audit,
+            look,
             metrics,
             clock,
         }
@@ -379,6 +384,8 @@ impl Exchange<'_> {
         }
         let answer = if record.path == RENEW_PATH {
             self.renew(&request, audit_id).await
+        } else if record.path == DOCTOR_PATH {
+            self.look(&request, audit_id, &mut record.named).await
         } else {
             self.pass_on(request, audit_id, last, &mut record.named).await
         };

@@ -16,6 +16,7 @@ pub mod health;
 pub mod impersonate;
 pub mod instance;
 pub mod metrics;
+pub mod preflight;
 mod proxies;
 pub mod rights;
 pub mod roles;

@@ -73,9 +73,11 @@ struct Need(Vec<Attributes>);
 
 /// What was found about one account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Found {
-    missing: Vec<String>,
-    excessive: Vec<String>,
+pub(crate) struct Found {
+    /// Rights that the account must have, and has not.
+    pub(crate) missing: Vec<String>,
+    /// Rights that it has, and does not need.
+    pub(crate) excessive: Vec<String>,
 }
 
 /// What the last proof found; nothing where all is as it should be.
@@ -143,7 +145,7 @@ impl Duties {
     }
 
     /// Asks about all accounts.
-    async fn prove(&self, apiserver: &Apiserver) -> Result<Vec<(Who, Found)>, Report> {
+    pub(crate) async fn prove(&self, apiserver: &Apiserver) -> Result<Vec<(Who, Found)>, Report> {
         let mut all = Vec::new();
         for (who, needs) in self.needs() {
             let mut found = Found::default();

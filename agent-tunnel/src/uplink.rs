@@ -22,6 +22,7 @@ use towline_tunnel::{
         websocket::WebSocketCarrier,
     },
     clock::Clock,
+    doctor::Network,
     drain::DrainWatcher,
     egress::{Egress, TrustStore},
     enrolment::{EnrolmentToken, JOIN},
@@ -274,6 +275,13 @@ impl Uplink {
     }
 
     fn dialler(&self) -> Result<(Dialler, KeyHash), Report> {
+        let (address, pin, ca_file) = self.way()?;
+        let trust = self.trust(ca_file)?;
+        Ok((Dialler::over(address, self.egress.clone(), trust)?, pin))
+    }
+
+    /// Where the relay is, who it is, and whom its certificate is trusted by beside the system's authorities.
+    fn way(&self) -> Result<(RelayAddress, KeyHash, Option<PathBuf>), Report> {
         let (address, pin, ca_pem) = match (&self.token, &self.membership) {
             (Some(token), _) => (&token.relay, token.relay_key, &token.ca_pem),
             (None, Some(membership)) => (&membership.relay, membership.relay_key, &membership.ca_pem),
@@ -285,8 +293,7 @@ impl Uplink {
             (None, Some(pem)) => Some(self.dir.relay_ca(pem)?),
             (None, None) => None,
         };
-        let trust = self.trust(ca_file)?;
-        Ok((Dialler::over(address, self.egress.clone(), trust)?, pin))
+        Ok((address, pin, ca_file))
     }
 
     /// The roots for the relay's certificate; the same as before while they are made of the same file.
@@ -298,6 +305,12 @@ impl Uplink {
         let trust = self.egress.trust(ca_file.as_deref())?;
         *kept = Some((ca_file, trust.clone()));
         Ok(trust)
+    }
+
+    /// The way to the relay, for whoever looks at it.
+    pub(crate) fn network(&self) -> Result<Network, Report> {
+        let (relay, pin, ca_file) = self.way()?;
+        Ok(Network { clock: self.clock.clone(), ..Network::over(self.egress.clone(), relay, pin, ca_file) })
     }
 
     /// Dials the relay and says who we are. A certificate that it gives is kept.

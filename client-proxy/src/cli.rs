@@ -6,6 +6,7 @@ mod at_relay;
 mod audit;
 mod auth;
 mod dev;
+mod doctor;
 mod list;
 mod log;
 mod login;
@@ -28,8 +29,9 @@ pub use arguments::{ProxyArguments, Reach, RunArguments};
 pub use at_relay::AtRelay;
 pub use audit::AuditArguments;
 pub use auth::{AuthCommand, CheckArguments};
+pub use doctor::{DoctorArguments, EndpointsArguments};
 pub use list::ListArguments;
-pub use log::{Level, start as start_log};
+pub use log::{Level, start as start_log, start_and_keep as start_kept_log};
 pub use login::{LoginArguments, Output, WhoamiArguments, Whose};
 pub use revoke::RevokeArguments;
 pub use role::RoleCommand;
@@ -72,6 +74,10 @@ pub enum Command {
     /// Roles inside clusters, signed by the organisation's key.
     #[command(subcommand)]
     Role(RoleCommand),
+    /// Find out what is wrong between here and a cluster, and who can repair it.
+    Doctor(Box<DoctorArguments>),
+    /// Say what a firewall must allow, and why.
+    Endpoints(EndpointsArguments),
     /// Try towline on a cluster that you have: relay, agent and proxy in one process, with a stand-in for the identity provider.
     Dev(dev::DevArguments),
 }
@@ -83,6 +89,11 @@ impl Cli {
             Command::Proxy(_) => Level::Info,
             _ => Level::Warn,
         })
+    }
+
+    /// Whether what is logged is kept for a bundle, too.
+    pub fn keeps_log(&self) -> bool {
+        matches!(&self.command, Command::Doctor(arguments) if arguments.keeps_log())
     }
 
     /// Does it. Says what went wrong, and returns the exit code that stands for it.
@@ -98,6 +109,8 @@ impl Cli {
             Command::Revoke(arguments) => revoke::execute(arguments).await,
             Command::Auth(command) => auth::execute(command).await,
             Command::Role(command) => role::execute(command).await,
+            Command::Doctor(arguments) => doctor::doctor(*arguments).await,
+            Command::Endpoints(arguments) => doctor::list_endpoints(arguments).await,
             Command::Dev(arguments) => dev::execute(arguments).await,
         };
         done.unwrap_or_else(|report| fail(&report))

@@ -8,6 +8,7 @@ pub mod app;
 pub mod cli;
 pub mod dev;
 pub mod dial;
+pub mod doctor;
 pub mod forward;
 pub mod kubeconfig;
 pub mod local;

@@ -10,6 +10,7 @@ mod ci;
 mod command;
 mod device;
 mod exec_credential;
+mod hosts;
 mod http;
 mod machine;
 mod oauth;

@@ -14,6 +14,7 @@ mod table;
 pub use answer::{Answer, is_read_raw};
 pub use page::errors_page;
 pub use report::Report;
+pub(crate) use report::printed;
 pub use table::Fault;
 
 static PROGRAM: OnceLock<&'static str> = OnceLock::new();
@@ -78,6 +79,18 @@ pub enum Who {
 }
 
 impl Who {
+    /// How JSON names this party.
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::You => "you",
+            Self::NetworkTeam => "network-team",
+            Self::RelayAdmin => "relay-admin",
+            Self::ClusterAdmin => "cluster-admin",
+            Self::IdentityAdmin => "identity-admin",
+            Self::Developers => "developers",
+        }
+    }
+
     /// How messages and `docs/errors.md` name this party.
     pub fn name(self) -> &'static str {
         match self {

@@ -9,6 +9,7 @@ pub mod audit;
 pub mod backoff;
 pub mod carrier;
 pub mod clock;
+pub mod doctor;
 pub mod drain;
 pub mod egress;
 pub mod enrolment;

@@ -8,6 +8,7 @@
 mod accept;
 mod connect;
 pub mod control;
+mod look;
 pub mod message;
 pub mod question;
 pub(crate) mod tls;
@@ -22,6 +23,7 @@ use std::{
 pub use accept::{AcceptError, Credential, RelayIdentity, accept};
 use aws_lc_rs::digest::{Context as Digest, SHA256};
 pub use connect::{Identify, Session, connect};
+pub use look::{Seen, look, look_closer, provoke};
 pub use message::{Refused, Welcome};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::TlsStream;

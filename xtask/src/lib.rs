@@ -4,6 +4,7 @@
 pub mod checks;
 pub mod cluster;
 pub mod docs;
+pub mod doctor;
 pub mod idp;
 pub mod peers;
 pub mod soak;

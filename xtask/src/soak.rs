@@ -17,6 +17,12 @@ pub enum SoakCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Look at healthy ways again and again: doctor and preflight raise no alarm.
+    Doctor {
+        /// How many times, in each place.
+        #[arg(long, default_value_t = 100)]
+        runs: u32,
+    },
     /// Feed every decoder and state machine millions of inputs (libFuzzer).
     Fuzz(fuzz::FuzzArguments),
     /// Kill a random program with -9 under load, again and again: nothing hangs, nothing cut looks whole, nothing is left.
@@ -38,6 +44,7 @@ pub enum SoakCommand {
 pub fn run(command: SoakCommand) -> anyhow::Result<ExitCode> {
     match command {
         SoakCommand::Autobahn { rest } => crate::checks::cargo_run("towline-e2e", "towline-autobahn", &rest),
+        SoakCommand::Doctor { runs } => crate::doctor::soak(runs),
         SoakCommand::Fuzz(arguments) => fuzz::run(&arguments),
         SoakCommand::Kill { rest } => crate::checks::cargo_run("towline-e2e", "towline-kill", &rest),
         SoakCommand::Mutants(arguments) => mutants::run(&arguments),

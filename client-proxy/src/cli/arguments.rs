@@ -198,7 +198,7 @@ impl Reach {
         })
     }
 
-    fn relay_token(
+    pub(super) fn relay_token(
         &self,
         profile: &Profile,
         egress: &Egress,
@@ -211,7 +211,7 @@ impl Reach {
     }
 
     /// A flag wins over the profile, and a service account's token over a person's.
-    fn cluster_token(
+    pub(super) fn cluster_token(
         &self,
         profile: &Profile,
         egress: &Egress,
@@ -242,7 +242,7 @@ impl Reach {
     }
 
     /// The clusters that were named, with the pins of the profile; all of the profile's where none was.
-    fn clusters(&self, profile: &Profile) -> Result<Vec<Choice>, Report> {
+    pub(super) fn clusters(&self, profile: &Profile) -> Result<Vec<Choice>, Report> {
         if self.clusters.is_empty() {
             return profile.clusters.iter().map(|(name, id)| format!("{name}={id}").parse()).collect();
         }
@@ -284,7 +284,7 @@ pub(super) fn from_stdin() -> Result<Token, Report> {
     token.ok_or_else(|| unusable("it does not hold exactly one token".into()))
 }
 
-fn given<T: Clone + Default>(
+pub(super) fn given<T: Clone + Default>(
     flag: &Option<T>,
     profile: &Option<T>,
     name: &'static str,

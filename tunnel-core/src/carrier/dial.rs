@@ -230,12 +230,16 @@ fn presented(error: &io::Error) -> Option<Vec<String>> {
     else {
         return None;
     };
-    // As rustls-webpki writes them: DnsName("relay.test"), IpAddress(192.0.2.1).
+    Some(bare_names(presented))
+}
+
+/// Names as people write them, of those that rustls-webpki writes: DnsName("relay.test"), IpAddress(192.0.2.1).
+pub(crate) fn bare_names(presented: &[String]) -> Vec<String> {
     let bare = |name: &String| match name.split_once('(') {
         Some((_, name)) => name.trim_end_matches(')').trim_matches('"').to_owned(),
         None => name.clone(),
     };
-    Some(presented.iter().map(bare).collect())
+    presented.iter().map(bare).collect()
 }
 
 #[cfg(test)]

@@ -90,6 +90,13 @@ impl TrustStore {
         Ok(Self(Arc::new(Inner { files, state: Mutex::new(state) })))
     }
 
+    /// The roots as the files are now.
+    pub fn roots(&self) -> Arc<RootCertStore> {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.look(&mut state);
+        Arc::clone(&state.roots)
+    }
+
     /// TLS that offers one protocol (RFC 7301), such as `http/1.1`. Sessions are resumed as long as the roots stay.
     ///
     /// # Errors

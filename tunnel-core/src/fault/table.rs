@@ -28,6 +28,8 @@ macro_rules! faults {
             pub fn title(self) -> &'static str { match self { $(Fault::$name => $title,)* } }
             /// Why it happens.
             pub fn cause(self) -> &'static str { match self { $(Fault::$name => $cause,)* } }
+            /// The fault with this code.
+            pub fn of_code(code: &str) -> Option<Self> { Self::ALL.iter().copied().find(|fault| fault.code() == code) }
             /// What to do.
             pub fn remedy(self) -> &'static str { match self { $(Fault::$name => $remedy,)* } }
         }
@@ -367,6 +369,51 @@ faults! {
     StreamLost = "TL-WIR-005", Network, Cut, You,
         "the other end no longer knows this stream", "It was away for too long, or was restarted.",
         "run the command again";
+    // DOC: what only doctor can tell apart.
+    NameEmpty = "TL-DOC-001", Network, Unreachable, RelayAdmin,
+        "the relay's name has no address", "DNS knows the name, and gives neither an IPv4 nor an IPv6 address for it.",
+        "add an A or AAAA record for the relay's name, or correct the name";
+    ResolverSilent = "TL-DOC-002", Network, Unreachable, NetworkTeam,
+        "no DNS server answers", "The servers that this machine asks for names are away, or their answers are dropped.",
+        "let this machine reach its DNS servers, or give it others";
+    AddressDead = "TL-DOC-003", Network, Unreachable, RelayAdmin,
+        "one of the relay's addresses is dead", "Its name has several addresses, and nobody answers at some of them; each dialling loses time there.",
+        "remove the dead address from DNS, or start the relay there; or let the network team allow it";
+    ClockWrong = "TL-DOC-004", Here, Untrusted, You,
+        "this machine's clock is wrong", "The relay's clock says another time, by more than certificates, tokens and tickets bear.",
+        "set the clock, and let it be kept by NTP";
+    TlsIntercepted = "TL-DOC-005", Network, Untrusted, NetworkTeam,
+        "TLS is intercepted on the way to the relay", "The relay itself answers with its identity key, and the TLS connection ends before it, with a certificate of somebody else's authority.",
+        "exempt the relay's name from TLS inspection, or give the inspecting proxy's authority (PEM) with --relay-ca-file";
+    UpgradeStripped = "TL-DOC-006", Network, Unreachable, NetworkTeam,
+        "`Upgrade` is stripped on the way to the relay", "The relay was asked without the headers of a websocket upgrade (RFC 9110, section 7.8), which were sent.",
+        "let the proxy on the way pass `Connection: Upgrade` and `Upgrade: websocket` to the relay's name";
+    FramesLostUp = "TL-DOC-007", Network, Unreachable, NetworkTeam,
+        "what is sent to the relay after the upgrade is swallowed", "The websocket stands, and the relay does not even notice bytes that make it hang up.",
+        "let the proxy on the way pass websocket frames to the relay as they are, without inspecting them";
+    FramesLostDown = "TL-DOC-008", Network, Unreachable, NetworkTeam,
+        "what the relay sends after the upgrade is swallowed", "The relay notices what is sent to it, and nothing that it answers arrives.",
+        "let the proxy on the way pass websocket frames from the relay as they are, without holding them back";
+    LargeFramesLost = "TL-DOC-009", Network, Unreachable, NetworkTeam,
+        "large messages are swallowed on the way", "Small messages cross in both directions, and those of more than a KiB do not: a proxy with a limit, or a path MTU that nobody tells.",
+        "raise the proxy's limit for websocket messages, or let ICMP \"fragmentation needed\" through";
+    ConnectionCut = "TL-DOC-010", Network, Cut, NetworkTeam,
+        "connections to the relay are cut while they are idle", "The session ended within the time for which it was left alone, and the relay did not say why.",
+        "raise the idle timeout, or the connection's longest life, at the firewall or proxy on the way";
+    KubeletUnreachable = "TL-DOC-011", Apiserver, Unavailable, ClusterAdmin,
+        "kube-apiserver can't reach a kubelet", "It answers, and a request that it must pass to a node does not: logs, exec and port-forward fail too.",
+        "look at the node, and at the way from kube-apiserver to port 10250 of it";
+    EnrolTokenExpired = "TL-DOC-012", Here, Unauthenticated, RelayAdmin,
+        "the enrolment token's time is over", "It says itself until when it is good.",
+        "on the relay, make a new one (towline-relay enroll NAME), and write it to the file of --enrolment-token-file";
+    CheckLate = "TL-DOC-013", Here, Timeout, Developers,
+        "a check did not finish in time", "Each check has a deadline of its own; this one's was reached without a better explanation.",
+        "run it again with `--log debug`, and report it with the bundle";
+    CertificateEnds = "TL-DOC-014", Network, Untrusted, RelayAdmin,
+        "the relay's certificate ends soon", "Nothing has renewed it yet.",
+        "renew the relay's certificate";
+
+    // INT: bugs.
     Internal = "TL-INT-001", Client, Internal, Developers,
         "an internal error", "This should not happen.",
         "report it with the log around it";
