@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use http::Method;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
-use towline_identity::{TrustSettings, TrustSource, Verifier};
+use towline_identity::{FetchError, Trust, TrustSettings, TrustSource, Verifier};
 use towline_tunnel::{
     audit::{AuditLog, AuditWriter, Destination},
     carrier::dial::RelayAddress,
@@ -118,6 +118,11 @@ pub struct Running {
     audit_writer: Option<AuditWriter>,
 }
 
+/// Asks issuers for their keys on the same way out as everything else.
+pub(crate) fn verifier(trust: Trust, egress: Egress) -> Result<Verifier, FetchError> {
+    Verifier::over(trust, Arc::new(move |host: &str, port: u16| egress.open(host, port)))
+}
+
 /// Reads keys and settings, binds, and starts to connect; whether that succeeds is told by [`Running::connected`].
 ///
 /// # Errors
@@ -135,9 +140,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let identity = dir.identity()?;
     let cluster = identity.public().cluster_id();
     let issuer = config.issuer.trust.names();
-    let outbound = config.egress.clone();
-    let outbound = Arc::new(move |host: &str, port: u16| outbound.open(host, port));
-    let verifier = Verifier::over(config.issuer.trust, outbound)
+    let verifier = verifier(config.issuer.trust, config.egress.clone())
         .map_err(|error| Report::new(Fault::ConfigInvalid, format!("the issuer's authorities: {error}")))?;
 
     let ledger = Ledger::new(config.limits.max_buffered_bytes);

@@ -11,7 +11,6 @@ mod place;
 use std::time::Duration;
 
 use tokio::{net::TcpListener, time::Instant};
-use towline_identity::Verifier;
 use towline_tunnel::{
     clock::Clock,
     doctor::{Diagnosis, Examination, Finding, Network, Step, Verdict},
@@ -20,7 +19,13 @@ use towline_tunnel::{
 
 pub use afar::SelfLook;
 
-use crate::{app::Config, dial::Apiserver, rights::Duties, roles::Roles, state::DataDir};
+use crate::{
+    app::{Config, verifier},
+    dial::Apiserver,
+    rights::Duties,
+    roles::Roles,
+    state::DataDir,
+};
 use enrolment::Home;
 
 /// All of it ends within this: a chart's hook waits for it.
@@ -119,7 +124,8 @@ async fn issuer(config: &Config) -> Verdict<()> {
     let asked = async {
         let unusable =
             |error: towline_identity::FetchError| Report::new(Fault::IssuerUnreachable, error.to_string());
-        Verifier::new(config.issuer.trust.clone()).map_err(unusable)?.refresh().await.map_err(unusable)
+        let verifier = verifier(config.issuer.trust.clone(), config.egress.clone()).map_err(unusable)?;
+        verifier.refresh().await.map_err(unusable)
     };
     Verdict::of(asked.await, |()| format!("{names}: metadata and keys were had"))
 }

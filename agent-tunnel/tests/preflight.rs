@@ -16,13 +16,15 @@ use tokio::{io::AsyncWriteExt as _, time::timeout};
 use towline_agent::{
     app::{self, Config, Limits},
     dial::ApiserverConfig,
-    forward::{Access, Clock},
+    forward::Access,
     preflight::examine,
     secret::StateSecret,
 };
 use towline_identity::dev::{DevIssuer, TokenRequest};
 use towline_tunnel::{
+    clock::Clock,
     doctor::{Diagnosis, Status},
+    egress::Egress,
     enrolment::EnrolmentToken,
     fault::Fault,
     ids::StreamKey,
@@ -100,6 +102,7 @@ impl World {
             enrolment: Some(self.relay.token()),
             relay: None,
             relay_ca_file: None,
+            egress: Egress::direct(),
             apiserver: ApiserverConfig::Kubeconfig { path: self.cap.kubeconfig(&self.folder), context: None },
             impersonator: None,
             access: Access::default(),
@@ -109,6 +112,7 @@ impl World {
             resume_timeout: Duration::from_secs(60),
             lines: towline_agent::app::default_lines(),
             audit: None,
+            roles: None,
             limits: Limits::default(),
             clock: Clock::system(),
         }

@@ -87,6 +87,7 @@ impl Who {
             Self::RelayAdmin => "relay-admin",
             Self::ClusterAdmin => "cluster-admin",
             Self::IdentityAdmin => "identity-admin",
+            Self::OrganisationAdmin => "organisation-admin",
             Self::Developers => "developers",
         }
     }

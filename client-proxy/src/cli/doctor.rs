@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     doctor::{Diagnosis, Finding, Ink, Network, Status, explained, line},
+    egress::ProxyArgs,
     fault::{Fault, Report},
 };
 
@@ -181,7 +182,8 @@ fn config(subject: &Subject, profile: &Profile, relay_key: &str) -> Value {
         "relayCaFile": subject.network.ca_file,
         "relayToken": place(&subject.relay_token),
         "clusterToken": place(&subject.cluster_token),
-        "issuer": profile.login().ok().map(|settings| settings.issuer().to_owned()),
+        "proxy": subject.network.way.as_ref().map(|way| way.name(&subject.network.relay)),
+        "issuer": profile.login(&subject.network.egress).ok().map(|settings| settings.issuer().to_owned()),
         "clusters": clusters,
         "kubeconfig": subject.kubeconfig.as_ref().map(Location::files),
         "port": subject.port,
@@ -205,7 +207,8 @@ pub(super) async fn list_endpoints(arguments: EndpointsArguments) -> Result<Exit
     let relay = arguments.relay.or_else(|| profile.relay.clone());
     let missing = || Report::new(Fault::ConfigInvalid, "missing, here and in the profile: --relay");
     let relay = RelayAddress::parse(&relay.ok_or_else(missing)?)?;
-    let issuers = match profile.login.as_ref().map(|_| profile.login()).transpose()? {
+    let egress = profile.egress(&ProxyArgs::default())?;
+    let issuers = match profile.login.as_ref().map(|_| profile.login(&egress)).transpose()? {
         None => Vec::new(),
         Some(settings) if settings.issuer().is_empty() => Vec::new(),
         Some(settings) => settings.urls().await.unwrap_or_else(|report| {
@@ -225,6 +228,12 @@ pub(super) async fn list_endpoints(arguments: EndpointsArguments) -> Result<Exit
         say(&format!("    TLS inspection  {}", one.tls_inspection));
     }
     say("\nAllow names, not addresses: those may change. Nothing needs to come in.");
+    if let Some(proxy) = egress.proxy_for(&relay.destination()) {
+        say(&format!(
+            "From here they are reached through the proxy {proxy} ({}), which must allow CONNECT to them.",
+            proxy.from()
+        ));
+    }
     if issuers.is_empty() {
         say("The profile names no identity provider; agent and relay need theirs on port 443.");
     }

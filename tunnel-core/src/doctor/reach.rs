@@ -90,7 +90,7 @@ impl Names {
         let begun = Instant::now();
         let addresses = match timeout(NAMES_WITHIN, (self.0)(host.to_owned(), port)).await {
             Err(_elapsed) => {
-                let report = Report::new(Fault::ResolverSilent, format!("asked for {host}"));
+                let report = Report::new(Fault::DnsSilent, format!("asked for {host}"));
                 return Verdict::failed(
                     report,
                     format!("there was no answer for {} s", begun.elapsed().as_secs()),
@@ -127,7 +127,7 @@ fn unresolved(host: &str, error: io::Error) -> Report {
     let fault = if has("No address associated") || has("Name has no usable address") {
         Fault::NameEmpty
     } else if has("Temporary failure") || has("Try again") {
-        Fault::ResolverSilent
+        Fault::DnsSilent
     } else {
         Fault::NameUnresolved
     };
@@ -218,10 +218,7 @@ mod tests {
             ("failed to lookup address information: Name or service not known", Fault::NameUnresolved),
             ("failed to lookup address information: Name does not resolve", Fault::NameUnresolved),
             ("failed to lookup address information: No address associated with hostname", Fault::NameEmpty),
-            (
-                "failed to lookup address information: Temporary failure in name resolution",
-                Fault::ResolverSilent,
-            ),
+            ("failed to lookup address information: Temporary failure in name resolution", Fault::DnsSilent),
         ] {
             assert_eq!(unresolved("relay.example", io::Error::other(words)).fault, fault, "{words}");
         }

@@ -370,12 +370,6 @@ faults! {
         "the other end no longer knows this stream", "It was away for too long, or was restarted.",
         "run the command again";
     // DOC: what only doctor can tell apart.
-    NameEmpty = "TL-DOC-001", Network, Unreachable, RelayAdmin,
-        "the relay's name has no address", "DNS knows the name, and gives neither an IPv4 nor an IPv6 address for it.",
-        "add an A or AAAA record for the relay's name, or correct the name";
-    ResolverSilent = "TL-DOC-002", Network, Unreachable, NetworkTeam,
-        "no DNS server answers", "The servers that this machine asks for names are away, or their answers are dropped.",
-        "let this machine reach its DNS servers, or give it others";
     AddressDead = "TL-DOC-003", Network, Unreachable, RelayAdmin,
         "one of the relay's addresses is dead", "Its name has several addresses, and nobody answers at some of them; each dialling loses time there.",
         "remove the dead address from DNS, or start the relay there; or let the network team allow it";

@@ -14,7 +14,8 @@ use peer::{Frames, Manner, Peer};
 use tokio::{net::TcpSocket, task::JoinSet, time::timeout};
 use towline_tunnel::{
     carrier::dial::RelayAddress,
-    doctor::{Clock, Diagnosis, Examination, Names, Network, Pending, Pipe, Status, Way},
+    clock::Clock,
+    doctor::{Diagnosis, Examination, Names, Network, Pending, Pipe, Status, Way},
     fault::{Fault, Report},
 };
 
@@ -108,7 +109,7 @@ async fn cases() -> Vec<Case> {
         Case::new(
             "no DNS server answers",
             unnamed(Err("Temporary failure in name resolution")),
-            Fault::ResolverSilent,
+            Fault::DnsSilent,
             (),
         ),
         Case::new("the name's first address is dead", dead_first, Fault::AddressDead, healthy),

@@ -21,7 +21,7 @@ impl TrustStore {
         state.ends.iter().map(|end| end.subject.trim_start_matches("CN=").to_owned()).collect()
     }
 
-    fn roots(&self) -> usize {
+    fn count(&self) -> usize {
         self.0.state.lock().unwrap().roots.len()
     }
 }
@@ -30,16 +30,16 @@ impl TrustStore {
 fn files_are_read_again_when_they_change_and_a_bad_one_keeps_what_was() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ca.pem");
-    let system = TrustStore::new(Vec::new()).unwrap().roots();
+    let system = TrustStore::new(Vec::new()).unwrap().count();
     fs::write(&path, far("one")).unwrap();
     let store = TrustStore::new(vec![path.clone()]).unwrap();
     let (first, again) =
         (store.client_config(b"http/1.1").unwrap(), store.client_config(b"http/1.1").unwrap());
     assert!(Arc::ptr_eq(&first, &again), "sessions are resumed only by one configuration");
-    assert_eq!((store.subjects(), store.roots()), (vec!["one".to_owned()], system + 1));
+    assert_eq!((store.subjects(), store.count()), (vec!["one".to_owned()], system + 1));
 
     fs::write(&path, far("two") + &far("three")).unwrap();
-    assert_eq!((store.subjects(), store.roots()), (vec!["two".to_owned(), "three".to_owned()], system + 2));
+    assert_eq!((store.subjects(), store.count()), (vec!["two".to_owned(), "three".to_owned()], system + 2));
     assert!(!Arc::ptr_eq(&first, &store.client_config(b"http/1.1").unwrap()));
 
     for bad in ["", "nothing", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
