@@ -1,4 +1,5 @@
 //! The Helm chart and the command line: whatever `run` can be told, the chart can tell it.
+#![allow(clippy::unwrap_used, reason = "a test that fails here says where")]
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 

@@ -1,4 +1,5 @@
 //! The agent's Helm chart, as helm renders it: without a cluster.
+#![allow(clippy::unwrap_used, reason = "a test that fails here says where")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
