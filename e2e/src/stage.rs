@@ -368,7 +368,9 @@ fn start_relay(
     let mut command = Command::new(&programs.relay);
     command
         .env("RUST_LOG", program_log("towline_relay"))
-        .args(["serve", "--listen", listen, "--tls-self-signed", "127.0.0.1", "--data-dir"])
+        .args(["serve", "--listen", listen, "--tls-self-signed", "127.0.0.1"])
+        // Where it is only reached through a proxy.
+        .args(["--tls-self-signed", crate::only_way::HOST, "--data-dir"])
         .arg(relay_dir(folder))
         .args(&trust.relay)
         .args(["--drain-timeout", "10s"]);

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use towline_e2e::{
     access, acting, audit_join,
     bad_days::{self, Trouble},
-    blind, blind_run, identity, kill, pod,
+    blind, blind_run, chart, identity, kill, pod,
     programs::Programs,
     resume,
     stage::Stage,
@@ -130,6 +130,9 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
             with_trouble(&|trouble, stage| trouble.without_an_apiserver(stage))
         }),
         Check::new("the_agent_runs_in_a_pod_with_the_least_rights", || pod::run(&*stage.try_borrow()?)),
+        Check::new("the_chart_installs_upgrades_and_leaves_the_cluster_its_identity", || {
+            chart::run(&*stage.try_borrow()?)
+        }),
         Check::new("sigterm_ends_relay_and_agent_well", || {
             with_trouble(&|_, stage| bad_days::ends_when_told(stage))
         }),

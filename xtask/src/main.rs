@@ -22,7 +22,7 @@ enum Task {
     /// What towline is measured beside: haproxy, OpenSSH, rathole, remotedialer.
     #[command(subcommand)]
     Peers(peers::PeersCommand),
-    /// Write the pages that are made from code (docs/errors.md).
+    /// Write the pages that are made from code (docs/errors.md, values and README of the chart).
     Docs,
     /// Put faults in, and list the diagnosis that each gets.
     Doctor {
