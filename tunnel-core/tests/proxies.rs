@@ -70,7 +70,12 @@ async fn echoes(egress: &Egress, to: &Destination) -> Result<(), Report> {
     let sent: Vec<u8> = (0..1_u32 << 20).map(|n| (n % 251) as u8).collect();
     let (mut read, mut write) = tokio::io::split(stream);
     let mut came = vec![0; sent.len()];
-    let (wrote, got) = tokio::join!(write.write_all(&sent), read.read_exact(&mut came));
+    let all = async {
+        write.write_all(&sent).await?;
+        // TLS to a proxy keeps the last of it until then.
+        write.flush().await
+    };
+    let (wrote, got) = tokio::join!(all, read.read_exact(&mut came));
     wrote.unwrap();
     got.unwrap();
     assert!(came == sent, "what comes back is what was sent");
@@ -113,9 +118,9 @@ async fn an_open_squid_carries_names_and_addresses_of_both_families() {
 async fn squid_lets_in_by_basic_and_by_digest_and_refuses_what_is_wrong() {
     let echo = Echo::on("127.0.0.1").await;
     let to = echo.named("127.0.0.1");
-    // What squid's helpers are asked, and what they know (squid-5, doc/rfc1738: the password comes percent-encoded).
+    // What squid's helpers are asked, and what they know (squid encodes what would end a word of their line, and no more).
     let basic = r#"while read -r user password; do
-        if [ "$user $password" = 'me p%40%20%25%3A%22w' ]; then echo OK; else echo ERR; fi
+        if [ "$user $password" = 'me p@%20%25:%22w' ]; then echo OK; else echo ERR; fi
     done"#;
     let secret = format!("me:towline:{PASSWORD}");
     let secret: String = Md5::digest(secret.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();

@@ -1,4 +1,5 @@
 //! Proxies that run for a test: each with settings of its own, on a free port, ended with the test.
+#![allow(clippy::disallowed_methods, reason = "it looks again until a deadline, and no runtime waits for it")]
 
 #![expect(
     clippy::disallowed_methods,
