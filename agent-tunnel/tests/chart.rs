@@ -6,8 +6,9 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 use clap::CommandFactory as _;
 use towline_agent::cli::Cli;
 
-/// What means nothing in a pod: a kubeconfig is for an agent outside of the cluster.
-const OUTSIDE: &[&str] = &["TOWLINE_AGENT_KUBECONFIG", "TOWLINE_AGENT_CONTEXT"];
+/// What means nothing in a pod: a kubeconfig is for an agent outside of the cluster, and a public key needs no file.
+const OUTSIDE: &[&str] =
+    &["TOWLINE_AGENT_KUBECONFIG", "TOWLINE_AGENT_CONTEXT", "TOWLINE_AGENT_ORGANISATION_KEY_FILE"];
 
 fn templates() -> String {
     let folder =
@@ -48,11 +49,6 @@ fn the_chart_can_say_whatever_run_can_be_told_and_nothing_else() {
     let missing: Vec<_> =
         variables.iter().filter(|name| !set.contains(*name) && !OUTSIDE.contains(&name.as_str())).collect();
     assert!(missing.is_empty(), "the chart has no value for {missing:?}: see templates/_settings.tpl");
-    // Proxies come with the agent's own support for them.
-    let has_proxies = variables.iter().any(|name| name.starts_with("TOWLINE_AGENT_PROXY_"));
-    let unknown: Vec<_> = set
-        .difference(&variables)
-        .filter(|name| has_proxies || !name.starts_with("TOWLINE_AGENT_PROXY_"))
-        .collect();
+    let unknown: Vec<_> = set.difference(&variables).collect();
     assert!(unknown.is_empty(), "the agent knows no {unknown:?}");
 }

@@ -53,6 +53,9 @@
 {{- else if or $v.impersonation.groups $v.impersonation.anyGroup -}}
 {{- $wrong = append $wrong "impersonation.groups and impersonation.anyGroup mean nothing with mode passthrough: nobody is impersonated" -}}
 {{- end -}}
+{{- if ne (empty $v.roles.max) (empty $v.roles.organisationKey) -}}
+{{- $wrong = append $wrong "roles.max and roles.organisationKey: set both, or neither" -}}
+{{- end -}}
 {{- if and $v.audit.stdout $v.audit.volume -}}
 {{- $wrong = append $wrong "audit.stdout and audit.volume are both set: set one of them" -}}
 {{- end -}}

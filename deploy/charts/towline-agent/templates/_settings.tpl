@@ -16,6 +16,8 @@
   "OIDC_REQUIRED_CLAIM" (join "," $v.oidc.requiredClaims)
   "OIDC_SIGNING_ALGS" (join "," $v.oidc.signingAlgs)
   "MAX_TOKEN_AGE" $v.maxTokenAge
+  "MAX_RELAY_ROLE" $v.roles.max
+  "ORGANISATION_KEY" $v.roles.organisationKey
   "MAX_BUFFERED_BYTES" $v.limits.maxBufferedBytes
   "DRAIN_TIMEOUT" $v.drainTimeout
   "RESUME_TIMEOUT" $v.resumeTimeout
