@@ -177,7 +177,7 @@ async fn a_command_is_asked_to_end_when_we_are() {
 #[tokio::test]
 async fn a_killed_proxy_is_followed_by_one_that_works_and_cleans_up() {
     let bench = Bench::new().await;
-    fs::create_dir(bench.home.path("home/.kube")).unwrap();
+    fs::create_dir_all(bench.home.path("home/.kube")).unwrap();
     let theirs = "apiVersion: v1\nkind: Config\ncurrent-context: work\ncontexts:\n- name: work\n  context: {cluster: a, user: b}\n";
     fs::write(bench.kubeconfig(), theirs).unwrap();
     let start =

@@ -138,10 +138,9 @@ impl Shared {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).push((first, code));
         let mut client = client;
         if code != 200 {
-            return write!(
-                client,
-                "HTTP/1.1 {code} {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-            );
+            write!(client, "HTTP/1.1 {code} {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+            // What is kept of it would hold it open.
+            return client.shutdown(Shutdown::Both);
         }
         let relay = TcpStream::connect(self.host)?;
         self.keep(&relay)?;

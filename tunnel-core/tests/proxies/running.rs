@@ -1,11 +1,6 @@
 //! Proxies that run for a test: each with settings of its own, on a free port, ended with the test.
 #![allow(clippy::disallowed_methods, reason = "it looks again until a deadline, and no runtime waits for it")]
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "no runtime here: this thread waits for a program of its own, with a deadline"
-)]
-
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
