@@ -62,8 +62,17 @@ pub struct Roles {
 #[derive(Debug, Default)]
 pub struct Offered {
     documents: Vec<Document>,
-    used: Mutex<HashSet<DocumentId>>,
+    since: Mutex<Since>,
     gone: CancellationToken,
+}
+
+/// What became of a stream's documents since they came.
+#[derive(Debug, Default)]
+struct Since {
+    /// What something hangs on.
+    used: HashSet<DocumentId>,
+    /// What the relay no longer vouched for when the stream was resumed: nothing new comes of it.
+    withdrawn: HashSet<DocumentId>,
 }
 
 /// A role as it counts here.
@@ -199,19 +208,24 @@ impl Roles {
 
     /// The role of a verified user by what was offered; nothing where none is left that grants anything.
     pub fn role_of(&self, offered: &Offered, identity: &Identity, now: SystemTime) -> Option<Granted> {
-        if offered.documents.is_empty() {
+        // Held until what is used is noted: a resuming must see it.
+        let mut since = offered.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let stands = |document: &&Document| !since.withdrawn.contains(&document.id);
+        let documents: Vec<Document> = offered.documents.iter().filter(stands).cloned().collect();
+        if documents.is_empty() || offered.gone.is_cancelled() {
             return None;
         }
         let principal = identity.principal.to_string();
         let person = Person { principal: &principal, groups: &identity.groups };
-        let evaluation = evaluate(&offered.documents, person, self.cluster, now);
+        let evaluation = evaluate(&documents, person, self.cluster, now);
         for (id, finding) in evaluation.findings.iter().filter(|(_, finding)| *finding != Finding::Gives) {
             debug!(%id, ?finding, principal, "a role document gives nothing here");
         }
         let given = evaluation.given?;
         let role = given.role.min(self.settings.ceiling);
         let group = self.groups.group(role)?;
-        offered.note_used(&given);
+        since.used.insert(given.by);
+        since.used.extend(given.placed_by);
         Some(Granted { role, group, given })
     }
 
@@ -219,20 +233,16 @@ impl Roles {
     pub(crate) fn renew(&self, held: &Offered, ticket: &Ticket, offer: Option<&Bytes>, now: SystemTime) {
         let again = self.take(ticket, offer, now);
         let still: HashSet<DocumentId> = again.documents.iter().map(|document| document.id).collect();
-        let used = held.used.lock().unwrap_or_else(PoisonError::into_inner);
-        if !used.is_subset(&still) {
+        let mut since = held.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = held.documents.iter().map(|document| document.id);
+        since.withdrawn.extend(all.filter(|id| !still.contains(id)));
+        if !since.used.is_subset(&still) {
             held.gone.cancel();
         }
     }
 }
 
 impl Offered {
-    fn note_used(&self, given: &Given) {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        used.insert(given.by);
-        used.extend(given.placed_by);
-    }
-
     /// Cancelled when what hangs on its documents must end.
     pub(crate) fn gone(&self) -> CancellationToken {
         self.gone.clone()

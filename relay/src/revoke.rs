@@ -17,6 +17,8 @@ use crate::{
 
 /// A user is locked out for no longer than this. Whoever is to stay away for good has no role.
 pub const LONGEST_LOCK: Duration = Duration::from_secs(30 * 24 * 3600);
+/// And locks oneself out for no longer than this.
+pub const LONGEST_OWN_LOCK: Duration = Duration::from_secs(24 * 3600);
 
 /// What there is of a user at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

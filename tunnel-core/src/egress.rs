@@ -17,7 +17,7 @@ mod trust;
 use std::{
     fmt, io,
     path::Path,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -168,6 +168,17 @@ impl Egress {
                     }
                     if asked_for && !offers.is_stale() {
                         return Err(fail(Fault::ProxyCredentialsRefused, &offered));
+                    }
+                    let was_digest = proxy.has_asked_for_digest.load(Ordering::Relaxed);
+                    if matches!(best, Scheme::Basic) && was_digest && !proxy.is_tls() {
+                        // Somebody in between would have the password for the asking.
+                        return Err(fail(
+                            Fault::ProxyCredentialsRefused,
+                            "it asked for Digest before, and only for Basic now",
+                        ));
+                    }
+                    if matches!(best, Scheme::Digest(_)) {
+                        proxy.has_asked_for_digest.store(true, Ordering::Relaxed);
                     }
                     (scheme, asked_for) = (Some(best), true);
                 }

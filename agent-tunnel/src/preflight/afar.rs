@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep_until},
+};
 use towline_identity::Verifier;
 use towline_tunnel::{
     clock::Clock,
@@ -22,6 +25,18 @@ const WITHIN: Duration = Duration::from_secs(50);
 /// Whoever asks again within this gets the same answer: looking dials the relay and asks kube-apiserver a dozen times.
 const FRESH: Duration = Duration::from_secs(10);
 
+/// The issuer is asked for its keys this often at most, however often somebody looks.
+const ISSUER_FRESH: Duration = Duration::from_secs(300);
+
+/// One look, from its beginning.
+struct Look {
+    begun: Instant,
+    /// None while it goes on, and where whoever asked left before its end.
+    answer: Option<String>,
+    /// When the issuer was asked, and whether it answered.
+    asked: Option<(Instant, bool)>,
+}
+
 /// Looks at an agent from inside, for callers whom it knows. One looks at a time; those who wait find what it found.
 #[derive(Clone)]
 pub struct SelfLook(Arc<Inner>);
@@ -30,7 +45,7 @@ struct Inner {
     duties: Duties,
     network: OnceLock<Network>,
     clock: Clock,
-    last: Mutex<Option<(Instant, String)>>,
+    last: Mutex<Option<Look>>,
 }
 
 impl fmt::Debug for SelfLook {
@@ -55,10 +70,16 @@ impl SelfLook {
     pub(crate) async fn look(&self, apiserver: &Apiserver, verifier: &Verifier) -> String {
         // Held while looking: those who wait find the answer.
         let mut last = self.0.last.lock().await;
-        if let Some((at, answer)) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-            tracing::debug!(age = ?at.elapsed(), "the agent has just looked at itself");
-            return answer.clone();
+        if let Some(look) = last.as_ref().filter(|look| look.begun.elapsed() < FRESH) {
+            tracing::debug!(age = ?look.begun.elapsed(), "the agent has just looked at itself");
+            match &look.answer {
+                Some(answer) => return answer.clone(),
+                // Whoever asked hung up. Looking is not begun more often for that.
+                None => sleep_until(look.begun + FRESH).await,
+            }
         }
+        let asked = last.as_ref().and_then(|look| look.asked).filter(|(at, _)| at.elapsed() < ISSUER_FRESH);
+        let look = last.insert(Look { begun: Instant::now(), answer: None, asked });
         let mut examination = Examination::new(|_| {}).until(Instant::now() + WITHIN);
         if let Some(network) = self.0.network.get() {
             network.examine(&mut examination).await;
@@ -67,14 +88,21 @@ impl SelfLook {
         }
         cluster::examine(apiserver, &self.0.duties, &mut examination).await;
         let issuer = async {
-            match verifier.refresh().await {
-                Ok(()) => Verdict::ok((), "metadata and keys were had"),
-                Err(_in_the_log) => Verdict::failed(Fault::IssuerUnreachable.into(), ""),
+            let had = match look.asked {
+                Some((_, had)) => had,
+                None => verifier.refresh().await.is_ok(),
+            };
+            look.asked.get_or_insert_with(|| (Instant::now(), had));
+            if had {
+                Verdict::ok((), "metadata and keys were had")
+            } else {
+                // Why stands in the log.
+                Verdict::failed(Fault::IssuerUnreachable.into(), "")
             }
         };
         examination.check(Step::Issuer, issuer).await;
         let relay = self.0.network.get().map(|network| network.relay.to_string());
         let answer = examination.finish(PROGRAM, relay, self.0.clock.now()).to_json();
-        last.insert((Instant::now(), answer)).1.clone()
+        look.answer.insert(answer).clone()
     }
 }

@@ -139,6 +139,13 @@ fn a_stream_that_is_taken_up_again_keeps_its_role_only_while_the_relay_vouches_f
         let (again, offer) = without(needed);
         world.roles.renew(&held, &again, offer.as_ref(), at(2));
         assert!(held.gone().is_cancelled(), "{needed}");
+        assert_eq!(world.roles.role_of(&held, &alice(), at(2)), None, "nothing new begins with it");
+        // Nor what had not begun when the relay stopped vouching for it.
+        let idle = world.roles.take(&ticket, world.ticket(&documents, 0).1.as_ref(), at(1));
+        world.roles.renew(&idle, &again, offer.as_ref(), at(2));
+        assert!(!idle.gone().is_cancelled());
+        let left = world.roles.role_of(&idle, &alice(), at(2)).map(|granted| granted.role);
+        assert_eq!(left, Some(RoleName::Viewer), "{needed}");
     }
 }
 

@@ -14,7 +14,7 @@ use tracing::warn;
 use super::{Asker, Declined, Part, invalid, unavailable, whole};
 use crate::{
     registry::{Cluster, Duty, Revocation, SubjectKind},
-    revoke::{self, LONGEST_LOCK},
+    revoke::{self, LONGEST_LOCK, LONGEST_OWN_LOCK},
     values::moment,
 };
 
@@ -48,6 +48,10 @@ pub(super) async fn answer(asker: &Asker<'_>, question: RevokeQuestion) -> Resul
             CloseReason::QuestionForbidden,
             asker.access().duty_remedy(caller, Duty::Operator, name),
         ));
+    }
+    // Whoever found a token of theirs must not lock them out for long: only the relay's own machine can undo it.
+    if !reach.covers(id) && lock > LONGEST_OWN_LOCK {
+        return Err(invalid("--for of one's own sessions is at most 1d"));
     }
     let found = revoke::found(&asker.relay.sessions().all(), kind, &subject, id);
     let revocation = Revocation {

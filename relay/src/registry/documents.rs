@@ -272,11 +272,15 @@ async fn keep(
         Statement::Placement { cluster, .. } => cluster.to_string(),
         _ => String::new(),
     };
-    if !cluster.is_empty() && replaces_no_newer(on, document, &cluster).await? {
+    if !cluster.is_empty() && replaces_no_newer(on, document, &cluster, by, now).await? {
         return Ok(Stored::Refused("the cluster was placed anew since"));
     }
     let long_ended = now.checked_sub(KEPT_AFTER_END).map_or(0, seconds);
-    sqlx::query("DELETE FROM role_documents WHERE expires_at < ?").bind(long_ended).execute(&mut *on).await?;
+    // The newest placement of a cluster stays though it ended: an older one, which has no end, must not come back for it.
+    sqlx::query("DELETE FROM role_documents WHERE expires_at < ? AND cluster = ''")
+        .bind(long_ended)
+        .execute(&mut *on)
+        .await?;
     if count(on, "SELECT count(*) FROM role_documents").await? >= MAX_DOCUMENTS {
         return Ok(Stored::Refused("the relay keeps as many documents as it may"));
     }
@@ -302,12 +306,18 @@ async fn replaces_no_newer(
     on: &mut SqliteConnection,
     document: &Document,
     cluster: &str,
+    by: &str,
+    now: SystemTime,
 ) -> Result<bool, sqlx::Error> {
     let issued = seconds(document.issued);
     let newer = sqlx::query("SELECT 1 FROM role_documents WHERE cluster = ? AND issued_at >= ?");
     if newer.bind(cluster).bind(issued).fetch_optional(&mut *on).await?.is_some() {
         return Ok(true);
     }
+    // Whoever kept the bytes of one that was replaced could bring it again once its successor is removed.
+    let removed = "INSERT OR IGNORE INTO removed_documents (id, removed_at, removed_by)
+                   SELECT id, ?, ? FROM role_documents WHERE cluster = ?";
+    sqlx::query(removed).bind(seconds(now)).bind(by).bind(cluster).execute(&mut *on).await?;
     sqlx::query("DELETE FROM role_documents WHERE cluster = ?").bind(cluster).execute(on).await?;
     Ok(false)
 }
@@ -412,6 +422,22 @@ mod tests {
         assert_eq!(world.concerning(&[])[1..], [new.document().id]);
         assert!(matches!(world.store(&old, 2).await, Stored::Refused(_)));
         assert!(matches!(world.store(&world.placement("eu", 500), 2).await, Stored::Refused(_)));
+        // Nor where the one that replaced it is gone.
+        let removal = world.signed(Statement::Removal { of: new.document().id }, 3, None);
+        assert_eq!(world.store(&removal, 3).await, Stored::Removed);
+        assert!(matches!(world.store(&old, 4).await, Stored::Refused(_)));
+        assert_eq!(world.concerning(&[]).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_placement_that_ended_long_ago_still_keeps_an_older_one_away() {
+        let world = World::new().await;
+        let old = world.placement("eu", 0);
+        let statement = Statement::Placement { cluster: world.cluster, group: "us".parse().unwrap() };
+        assert_eq!(world.store(&world.signed(statement, 1, Some(2)), 1).await, Stored::New);
+        let late = 2 + 2 * KEPT_AFTER_END.as_secs();
+        world.store(&world.signed(alice(), late, None), late).await;
+        assert!(matches!(world.store(&old, late).await, Stored::Refused(_)));
     }
 
     #[tokio::test]

@@ -15,6 +15,8 @@ use crate::access::Caller;
 pub const REMEMBERED_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Revocations that are remembered at once. Everybody may make one: for themselves.
 const MOST: i64 = 20_000;
+/// Of one subject, each for another cluster: who revokes their own must leave room for others'.
+const MOST_OF_ONE: i64 = 64;
 
 /// One revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +112,8 @@ impl Registry {
         let done = sqlx::query(
             "INSERT INTO revocations (subject_kind, subject, cluster, issued_until, revoked_at, revoked_by)
              SELECT ?1, ?2, ?3, ?4, ?5, ?6
-             WHERE (SELECT count(*) FROM revocations) < ?7 OR EXISTS
+             WHERE (SELECT count(*) FROM revocations) < ?7
+                 AND (SELECT count(*) FROM revocations WHERE subject_kind = ?1 AND subject = ?2) < ?8 OR EXISTS
                  (SELECT 1 FROM revocations WHERE subject_kind = ?1 AND subject = ?2 AND cluster IS ?3)
              ON CONFLICT (subject_kind, subject, coalesce(cluster, '')) DO UPDATE SET
                  issued_until = max(issued_until, excluded.issued_until), revoked_at = excluded.revoked_at,
@@ -123,6 +126,7 @@ impl Registry {
         .bind(seconds(revocation.revoked_at))
         .bind(&revocation.revoked_by)
         .bind(MOST)
+        .bind(MOST_OF_ONE)
         .execute(&mut *tx)
         .await
         .map_err(|error| self.error(error))?;

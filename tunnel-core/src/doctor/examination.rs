@@ -127,8 +127,9 @@ impl<'a> Examination<'a> {
         }
     }
 
-    /// What somebody else has found.
+    /// What somebody else has found. Their texts go to a terminal, and what to do about a fault is ours to say.
     pub fn add(&mut self, finding: Finding) {
+        let finding = finding.printable();
         (self.tell)(&finding);
         self.findings.push(finding);
     }

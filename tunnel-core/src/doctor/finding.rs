@@ -53,7 +53,32 @@ pub struct Finding {
     pub took_ms: u64,
 }
 
+/// Without what a terminal would act on.
+fn clean(text: &str) -> String {
+    printed(text).collect()
+}
+
 impl Finding {
+    /// One that came from elsewhere, fit to be printed: a code that is known says itself what it means and what is to be done.
+    pub(super) fn printable(self) -> Self {
+        let (fault, seen) = (self.fault(), clean(&self.seen));
+        let own = |text: Option<Cow<'static, str>>, of: fn(Fault) -> &'static str| match fault {
+            Some(fault) => text.map(|_theirs| of(fault).into()),
+            None => None,
+        };
+        Self {
+            step: clean(&self.step).into(),
+            code: self.code.map(|code| clean(&code).into()),
+            title: own(self.title, Fault::title),
+            why: clean(&self.why),
+            remedy: own(self.remedy, Fault::remedy),
+            who: own(self.who, |fault| fault.who().id()),
+            hand_over: self.hand_over.and_then(|_theirs| fault.map(|fault| hand_over(fault, &seen))),
+            seen,
+            ..self
+        }
+    }
+
     pub(super) fn plain(step: Step, status: Status, seen: &str, took: Duration) -> Self {
         Self {
             step: step.id().into(),

@@ -1,6 +1,10 @@
 //! One outbound proxy: where it is, how it is spoken to, and who we are there.
 
-use std::{fmt, path::PathBuf, sync::Mutex};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Mutex, atomic::AtomicBool},
+};
 
 use percent_encoding::percent_decode_str;
 use url::{Host, Url};
@@ -58,6 +62,8 @@ pub struct Proxy {
     pub(super) credentials: Option<CredentialSource>,
     /// How the last connection was let in, so that the next one need not ask.
     pub(super) let_in: Mutex<Option<Scheme>>,
+    /// Then it gets no password in clear text any more.
+    pub(super) has_asked_for_digest: AtomicBool,
 }
 
 impl Proxy {
@@ -102,7 +108,14 @@ impl Proxy {
                 Some(CredentialSource::Url(credentials))
             }
         };
-        Ok(Self { tls, at: Destination::new(host, port), from, credentials, let_in: Mutex::new(None) })
+        Ok(Self {
+            tls,
+            at: Destination::new(host, port),
+            from,
+            credentials,
+            let_in: Mutex::new(None),
+            has_asked_for_digest: AtomicBool::new(false),
+        })
     }
 
     /// Where it is.
