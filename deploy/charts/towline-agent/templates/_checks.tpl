@@ -56,6 +56,9 @@
 {{- if ne (empty $v.roles.max) (empty $v.roles.organisationKey) -}}
 {{- $wrong = append $wrong "roles.max and roles.organisationKey: set both, or neither" -}}
 {{- end -}}
+{{- if and $v.roles.max (ne $v.mode "impersonate") -}}
+{{- $wrong = append $wrong "roles.max means nothing with mode passthrough: a token that is passed on gets no group" -}}
+{{- end -}}
 {{- if and $v.audit.stdout $v.audit.volume -}}
 {{- $wrong = append $wrong "audit.stdout and audit.volume are both set: set one of them" -}}
 {{- end -}}
