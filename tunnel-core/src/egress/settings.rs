@@ -41,7 +41,7 @@ impl<'de> serde::Deserialize<'de> for ProxyText {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "args", derive(clap::Args))]
 pub struct ProxyArgs {
-    /// Proxy to reach the relay and the identity provider through, as http://[USER:PASSWORD@]HOST:PORT or https://…; empty for none, whatever HTTPS_PROXY says.
+    /// Proxy to reach the relay and the identity provider through, as http://HOST:PORT or https://HOST:PORT, with USER:PASSWORD@ before HOST where it wants to know; empty for none, whatever HTTPS_PROXY says.
     #[cfg_attr(feature = "args", arg(long, value_name = "URL", hide_env_values = true))]
     pub proxy_https: Option<ProxyText>,
     /// The same for destinations that are spoken to by plain HTTP [default: HTTP_PROXY].
