@@ -152,6 +152,12 @@ impl Registry {
         self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(|error| self.error(error))
     }
 
+    /// Ends a change of what is decided by: it is known here when this returns.
+    async fn commit(&self, tx: Transaction<'static, Sqlite>) -> Result<(), RegistryError> {
+        tx.commit().await.map_err(|error| self.error(error))?;
+        self.refresh().await
+    }
+
     fn error(&self, error: sqlx::Error) -> RegistryError {
         RegistryError::new(&self.path, error)
     }

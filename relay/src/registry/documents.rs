@@ -164,8 +164,7 @@ impl Registry {
         }
         let insert = sqlx::query("INSERT INTO organisation_keys (key, trusted_at) VALUES (?, ?)");
         insert.bind(print_key(key)).bind(seconds(now)).execute(&mut *tx).await.map_err(at)?;
-        tx.commit().await.map_err(at)?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(Some(true))
     }
 
@@ -177,8 +176,7 @@ impl Registry {
         let mut tx = self.writing().await?;
         let delete = sqlx::query("DELETE FROM organisation_keys WHERE key = ?").bind(print_key(key));
         let gone = delete.execute(&mut *tx).await.map_err(|error| self.error(error))?.rows_affected() > 0;
-        tx.commit().await.map_err(|error| self.error(error))?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(gone)
     }
 
@@ -209,8 +207,7 @@ impl Registry {
         }
         let mut tx = self.writing().await?;
         let stored = keep(&mut tx, signed, signer, by, now).await.map_err(|error| self.error(error))?;
-        tx.commit().await.map_err(|error| self.error(error))?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(stored)
     }
 
@@ -239,8 +236,7 @@ impl Registry {
             .await
             .map_err(at)?;
         }
-        tx.commit().await.map_err(at)?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(gone)
     }
 }

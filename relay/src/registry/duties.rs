@@ -118,8 +118,7 @@ impl Registry {
         .execute(&mut *tx)
         .await
         .map_err(|error| self.error(error))?;
-        tx.commit().await.map_err(|error| self.error(error))?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(!removed)
     }
 
@@ -130,8 +129,7 @@ impl Registry {
     pub async fn remove_duty(&self, held: &DutyAssignment) -> Result<bool, RegistryError> {
         let mut tx = self.writing().await?;
         let removed = delete(held, &mut tx).await.map_err(|error| self.error(error))?;
-        tx.commit().await.map_err(|error| self.error(error))?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(removed)
     }
 

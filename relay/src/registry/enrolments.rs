@@ -87,8 +87,7 @@ impl Registry {
         let mut tx = self.writing().await?;
         let enrolled = enrol(&mut tx, secret_hash, key, now).await.map_err(|error| self.error(error))?;
         if matches!(enrolled, Enrolled::Yes { .. }) {
-            tx.commit().await.map_err(|error| self.error(error))?;
-            self.refresh().await?;
+            self.commit(tx).await?;
         } else {
             tx.rollback().await.map_err(|error| self.error(error))?;
         }
@@ -106,8 +105,7 @@ impl Registry {
             .execute(&mut *tx)
             .await
             .map_err(|error| self.error(error))?;
-        tx.commit().await.map_err(|error| self.error(error))?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(done.rows_affected() > 0)
     }
 }

@@ -130,8 +130,7 @@ impl Registry {
         .execute(&mut *tx)
         .await
         .map_err(|error| self.error(error))?;
-        tx.commit().await.map_err(|error| self.error(error))?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(done.rows_affected() > 0)
     }
 
@@ -154,8 +153,7 @@ impl Registry {
                 .execute(&mut *tx)
                 .await
                 .map_err(|error| self.error(error))?;
-        tx.commit().await.map_err(|error| self.error(error))?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(done.rows_affected() > 0)
     }
 
