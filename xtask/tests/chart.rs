@@ -405,7 +405,7 @@ fn files_that_settings_name_are_mounted() {
     let entra = with_file(&values("entra"));
     let files = at(&entra["ConfigMap towline-agent-issuer"], "/data");
     assert_eq!(text(&yaml(&text(files, "/authentication.yaml")), "/kind"), "AuthenticationConfiguration");
-    assert!(text(files, "/entra.yaml").starts_with("tenants: ["));
+    assert!(text(files, "/entra.yaml").starts_with("apiVersion: towline.dev/v1\n"));
     let proxy = with_file(&values("proxy"));
     let data = at(&proxy["ConfigMap towline-agent"], "/data");
     assert_eq!(text(data, "/TOWLINE_AGENT_PROXY_SKIP_RANGE"), "10.0.0.0/8,.example.internal,*.svc:8443");

@@ -55,7 +55,7 @@
 {{- if $v.allowServiceAccountTokens -}}
 {{- $_ := set $texts "ALLOW_SERVICE_ACCOUNT_TOKENS" "true" -}}
 {{- end -}}
-{{- if $v.audit.stdout -}}
+{{- if or $v.audit.stdout (and (kindIs "invalid" $v.audit.stdout) (not $v.audit.volume)) -}}
 {{- $_ := set $texts "AUDIT_LOG" "-" -}}
 {{- else if $v.audit.volume -}}
 {{- $_ := set $texts "AUDIT_LOG" "/var/log/towline/audit.log" -}}
