@@ -3,7 +3,7 @@
 use std::{io, net::Ipv6Addr, path::Path, sync::Arc, time::Duration};
 
 use rustls::{
-    CertificateError, ClientConfig, RootCertStore,
+    AlertDescription, CertificateError, ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::{
@@ -13,7 +13,9 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    ReadAhead, tune,
+    ReadAhead,
+    http::RequestError,
+    tune,
     websocket::{HandshakeError, WebSocketCarrier},
 };
 use crate::{
@@ -21,8 +23,13 @@ use crate::{
     session::{Exporter, exporter, tls::provider},
 };
 
+/// Outer TLS to a relay.
+pub type OuterTls = TlsStream<ReadAhead<TcpStream>>;
+
+/// The name of HTTP/1.1 in ALPN (RFC 7301).
+pub(super) const HTTP1: &[u8] = b"http/1.1";
 /// Dialling takes no longer than this, all steps together.
-const DIAL_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const DIAL_WITHIN: Duration = Duration::from_secs(10);
 /// Each address of a name gets this long before the next is tried.
 const ADDRESS_WITHIN: Duration = Duration::from_secs(4);
 
@@ -127,7 +134,7 @@ impl Dialler {
             .map_err(|error| Report::caused_by(Fault::Internal, "TLS can't be set up", error))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![HTTP1.to_vec()];
         Ok(Self { address, name, config: Arc::new(config) })
     }
 
@@ -140,9 +147,7 @@ impl Dialler {
     ///
     /// # Errors
     /// Which step failed, and why.
-    pub async fn dial(
-        &self,
-    ) -> Result<(WebSocketCarrier<TlsStream<ReadAhead<TcpStream>>>, Option<Exporter>), Report> {
+    pub async fn dial(&self) -> Result<(WebSocketCarrier<OuterTls>, Option<Exporter>), Report> {
         self.dial_for(Errand::Begin).await
     }
 
@@ -153,17 +158,9 @@ impl Dialler {
     pub async fn dial_for(
         &self,
         errand: Errand,
-    ) -> Result<(WebSocketCarrier<TlsStream<ReadAhead<TcpStream>>>, Option<Exporter>), Report> {
+    ) -> Result<(WebSocketCarrier<OuterTls>, Option<Exporter>), Report> {
         let deadline = Instant::now() + DIAL_WITHIN;
-        let tcp = self.connect(deadline).await?;
-        let tls = timeout_at(
-            deadline,
-            TlsConnector::from(Arc::clone(&self.config)).connect(self.name.clone(), ReadAhead::new(tcp)),
-        )
-        .await
-        .map_err(|_| self.report(Fault::ConnectTimeout, "the TLS handshake is not answered"))?
-        .map_err(|error| self.tls_failed(error))?;
-        let exporter = exporter(tls.get_ref().1);
+        let (tls, exporter) = self.secured(HTTP1, deadline).await?;
         let carrier = timeout_at(deadline, WebSocketCarrier::client(tls, &self.address.authority(), errand))
             .await
             .map_err(|_| self.report(Fault::ConnectTimeout, "the websocket upgrade is not answered"))?
@@ -171,7 +168,30 @@ impl Dialler {
         Ok((carrier, exporter))
     }
 
-    fn report(&self, fault: Fault, detail: &str) -> Report {
+    /// A connection by TLS on which this protocol is offered (ALPN, RFC 7301), and its exporter.
+    ///
+    /// # Errors
+    /// Which step failed, and why.
+    pub(super) async fn secured(
+        &self,
+        alpn: &[u8],
+        deadline: Instant,
+    ) -> Result<(OuterTls, Option<Exporter>), Report> {
+        let mut config = Arc::clone(&self.config);
+        if alpn != HTTP1 {
+            Arc::make_mut(&mut config).alpn_protocols = vec![alpn.to_vec()];
+        }
+        let tcp = self.connect(deadline).await?;
+        let connecting = TlsConnector::from(config).connect(self.name.clone(), ReadAhead::new(tcp));
+        let tls = timeout_at(deadline, connecting)
+            .await
+            .map_err(|_| self.report(Fault::ConnectTimeout, "the TLS handshake is not answered"))?
+            .map_err(|error| self.tls_failed(error))?;
+        let exporter = exporter(tls.get_ref().1);
+        Ok((tls, exporter))
+    }
+
+    pub(super) fn report(&self, fault: Fault, detail: &str) -> Report {
         Report::new(fault, format!("{}: {detail}", self.address))
     }
 
@@ -215,12 +235,23 @@ impl Dialler {
                 }
                 _ => Fault::CertificateUntrusted,
             },
+            // What ends TLS there speaks another version of HTTP only.
+            Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+                Fault::HttpCarrierRefused
+            }
             _ => Fault::TlsFailed,
         };
         Report::caused_by(fault, self.address.to_string(), error)
     }
 
-    fn upgrade_failed(&self, error: HandshakeError) -> Report {
+    pub(super) fn request_failed(&self, what: &str, error: RequestError) -> Report {
+        if let RequestError::Busy(delay) = &error {
+            return self.report(Fault::RelayLimit, "too many at once").retry_after(*delay);
+        }
+        Report::caused_by(Fault::HttpCarrierRefused, format!("{}: {what}: {error}", self.address), error)
+    }
+
+    pub(super) fn upgrade_failed(&self, error: HandshakeError) -> Report {
         if let HandshakeError::Busy(delay) = &error {
             return self.report(Fault::RelayLimit, "too many at once").retry_after(*delay);
         }

@@ -101,6 +101,12 @@ reasons! {
     AgentLimitReached = 28 => AgentLimit, "limit of the agent reached";
     /// What the stream was opened with is over: the caller's token for the cluster.
     AuthorityEnded = 29 => ClusterTokenExpired, "the caller's authority ended";
+    /// Of what the dialler sends nothing comes.
+    NothingCame = 36 => CarrierSilentUp, "nothing comes of what the dialler sends";
+    /// Of what the dialler sends only small messages come.
+    LargeMissing = 37 => CarrierLargeUp, "large messages of the dialler's do not come";
+    /// What came is not what was sent.
+    Damaged = 38 => CarrierDamaged, "bytes were changed on the way";
 }
 
 impl CloseReason {
