@@ -128,8 +128,10 @@ async fn tcp(stream: TcpStream, from: SocketAddr, acceptor: &TlsAcceptor, turn: 
     }
     // In a box of its own, which is gone once it is done: a handshake needs many times what a session does.
     let begun = Box::pin(begin_tls(stream, acceptor, from, deadline, handshake, &relay)).await;
-    if let Some(start) = begun {
-        start.run(from, &relay).await;
+    match begun {
+        Some(Start::WebSocket(begun)) => run(begun, from, &relay).await,
+        Some(Start::Beside(beside)) => Box::pin(beside.serve(from, &relay)).await,
+        None => {}
     }
 }
 
@@ -175,29 +177,19 @@ pub async fn connection<IO>(
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let begun = Box::pin(begin(io, exporter, http2, from, deadline, handshake, &relay)).await;
-    if let Some(start) = begun {
-        start.run(from, &relay).await;
+    match begun {
+        Some(Start::WebSocket(begun)) => run(begun, from, &relay).await,
+        Some(Start::Beside(beside)) => Box::pin(beside.serve(from, &relay)).await,
+        None => {}
     }
 }
 
-/// What a connection led to.
+/// What a connection led to. Boxed, as is what is in it: a task keeps room for each that it ever holds.
 enum Start<IO> {
     /// It is a carrier.
-    WebSocket(Begun<WebSocketCarrier<IO>>),
+    WebSocket(Box<Begun<WebSocketCarrier<IO>>>),
     /// Its requests are, or parts of some.
     Beside(Box<Beside>),
-}
-
-impl<IO> Start<IO>
-where
-    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    async fn run(self, from: SocketAddr, relay: &Arc<Relay>) {
-        match self {
-            Self::WebSocket(begun) => run(begun, from, relay).await,
-            Self::Beside(beside) => Box::pin(beside.serve(from, relay)).await,
-        }
-    }
 }
 
 /// Whose session it is, and what it has of the relay.
@@ -295,7 +287,7 @@ async fn session<C>(
     deadline: Instant,
     handshake: Handshake,
     relay: &Relay,
-) -> Option<Begun<C>>
+) -> Option<Box<Begun<C>>>
 where
     C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -339,7 +331,8 @@ where
     };
     drop(handshake);
     relay.metrics().handshake_seconds.observe(begun.elapsed().as_secs_f64());
-    Some(Begun { channel: Box::new(channel), rung, id: welcome.channel, peer, place, turn })
+    let channel = Box::new(channel);
+    Some(Box::new(Begun { channel, rung, id: welcome.channel, peer, place, turn }))
 }
 
 async fn admit(
@@ -356,11 +349,11 @@ async fn admit(
     Ok((welcome, (peer, place)))
 }
 
-async fn run<C>(begun: Begun<C>, from: SocketAddr, relay: &Relay)
+async fn run<C>(begun: Box<Begun<C>>, from: SocketAddr, relay: &Relay)
 where
     C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let Begun { channel, rung, id, peer, place: _place, turn } = begun;
+    let Begun { channel, rung, id, peer, place: _place, turn } = *begun;
     let micros = u64::try_from(turn.elapsed().as_micros()).unwrap_or(u64::MAX);
     let (max_streams, sessions, opened) = match &peer {
         Peer::Client(client) => {
