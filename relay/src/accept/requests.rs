@@ -129,6 +129,7 @@ pub(super) struct Streamed {
 }
 
 /// What comes of a connection first.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 pub(super) enum First<IO> {
     /// It ended, and all that was asked was answered.
     Nothing,
