@@ -13,6 +13,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 use towline_tunnel::{
+    clock::Clock,
     fault::Fault,
     ids::KeyHash,
     inner::{InnerAcceptor, InnerStream},
@@ -24,8 +25,9 @@ use tracing::debug;
 
 use self::users::{Held, Users};
 use crate::{
-    forward::{Caller, Clock, Ending, Forwarder},
+    forward::{Caller, Ending, Forwarder},
     metrics::{Metrics, Present},
+    roles::Offered,
     stream::ResettableStream,
 };
 
@@ -139,12 +141,15 @@ impl Acceptor {
         }
         reset.clear();
         let held = Arc::new(held);
-        self.keep(&inner, tickets, peer, Arc::clone(&held));
+        let roles = self.forwarder.roles();
+        let offered = roles.map(|roles| Arc::new(roles.take(&ticket, request.offer.as_ref(), now)));
+        self.keep(&inner, tickets, peer, Arc::clone(&held), offered.clone());
         let caller = Caller {
             principal: ticket.principal,
             run_key: peer,
             channel: request.channel,
             stream: request.key,
+            offered,
         };
         self.forwarder.serve(inner, &caller, &reset, ending).await;
     }
@@ -156,20 +161,24 @@ impl Acceptor {
         tickets: VerifyingKey,
         peer: KeyHash,
         held: Arc<Held>,
+        offered: Option<Arc<Offered>>,
     ) {
         let Ok(exported) = inner.exporter(EXPORTER_LABEL) else { return };
         let (cluster, clock, user) = (self.inner.cluster(), self.clock.clone(), held.user());
+        let roles = self.forwarder.roles().cloned().zip(offered);
         let admit: Admit = Box::new(move |request| {
             let ticket = request.ticket.as_deref().unwrap_or_default();
             let ticket =
                 Ticket::verify(ticket, &tickets, cluster, clock.now()).map_err(|error| error.to_string())?;
             ticket.check_peer(peer).map_err(|error| error.to_string())?;
             // What is kept counts for as long as it is: a stream whose end its client never confirms, too.
-            if *ticket.principal == *held.user() {
-                Ok(())
-            } else {
-                Err("the ticket is another caller's".into())
+            if *ticket.principal != *held.user() {
+                return Err("the ticket is another caller's".into());
             }
+            if let Some((roles, offered)) = &roles {
+                roles.renew(offered, &ticket, request.offer.as_ref(), clock.now());
+            }
+            Ok(())
         });
         inner.carrier().stream().keep(cluster, ResumeKey::new(&exported), Some(Owner { user, admit }));
     }

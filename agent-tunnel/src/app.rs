@@ -5,11 +5,13 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use http::Method;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
-use towline_identity::{TrustSettings, TrustSource, Verifier};
+use towline_identity::{FetchError, Trust, TrustSettings, TrustSource, Verifier};
 use towline_tunnel::{
     audit::{AuditLog, AuditWriter, Destination},
     carrier::dial::RelayAddress,
+    clock::Clock,
     drain::{DrainTrigger, drain},
+    egress::Egress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report},
     ids::ClusterId,
@@ -22,10 +24,12 @@ pub use crate::uplink::Status;
 use crate::{
     accept::Acceptor,
     dial::{Apiserver, ApiserverConfig},
-    forward::{Access, Clock, Forwarder},
+    forward::{Access, Forwarder},
     health,
     metrics::Metrics,
+    preflight::SelfLook,
     rights::{Duties, Findings},
+    roles::{RoleSettings, Roles},
     secret::StateSecret,
     state::DataDir,
     uplink::{Overrides, Parts, Uplink},
@@ -72,12 +76,16 @@ pub struct Config {
     pub relay: Option<RelayAddress>,
     /// Authorities of the relay's outer TLS beside the system's, in place of the enrolment token's.
     pub relay_ca_file: Option<PathBuf>,
+    /// The way to the relay and to issuers. kube-apiserver is always dialled directly.
+    pub egress: Egress,
     /// Where requests go.
     pub apiserver: ApiserverConfig,
     /// `NAMESPACE/NAME` of a service account whose tokens requests go with; the agent's own where there is none.
     pub impersonator: Option<String>,
     /// What callers may do there beyond being themselves, and how it learns who they are.
     pub access: Access,
+    /// Which roles count that the organisation signs; none where nothing is said.
+    pub roles: Option<RoleSettings>,
     /// Whose tokens for the cluster's audience are accepted.
     pub issuer: TrustSource,
     /// Where metrics are served.
@@ -110,6 +118,11 @@ pub struct Running {
     audit_writer: Option<AuditWriter>,
 }
 
+/// Asks issuers for their keys on the same way out as everything else.
+pub(crate) fn verifier(trust: Trust, egress: Egress) -> Result<Verifier, FetchError> {
+    Verifier::over(trust, Arc::new(move |host: &str, port: u16| egress.open(host, port)))
+}
+
 /// Reads keys and settings, binds, and starts to connect; whether that succeeds is told by [`Running::connected`].
 ///
 /// # Errors
@@ -127,24 +140,29 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let identity = dir.identity()?;
     let cluster = identity.public().cluster_id();
     let issuer = config.issuer.trust.names();
-    let verifier = Verifier::new(config.issuer.trust)
+    let verifier = verifier(config.issuer.trust, config.egress.clone())
         .map_err(|error| Report::new(Fault::ConfigInvalid, format!("the issuer's authorities: {error}")))?;
 
     let ledger = Ledger::new(config.limits.max_buffered_bytes);
     let metrics = Metrics::new(ledger.clone());
     info!(%cluster, apiserver = apiserver.address(), issuer, metrics = %metrics_address, "starting");
     let inner = InnerAcceptor::new(Arc::clone(&identity), config.clock.now())?;
+    let roles = config.roles.map(|settings| Arc::new(Roles::new(settings, &identity)));
     let duties = Duties {
         mode: config.access.mode,
         impersonator: config.impersonator,
         state_secret: config.state_secret.as_ref().map(|secret| secret.name().to_owned()),
+        role_groups: roles.as_ref().map(|roles| roles.possible_groups()).unwrap_or_default(),
     };
+    let look = SelfLook::new(duties.clone(), config.clock.clone());
     let (audit, audit_writer) = match &config.audit {
         Some(to) => AuditLog::open(to).map(|(log, writer)| (log, Some(writer)))?,
         None => (AuditLog::none(), None),
     };
     let forwarder = Forwarder::new(verifier, apiserver, config.access, metrics.clone(), config.clock.clone())
-        .with_audit(audit);
+        .with_audit(audit)
+        .with_roles(roles)
+        .with_self_look(look.clone());
     let per_user = config.limits.max_streams_per_user;
     let acceptor = Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone(), per_user);
     let acceptor = Arc::new(acceptor);
@@ -154,6 +172,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         cluster: identity,
         token: config.enrolment,
         overrides: Overrides { relay: config.relay, ca_file: config.relay_ca_file },
+        egress: config.egress,
         dir,
         secret: config.state_secret,
         acceptor: Arc::clone(&acceptor),
@@ -165,6 +184,10 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         drain_timeout: config.drain_timeout,
         lines: config.lines,
     })?;
+
+    if let Ok(network) = uplink.network() {
+        look.know(network);
+    }
 
     let (trigger, watcher) = drain();
     let mut beside = JoinSet::new();

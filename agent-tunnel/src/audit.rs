@@ -23,6 +23,24 @@ pub struct Named {
     /// Whom they act as (`kubectl --as`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acts_as: Option<String>,
+    /// The role that the organisation gives them, where it counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+}
+
+/// A role, and by what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Role {
+    /// `viewer`, `writer`, ….
+    pub role: &'static str,
+    /// Where the document that gives it holds.
+    pub scope: String,
+    /// Its id.
+    pub document: String,
+    /// What it says, where that is above the agent's ceiling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lowered_from: Option<&'static str>,
 }
 
 /// What a request asks for, in kube-apiserver's words.
@@ -54,10 +72,13 @@ pub struct Target {
     pub path: String,
 }
 
+/// The code of a request whose caller left before there was an answer.
+pub const NO_ANSWER: u16 = 0;
+
 /// What came of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome<'a> {
-    /// The answer's HTTP status.
+    /// The answer's HTTP status, or [`NO_ANSWER`].
     pub code: u16,
     /// Ours, where the agent refused it.
     pub fault: Option<&'a str>,

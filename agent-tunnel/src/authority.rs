@@ -3,6 +3,7 @@
 //! A request is judged when it begins; `exec`, `logs -f` and a watch go on for hours. Each of them hangs on an authority: what one token's
 //! user may do over one run of a client, until a time. A newer token of the same user, with any request or posted for that alone
 //! (`POST` to [`RENEW_PATH`](towline_tunnel::inner::RENEW_PATH)), moves the time ahead. Once it has come, what hangs on the authority ends.
+//! A request that is made with a role hangs on that as well ([`Hold`]).
 
 use std::{
     collections::HashMap,
@@ -11,13 +12,13 @@ use std::{
 };
 
 use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
 use towline_identity::Identity;
 use towline_tunnel::{
+    clock::Clock,
     fault::{Fault, Report},
     ids::KeyHash,
 };
-
-use crate::forward::Clock;
 
 /// Clocks may differ by less than the minute within which everything has to end.
 const SKEW: Duration = Duration::from_secs(45);
@@ -145,6 +146,68 @@ impl Authority {
     }
 }
 
+/// The role that a request is made with.
+#[derive(Clone, Debug)]
+pub struct RoleHold {
+    /// When the first of its documents ends, if one does.
+    pub until: Option<SystemTime>,
+    /// Cancelled when the relay no longer vouches for them.
+    pub gone: CancellationToken,
+}
+
+/// What a request hangs on.
+#[derive(Clone, Debug)]
+pub struct Hold {
+    authority: Arc<Authority>,
+    role: Option<RoleHold>,
+}
+
+/// What of a hold has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The token.
+    Authority,
+    /// The role.
+    Role,
+}
+
+impl Hold {
+    /// On an authority, and on a role where there is one.
+    pub fn new(authority: Arc<Authority>, role: Option<RoleHold>) -> Self {
+        Self { authority, role }
+    }
+
+    /// The authority.
+    pub fn authority(&self) -> &Arc<Authority> {
+        &self.authority
+    }
+
+    /// Waits until either has ended.
+    pub async fn ended(&self) -> Ended {
+        tokio::select! {
+            () = self.authority.ended() => Ended::Authority,
+            () = self.role_ended() => Ended::Role,
+        }
+    }
+
+    async fn role_ended(&self) {
+        let Some(role) = &self.role else { return std::future::pending().await };
+        let over = async {
+            let Some(until) = role.until else { return std::future::pending().await };
+            // No skew is added: who signed it chose the time, and could have chosen another.
+            while let Ok(left) = until.duration_since(self.authority.clock.now())
+                && !left.is_zero()
+            {
+                sleep(left.min(LOOK_EVERY)).await;
+            }
+        };
+        tokio::select! {
+            () = over => {}
+            () = role.gone.cancelled() => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -223,6 +286,33 @@ mod tests {
         assert!(!waits.is_finished());
         moved.store(700, Ordering::Relaxed);
         timeout(Duration::from_secs(6), waits).await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_made_with_a_role_ends_with_whichever_is_over_first() {
+        let (clock, moved) = clock();
+        let authorities = Authorities::new(clock.clone());
+        let authority = authorities.renew(SigningKey::generate().public().hash(), "alice", at(1000));
+        let gone = CancellationToken::new();
+        let hold = |until: Option<u64>| {
+            Hold::new(Arc::clone(&authority), Some(RoleHold { until: until.map(at), gone: gone.clone() }))
+        };
+        assert_eq!(hold(Some(100)).ended().await, Ended::Role);
+        assert_eq!(clock.now(), at(100));
+        let waits = tokio::spawn({
+            let hold = hold(Some(900));
+            async move { hold.ended().await }
+        });
+        tokio::task::yield_now().await;
+        moved.store(850, Ordering::Relaxed);
+        assert_eq!(timeout(Duration::from_secs(6), waits).await.unwrap().unwrap(), Ended::Role);
+        moved.store(0, Ordering::Relaxed);
+        assert_eq!(hold(Some(2000)).ended().await, Ended::Authority);
+        assert_eq!(clock.now(), at(1000));
+        moved.store(0, Ordering::Relaxed);
+        gone.cancel();
+        let lasting = authorities.renew(SigningKey::generate().public().hash(), "bob", at(9000));
+        assert_eq!(Hold::new(lasting, Some(RoleHold { until: None, gone })).ended().await, Ended::Role);
     }
 
     #[tokio::test]

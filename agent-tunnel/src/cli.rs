@@ -3,12 +3,15 @@
 //! Every argument of `run` can stand in the environment as well, so that a manifest needs no command line. None of them
 //! is a secret: those are in files.
 
+mod roles;
+
 use std::{
     fs,
     io::{IsTerminal as _, Write as _},
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,8 +21,12 @@ use towline_identity::{IssuerSettings, Roots, TrustSettings, TrustSource};
 use towline_tunnel::{
     audit::Destination,
     carrier::dial::RelayAddress,
+    clock::Clock,
+    doctor::{Finding, Ink, explained, line},
+    egress::Egress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report, name_program},
+    keys::SigningKey,
     mux::{LineSettings, MAX_LINES},
     values::{bytes, duration},
 };
@@ -28,7 +35,9 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     app::{self, BULK_LINES, Config, Limits, default_lines},
     dial::ApiserverConfig,
-    forward::{Access, Clock, Mode},
+    forward::{Access, Mode},
+    preflight,
+    proxies::AgentProxies,
     secret::StateSecret,
     state::DataDir,
 };
@@ -45,8 +54,13 @@ pub struct Cli {
 enum Command {
     /// Connect to the relay, and serve until told to stop
     Run(Box<Run>),
+    /// Look at everything that `run` needs, with the same arguments, and say what is wrong and who can repair it
+    Preflight(Box<Preflight>),
     /// Print the cluster's id
     Id(Place),
+    /// Roles by the relay in this cluster
+    #[command(subcommand)]
+    Roles(roles::Command),
 }
 
 #[derive(Args, Debug)]
@@ -112,7 +126,13 @@ struct Run {
 
     // Those with headings of their own come last: a heading holds for all that follows.
     #[command(flatten)]
+    proxies: AgentProxies,
+
+    #[command(flatten)]
     access: AccessArgs,
+
+    #[command(flatten)]
+    roles: roles::RoleArgs,
 
     #[command(flatten)]
     issuer: IssuerArgs,
@@ -122,6 +142,51 @@ struct Run {
 
     #[command(flatten)]
     limits: LimitArgs,
+}
+
+#[derive(Args, Debug)]
+struct Preflight {
+    /// How to print what is found
+    #[arg(short, long, value_name = "FORM", default_value = "text")]
+    output: OutputArg,
+
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OutputArg {
+    /// For people
+    Text,
+    /// For scripts (docs/doctor.md)
+    Json,
+}
+
+impl Preflight {
+    /// The exit code is that of the first failure.
+    async fn look(self) -> Result<ExitCode, Report> {
+        let (text, ink) = (self.output == OutputArg::Text, Ink::of(std::io::stdout().is_terminal()));
+        let tell = move |finding: &Finding| {
+            if text {
+                say(&line(finding, ink));
+            }
+        };
+        let diagnosis = match self.run.config() {
+            Ok(config) => preflight::examine(config, tell).await,
+            Err(report) => preflight::unusable(&report, tell),
+        };
+        if !text {
+            say(&diagnosis.to_json());
+        } else if let Some(failed) = diagnosis.first_failed() {
+            say(&format!("\n{}", explained(failed, ink)));
+        }
+        Ok(ExitCode::from(diagnosis.exit_code))
+    }
+}
+
+/// A line for standard output; whoever reads may have gone.
+fn say(line: &str) {
+    let _closed = writeln!(std::io::stdout(), "{line}");
 }
 
 #[derive(Args, Debug)]
@@ -289,15 +354,18 @@ impl Run {
             Some(path) => ApiserverConfig::Kubeconfig { path, context: self.context },
             None => ApiserverConfig::InCluster,
         };
+        let access = Access::from(self.access);
         Ok(Config {
             data_dir: self.place.data_dir,
             state_secret: self.state_secret.as_deref().map(StateSecret::parse).transpose()?,
             enrolment: self.enrolment_token_file.as_deref().map(read_token).transpose()?.flatten(),
             relay: self.relay.as_deref().map(RelayAddress::parse).transpose()?,
             relay_ca_file: self.relay_ca_file,
+            egress: Egress::new(self.proxies.settings()?)?,
             apiserver,
             impersonator: self.impersonator,
-            access: self.access.into(),
+            roles: self.roles.parse(access.mode)?,
+            access,
             issuer: self.issuer.parse()?,
             metrics_listen: self.metrics_listen,
             drain_timeout: self.drain_timeout,
@@ -350,7 +418,8 @@ fn read_token(path: &std::path::Path) -> Result<Option<EnrolmentToken>, Report> 
     }
 }
 
-fn id(place: &Place) -> Result<(), Report> {
+/// The identity key of an agent that was started once: nobody is to bind or pin a new one's.
+fn kept_identity(place: &Place) -> Result<Arc<SigningKey>, Report> {
     let missing = || {
         Report::new(
             Fault::FileUnreadable,
@@ -364,7 +433,11 @@ fn id(place: &Place) -> Result<(), Report> {
     if !dir.has_identity() {
         return Err(missing());
     }
-    let id = dir.identity()?.public().cluster_id();
+    dir.identity()
+}
+
+fn id(place: &Place) -> Result<(), Report> {
+    let id = kept_identity(place)?.public().cluster_id();
     writeln!(std::io::stdout(), "{id}")
         .map_err(|error| Report::caused_by(Fault::FileUnwritable, "standard output", error))
 }
@@ -379,13 +452,15 @@ pub fn main() -> ExitCode {
         Err(error) => return fail(&Report::caused_by(Fault::Internal, "no runtime can be made", error)),
     };
     let ended = match cli.command {
-        Command::Run(run) => runtime.block_on(run.run()),
-        Command::Id(place) => id(&place),
+        Command::Run(run) => runtime.block_on(run.run()).map(|()| ExitCode::SUCCESS),
+        Command::Preflight(preflight) => runtime.block_on(preflight.look()),
+        Command::Id(place) => id(&place).map(|()| ExitCode::SUCCESS),
+        Command::Roles(command) => command.run().map(|()| ExitCode::SUCCESS),
     };
     // What a second signal left behind is not waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(report) => fail(&report),
     }
 }

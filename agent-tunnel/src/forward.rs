@@ -5,6 +5,8 @@
 //! nothing that was cut short can be taken for whole.
 
 mod body;
+mod doctor;
+mod record;
 mod service_account;
 mod tunnel;
 mod watch;
@@ -12,10 +14,9 @@ mod who;
 
 use std::{
     convert::Infallible,
-    fmt,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -25,31 +26,35 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::O
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, sleep},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 use towline_identity::Verifier;
 use towline_tunnel::{
     audit::AuditLog,
+    clock::Clock,
     fault::{Fault, Report, is_read_raw},
     head::{Answering, Flight, GuardHandle, HeadGuard, MAX_HEAD, MAX_HEADERS, Patience, Steady},
     ids::{ChannelId, KeyHash, StreamKey},
-    inner::RENEW_PATH,
+    inner::{DOCTOR_PATH, RENEW_PATH},
     mux::CloseReason,
 };
 use tracing::info;
 
 use crate::{
     as_user::Reviews,
-    audit::{self, Named},
-    authority::{Authorities, Authority},
+    audit::Named,
+    authority::{Authorities, Ended, Hold},
     dial::{Account, Apiserver, Outgoing, no_body},
     headers,
     impersonate::AuditId,
     metrics::Metrics,
+    preflight::SelfLook,
+    roles::{Offered, Roles},
     stream::ResetReason,
 };
 use body::{Answer, Sent, Streamed};
+use record::Record;
 use service_account::ClusterIssuer;
 use tunnel::Tunnel;
 use who::Admitted;
@@ -64,33 +69,6 @@ const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// The agent's own words, or kube-apiserver's.
 type AnswerBody = Either<Full<Bytes>, Streamed>;
 
-/// Tells the time: the system's, or a test's.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
-
-impl Clock {
-    /// The system's clock.
-    pub fn system() -> Self {
-        Self::new(SystemTime::now)
-    }
-
-    /// Any other.
-    pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
-    }
-
-    /// The time now.
-    pub fn now(&self) -> SystemTime {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Clock")
-    }
-}
-
 /// Whose stream it is, as ticket and inner TLS have proven.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -102,6 +80,8 @@ pub struct Caller {
     pub channel: Option<ChannelId>,
     /// The stream.
     pub stream: StreamKey,
+    /// The role documents that came with it and count.
+    pub offered: Option<Arc<Offered>>,
 }
 
 /// How work ends when its session or the agent does.
@@ -120,6 +100,8 @@ enum Cut {
     Draining,
     /// The token that it hangs on is.
     AuthorityEnded,
+    /// The role that it hangs on is.
+    RoleEnded,
 }
 
 impl Cut {
@@ -128,6 +110,7 @@ impl Cut {
         let fault = match self {
             Self::Draining => Fault::AgentDraining,
             Self::AuthorityEnded => Fault::ClusterTokenExpired,
+            Self::RoleEnded => Fault::RoleEnded,
         };
         Report::new(fault, "before kube-apiserver answered")
     }
@@ -140,20 +123,30 @@ impl Cut {
                 CloseReason::AuthorityEnded,
                 "the token that this was opened with is over, and no newer one came",
             ),
+            Self::RoleEnded => (CloseReason::RoleEnded, "the role that this was opened with is over"),
         }
     }
 }
 
-/// Waits until what hangs on this authority must end.
-async fn cut(draining: CancellationToken, authority: Arc<Authority>) -> Cut {
+impl From<Ended> for Cut {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Authority => Self::AuthorityEnded,
+            Ended::Role => Self::RoleEnded,
+        }
+    }
+}
+
+/// Waits until what hangs on this must end.
+async fn cut(draining: CancellationToken, hold: Hold) -> Cut {
     tokio::select! {
         () = draining.cancelled() => Cut::Draining,
-        () = authority.ended() => Cut::AuthorityEnded,
+        ended = hold.ended() => ended.into(),
     }
 }
 
 /// A request whose bodies are still on their way: the connection remembers until when they may be.
-struct Hanging(tokio::sync::watch::Sender<Option<Arc<Authority>>>);
+struct Hanging(tokio::sync::watch::Sender<Option<Hold>>);
 
 impl Drop for Hanging {
     fn drop(&mut self) {
@@ -170,7 +163,9 @@ pub struct Forwarder {
     reviews: Reviews,
     cluster_issuer: ClusterIssuer,
     authorities: Authorities,
+    roles: Option<Arc<Roles>>,
     audit: AuditLog,
+    look: Option<SelfLook>,
     metrics: Metrics,
     clock: Clock,
 }
@@ -187,13 +182,46 @@ impl Forwarder {
         let (reviews, cluster_issuer) = (Reviews::default(), ClusterIssuer::default());
         let authorities = Authorities::new(clock.clone());
         let audit = AuditLog::none();
-        Self { verifier, apiserver, access, reviews, cluster_issuer, authorities, audit, metrics, clock }
+        let look = None;
+        Self {
+            verifier,
+            apiserver,
+            access,
+            reviews,
+            cluster_issuer,
+            authorities,
+            roles: None,
+            audit,
+            look,
+            metrics,
+            clock,
+        }
     }
 
     /// Records each request there.
     #[must_use]
     pub fn with_audit(self, audit: AuditLog) -> Self {
         Self { audit, ..self }
+    }
+
+    /// Takes roles that the organisation signs.
+    #[must_use]
+    pub fn with_roles(self, roles: Option<Arc<Roles>>) -> Self {
+        Self { roles, ..self }
+    }
+
+    /// Who judges roles, where they are on.
+    pub fn roles(&self) -> Option<&Arc<Roles>> {
+        self.roles.as_ref()
+    }
+
+    /// Waits until what the relay vouched for when a connection began is too old for new requests, where roles are on: the caller comes
+    /// back on another one, with what the relay says then.
+    async fn stale(&self) {
+        match &self.roles {
+            Some(roles) => sleep(roles.fresh_for()).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// The verifier, so that somebody can own keeping its keys fresh.
@@ -242,12 +270,12 @@ impl Forwarder {
             let mut connection = pin!(connection);
             let served = async {
                 tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = ending.going.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
+                    ended = connection.as_mut() => return ended,
+                    () = ending.going.cancelled() => {}
+                    () = self.stale() => {}
                 }
+                connection.as_mut().graceful_shutdown();
+                connection.await
             };
             tokio::select! {
                 ended = served => if let Err(error) = ended {
@@ -276,7 +304,7 @@ struct Exchange<'a> {
     reset: &'a ResetReason,
     ending: &'a Ending,
     /// What the request that runs hangs on.
-    hanging: tokio::sync::watch::Sender<Option<Arc<Authority>>>,
+    hanging: tokio::sync::watch::Sender<Option<Hold>>,
     /// Left here by a request that asked for an upgrade, which is a connection's last.
     after: Mutex<Option<After>>,
 }
@@ -295,8 +323,8 @@ impl Exchange<'_> {
     }
 
     /// Remembers what the request that begins hangs on, until both its bodies are done.
-    fn hangs(&self, authority: &Arc<Authority>) -> Arc<Hanging> {
-        self.hanging.send_replace(Some(Arc::clone(authority)));
+    fn hangs(&self, hold: &Hold) -> Arc<Hanging> {
+        self.hanging.send_replace(Some(hold.clone()));
         Arc::new(Hanging(self.hanging.clone()))
     }
 
@@ -305,19 +333,20 @@ impl Exchange<'_> {
     async fn overdue(&self) {
         let mut hanging = self.hanging.subscribe();
         loop {
-            let authority = hanging.borrow_and_update().clone();
+            let hold = hanging.borrow_and_update().clone();
             let over = async {
-                match authority {
-                    Some(authority) => authority.ended().await,
+                let ended = match hold {
+                    Some(hold) => hold.ended().await,
                     None => std::future::pending().await,
-                }
+                };
                 sleep(ENDS_WITHIN).await;
+                Cut::from(ended)
             };
             tokio::select! {
                 // Its sender is this exchange's own.
                 _next = hanging.changed() => {}
-                () = over => {
-                    let (reason, detail) = Cut::AuthorityEnded.reason();
+                why = over => {
+                    let (reason, detail) = why.reason();
                     return self.reset.set(reason, detail);
                 }
             }
@@ -345,54 +374,39 @@ impl Exchange<'_> {
     }
 
     async fn judge(&self, mut request: Request<Sent>) -> Response<AnswerBody> {
-        let (begun, came) = (Instant::now(), self.forwarder.clock.now());
-        let audit_id = AuditId::random();
-        let target =
-            self.forwarder.audit.is_kept().then(|| audit::Target::of(request.method(), request.uri()));
-        let mut named = Named::default();
-        let asked = Asked {
-            method: request.method().to_string(),
-            path: request.uri().path().to_owned(),
-            // Whatever becomes of it, nothing but the upgrade itself may follow on this connection (THREATS T9).
-            last: request.headers().contains_key(header::UPGRADE),
-            read_raw: is_read_raw(request.uri().path(), request.headers()),
-        };
-        if asked.last {
+        let mut record = Record::begin(self.forwarder, self.caller, &request);
+        let audit_id = record.audit_id;
+        // Whatever becomes of it, nothing but the upgrade itself may follow on this connection (THREATS T9).
+        let last = request.headers().contains_key(header::UPGRADE);
+        let read_raw = is_read_raw(request.uri().path(), request.headers());
+        if last {
             self.set_after(After::Refused(hyper::upgrade::on(&mut request)));
         }
-        let answer = if asked.path == RENEW_PATH {
+        let answer = if record.path == RENEW_PATH {
             self.renew(&request, audit_id).await
+        } else if record.path == DOCTOR_PATH {
+            self.look(&request, audit_id, &mut record.named).await
         } else {
-            self.pass_on(request, audit_id, asked.last, &mut named).await
+            self.pass_on(request, audit_id, last, &mut record.named).await
         };
         let status = answer.as_ref().map_or_else(Report::http_status, |answer| answer.status().as_u16());
-        let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        record.answered(status, answer.as_ref().err().map(|report| report.fault.code()));
+        let (after, method, path) = (record.after(), &record.method, &record.path);
+        let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         self.forwarder.metrics.answered(status);
-        self.forwarder.metrics.answer_seconds.observe(begun.elapsed().as_secs_f64());
-        if let Some(target) = &target {
-            let fault = answer.as_ref().err().map(|report| report.fault.code());
-            let outcome = audit::Outcome { code: status, fault, after: begun.elapsed() };
-            self.forwarder.audit.record(&audit::line(
-                came,
-                &audit_id.to_string(),
-                self.caller,
-                &named,
-                target,
-                &outcome,
-            ));
-        }
+        self.forwarder.metrics.answer_seconds.observe(after.as_secs_f64());
         let channel = self.caller.channel.map(tracing::field::display);
         let stream = self.caller.stream;
         match &answer {
             Ok(_) => info!(
-                channel, %stream, %audit_id, status, millis, method = asked.method, path = asked.path, "request"
+                channel, %stream, %audit_id, status, millis, method, path, "request"
             ),
             Err(report) => info!(
-                channel, %stream, %audit_id, status, millis, method = asked.method, path = asked.path,
+                channel, %stream, %audit_id, status, millis, method, path,
                 fault = report.fault.code(), %report, cause = cause(report), "request refused"
             ),
         }
-        answer.unwrap_or_else(|report| self.refuse(&report, asked.last, asked.read_raw))
+        answer.unwrap_or_else(|report| self.refuse(&report, last, read_raw))
     }
 
     /// A newer token for what is open; nothing of it goes on.
@@ -417,7 +431,7 @@ impl Exchange<'_> {
         named: &mut Named,
     ) -> Result<Response<AnswerBody>, Report> {
         let mut who = HeaderMap::new();
-        let Admitted { account, mut authority, unjudged } =
+        let Admitted { account, mut hold, unjudged, warning } =
             self.forwarder.admit(request.headers(), self.caller, &mut who, audit_id, named).await?;
         let is_ours = account == Account::Impersonator;
         let upgrade = headers::upgrade(request.headers())?;
@@ -425,7 +439,7 @@ impl Exchange<'_> {
         out.extend(who);
 
         let (parts, mut body) = request.into_parts();
-        let hanging = self.hangs(&authority);
+        let hanging = self.hangs(&hold);
         body.hang(Arc::clone(&hanging));
         let target = parts.uri.path_and_query().cloned();
         let is_watch = target.as_ref().is_some_and(watch::is_watch);
@@ -442,13 +456,13 @@ impl Exchange<'_> {
         };
         let mut response = tokio::select! {
             response = self.forwarder.apiserver.forward(outgoing) => response?,
-            why = cut(self.ending.cut.clone(), Arc::clone(&authority)) => return Err(why.report()),
+            why = cut(self.ending.cut.clone(), hold.clone()) => return Err(why.report()),
         };
         if let Some(account) = &unjudged
             && response.status() != StatusCode::UNAUTHORIZED
         {
-            authority = self.forwarder.judged(self.caller, account, &authority);
-            self.hanging.send_replace(Some(Arc::clone(&authority)));
+            hold = Hold::new(self.forwarder.judged(self.caller, account, hold.authority()), None);
+            self.hanging.send_replace(Some(hold.clone()));
         }
         if response.status() == StatusCode::UNAUTHORIZED && is_ours {
             // Of kube-apiserver itself it means that the agent's own credential is no longer good.
@@ -470,11 +484,16 @@ impl Exchange<'_> {
             headers::incoming(response.headers_mut(), true);
             let upstream = hyper::upgrade::on(&mut response);
             let (head, body) = response.into_parts();
-            self.set_after(After::Switched(Tunnel::new(inner, upstream, body, authority)));
+            self.set_after(After::Switched(Tunnel::new(inner, upstream, body, hold)));
             self.guard.answered_upgrade(true);
             return Ok(Response::from_parts(head, Either::Left(Full::default())));
         }
         headers::incoming(response.headers_mut(), false);
+        if let Some(warning) = warning
+            && response.status() == StatusCode::FORBIDDEN
+        {
+            response.headers_mut().append(header::WARNING, warning);
+        }
         if last {
             close_after(&mut response);
         }
@@ -482,7 +501,7 @@ impl Exchange<'_> {
         let got = self.forwarder.metrics.bytes_to_callers.clone();
         let (caller, reset) = (self.caller.clone(), self.reset.clone());
         Ok(response.map(|body| {
-            let cut = cut(self.ending.cut.clone(), authority);
+            let cut = cut(self.ending.cut.clone(), hold);
             let cut = async move {
                 let _held = hanging;
                 cut.await
@@ -504,14 +523,6 @@ impl Exchange<'_> {
         }
         response
     }
-}
-
-/// What a request asked for, for the log.
-struct Asked {
-    method: String,
-    path: String,
-    last: bool,
-    read_raw: bool,
 }
 
 fn close_after<B>(response: &mut Response<B>) {

@@ -50,15 +50,24 @@ impl fmt::Debug for AuditId {
     }
 }
 
-/// Sets who the request is for. `headers` are the agent's own, in which nothing of the caller's can stand for a user.
+/// Sets who the request is for; `role` is the group of their role, which only the agent can name. `headers` are the agent's own, in
+/// which nothing of the caller's can stand for a user.
 ///
 /// # Errors
 /// If the identity holds a name that must never come from a token (THREATS T4, T6, T7): no request then.
-pub fn impersonate(headers: &mut HeaderMap, identity: &Identity, audit_id: AuditId) -> Result<(), Report> {
+pub fn impersonate(
+    headers: &mut HeaderMap,
+    identity: &Identity,
+    role: Option<&str>,
+    audit_id: AuditId,
+) -> Result<(), Report> {
     headers.insert(USER, name(&identity.username)?);
     headers.remove(GROUP);
     for group in &identity.groups {
         headers.append(GROUP, name(group)?);
+    }
+    if let Some(role) = role {
+        headers.append(GROUP, value(role)?);
     }
     headers.append(GROUP, HeaderValue::from_static(AUTHENTICATED));
     if let Some(uid) = &identity.uid {
@@ -96,7 +105,7 @@ pub fn act_as(
 ) -> Result<(), Report> {
     // Judges the caller's own names, too; nothing of them stays.
     let mut own = HeaderMap::new();
-    impersonate(&mut own, identity, audit_id)?;
+    impersonate(&mut own, identity, None, audit_id)?;
     headers.insert(USER, value(&wanted.user)?);
     for group in &wanted.groups {
         headers.append(GROUP, value(group)?);
@@ -188,7 +197,7 @@ mod tests {
 
     fn set(identity: &Identity) -> Result<HeaderMap, Report> {
         let mut headers = HeaderMap::new();
-        impersonate(&mut headers, identity, AuditId::random()).map(|()| headers)
+        impersonate(&mut headers, identity, None, AuditId::random()).map(|()| headers)
     }
 
     fn values(headers: &HeaderMap, name: &str) -> Vec<String> {

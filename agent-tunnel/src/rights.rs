@@ -38,6 +38,8 @@ pub struct Duties {
     pub impersonator: Option<String>,
     /// `NAMESPACE/NAME` of the Secret with the agent's state.
     pub state_secret: Option<String>,
+    /// The groups that roles become here.
+    pub role_groups: Vec<String>,
 }
 
 /// Which of the two accounts.
@@ -71,9 +73,11 @@ struct Need(Vec<Attributes>);
 
 /// What was found about one account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Found {
-    missing: Vec<String>,
-    excessive: Vec<String>,
+pub(crate) struct Found {
+    /// Rights that the account must have, and has not.
+    pub(crate) missing: Vec<String>,
+    /// Rights that it has, and does not need.
+    pub(crate) excessive: Vec<String>,
 }
 
 /// What the last proof found; nothing where all is as it should be.
@@ -110,16 +114,38 @@ impl Duties {
         own.push(Need(vec![Attributes::new("create", "authorization.k8s.io", "subjectaccessreviews")]));
         let Some((namespace, name)) = self.impersonator.as_deref().and_then(|name| name.split_once('/'))
         else {
-            own.extend(impersonation());
+            own.extend(self.impersonation());
             return vec![(Who::Own, own)];
         };
         let token = Attributes::new("create", "", "serviceaccounts").of("token").named(namespace, name);
         own.push(Need(vec![token]));
-        vec![(Who::Own, own), (Who::Impersonator, impersonation())]
+        vec![(Who::Own, own), (Who::Impersonator, self.impersonation())]
+    }
+
+    /// Everything that impersonation needs, in constrained form (KEP-5284, from Kubernetes 1.36) or the older one.
+    fn impersonation(&self) -> Vec<Need> {
+        let authentication = "authentication.k8s.io";
+        let of = |resource: &'static str, subresource: &'static str, name: &str| {
+            let older = if resource == "userextras" { authentication } else { "" };
+            Need(vec![
+                Attributes::new("impersonate:user-info", authentication, resource)
+                    .of(subresource)
+                    .named("", name),
+                Attributes::new("impersonate", older, resource).of(subresource).named("", name),
+            ])
+        };
+        // Names nobody has: the right must not be one to particular users.
+        let mut needs = vec![
+            of("users", "", "towline-probe"),
+            of("groups", "", "system:authenticated"),
+            of("userextras", ORIGINAL_USER, "towline-probe"),
+        ];
+        needs.extend(self.role_groups.iter().map(|group| of("groups", "", group)));
+        needs
     }
 
     /// Asks about all accounts.
-    async fn prove(&self, apiserver: &Apiserver) -> Result<Vec<(Who, Found)>, Report> {
+    pub(crate) async fn prove(&self, apiserver: &Apiserver) -> Result<Vec<(Who, Found)>, Report> {
         let mut all = Vec::new();
         for (who, needs) in self.needs() {
             let mut found = Found::default();
@@ -183,26 +209,6 @@ impl Duties {
             tokio::time::sleep(pause).await;
         }
     }
-}
-
-/// Everything that impersonation needs, in constrained form (KEP-5284, from Kubernetes 1.36) or the older one.
-fn impersonation() -> Vec<Need> {
-    let authentication = "authentication.k8s.io";
-    let of = |resource: &'static str, subresource: &'static str, name: &'static str| {
-        let older = if resource == "userextras" { authentication } else { "" };
-        Need(vec![
-            Attributes::new("impersonate:user-info", authentication, resource)
-                .of(subresource)
-                .named("", name),
-            Attributes::new("impersonate", older, resource).of(subresource).named("", name),
-        ])
-    };
-    // Names nobody has: the right must not be one to particular users.
-    vec![
-        of("users", "", "towline-probe"),
-        of("groups", "", "system:authenticated"),
-        of("userextras", ORIGINAL_USER, "towline-probe"),
-    ]
 }
 
 /// Logs and counts what was found, and says it in lines for `/readyz`.

@@ -156,6 +156,16 @@ impl StateSecret {
         Err(self.refused("written", 409, b""))
     }
 
+    /// Which relay was joined, as it is kept there; for whoever only looks.
+    ///
+    /// # Errors
+    /// If the Secret can't be read, or what is kept is damaged.
+    pub async fn membership(&self, apiserver: &Apiserver) -> Result<Option<Membership>, Report> {
+        let kept = self.read(apiserver).await?.file(RELAY);
+        let read = kept.map(|text| Membership::from_json(&text)).transpose();
+        read.map_err(|why| Report::new(Fault::AgentCredential, format!("{}: {RELAY}: {why}", self.name)))
+    }
+
     /// Keeps which relay was joined.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use towline_tunnel::{
+    clock::Clock,
     drain::DrainWatcher,
     ids::ChannelId,
     keys::VerifyingKey,
@@ -19,7 +20,7 @@ use tracing::{debug, info};
 
 use crate::{
     accept::Acceptor,
-    forward::{Clock, Ending},
+    forward::Ending,
     instance::Instance,
     metrics::{Metrics, Present},
 };

@@ -4,7 +4,11 @@
 
 mod lines;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     sync::{oneshot, watch},
@@ -18,7 +22,10 @@ use towline_tunnel::{
         ladder::{Climbed, Ladder, Memory},
         rung::Carrier,
     },
+    clock::Clock,
+    doctor::Network,
     drain::DrainWatcher,
+    egress::{Egress, TrustStore},
     enrolment::{EnrolmentToken, JOIN},
     fault::{Fault, Report},
     ids::{ChannelId, KeyHash},
@@ -31,7 +38,7 @@ use tracing::{error, info, warn};
 use crate::{
     accept::Acceptor,
     app::Limits,
-    forward::{Clock, Ending},
+    forward::Ending,
     instance::Instance,
     metrics::Metrics,
     secret::StateSecret,
@@ -67,7 +74,7 @@ pub(crate) struct Overrides {
     /// Another address than the enrolment token's.
     pub(crate) relay: Option<RelayAddress>,
     /// Authorities of the relay's outer TLS.
-    pub(crate) ca_file: Option<std::path::PathBuf>,
+    pub(crate) ca_file: Option<PathBuf>,
 }
 
 /// The agent's way to its relay.
@@ -81,6 +88,9 @@ pub(crate) struct Uplink {
     token_refused: Option<Report>,
     membership: Option<Membership>,
     overrides: Overrides,
+    egress: Egress,
+    /// For the file that it was made of: what it has read outlives a connection.
+    trust: Mutex<Option<(Option<PathBuf>, TrustStore)>>,
     dir: DataDir,
     secret: Option<StateSecret>,
     acceptor: Arc<Acceptor>,
@@ -102,6 +112,7 @@ pub(crate) struct Parts {
     pub(crate) cluster: Arc<SigningKey>,
     pub(crate) token: Option<EnrolmentToken>,
     pub(crate) overrides: Overrides,
+    pub(crate) egress: Egress,
     pub(crate) dir: DataDir,
     pub(crate) secret: Option<StateSecret>,
     pub(crate) acceptor: Arc<Acceptor>,
@@ -147,6 +158,8 @@ impl Uplink {
             token_refused: None,
             membership,
             overrides: parts.overrides,
+            egress: parts.egress,
+            trust: Mutex::default(),
             dir: parts.dir,
             secret: parts.secret,
             acceptor: parts.acceptor,
@@ -264,6 +277,13 @@ impl Uplink {
     }
 
     fn dialler(&self) -> Result<(Dialler, KeyHash), Report> {
+        let (address, pin, ca_file) = self.way()?;
+        let trust = self.trust(ca_file)?;
+        Ok((Dialler::over(address, self.egress.clone(), trust)?, pin))
+    }
+
+    /// Where the relay is, who it is, and whom its certificate is trusted by beside the system's authorities.
+    fn way(&self) -> Result<(RelayAddress, KeyHash, Option<PathBuf>), Report> {
         let (address, pin, ca_pem) = match (&self.token, &self.membership) {
             (Some(token), _) => (&token.relay, token.relay_key, &token.ca_pem),
             (None, Some(membership)) => (&membership.relay, membership.relay_key, &membership.ca_pem),
@@ -275,7 +295,24 @@ impl Uplink {
             (None, Some(pem)) => Some(self.dir.relay_ca(pem)?),
             (None, None) => None,
         };
-        Ok((Dialler::new(address, ca_file.as_deref())?, pin))
+        Ok((address, pin, ca_file))
+    }
+
+    /// The roots for the relay's certificate; the same as before while they are made of the same file.
+    fn trust(&self, ca_file: Option<PathBuf>) -> Result<TrustStore, Report> {
+        let mut kept = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, trust)) = kept.as_ref().filter(|(file, _)| *file == ca_file) {
+            return Ok(trust.clone());
+        }
+        let trust = self.egress.trust(ca_file.as_deref())?;
+        *kept = Some((ca_file, trust.clone()));
+        Ok(trust)
+    }
+
+    /// The way to the relay, for whoever looks at it.
+    pub(crate) fn network(&self) -> Result<Network, Report> {
+        let (relay, pin, ca_file) = self.way()?;
+        Ok(Network { clock: self.clock.clone(), ..Network::over(self.egress.clone(), relay, pin, ca_file) })
     }
 
     /// Dials the relay and says who we are. A certificate that it gives is kept.

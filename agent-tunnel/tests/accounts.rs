@@ -186,6 +186,7 @@ fn duties() -> Duties {
         mode: Mode::Impersonate,
         impersonator: Some("towline/deputy".into()),
         state_secret: Some("towline/state".into()),
+        role_groups: Vec::new(),
     }
 }
 
@@ -268,7 +269,8 @@ async fn a_right_that_is_missing_is_named_and_either_form_of_impersonation_will_
     {
         assert!(told.contains(what), "{what} is missing in {told}");
     }
-    let passing = Duties { mode: Mode::PassThrough, impersonator: None, state_secret: None };
+    let passing =
+        Duties { mode: Mode::PassThrough, impersonator: None, state_secret: None, role_groups: Vec::new() };
     assert_eq!(proven(passing, |_, _| false, nothing).await.1, "", "nothing is needed then");
 }
 

@@ -14,12 +14,14 @@ use tokio::{io::AsyncWriteExt as _, time::timeout};
 use towline_agent::{
     app::{self, Config, Limits, Running, Status},
     dial::ApiserverConfig,
-    forward::{Access, Clock},
+    forward::Access,
     secret::StateSecret,
     state::DataDir,
 };
 use towline_identity::dev::{DevIssuer, TokenRequest};
 use towline_tunnel::{
+    clock::Clock,
+    egress::Egress,
     fault::Fault,
     ids::StreamKey,
     inner::{InnerConnector, InnerStream},
@@ -56,9 +58,11 @@ impl World {
             enrolment: Some(self.relay.token()),
             relay: None,
             relay_ca_file: None,
+            egress: Egress::direct(),
             apiserver: ApiserverConfig::Kubeconfig { path: self.cap.kubeconfig(&self.folder), context: None },
             impersonator: None,
             access: Access::default(),
+            roles: None,
             issuer: issuer_config(&self.issuer, &self.folder).into(),
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             drain_timeout: Duration::from_secs(5),

@@ -57,3 +57,19 @@ async fn each_request_is_one_line_with_who_what_and_how_it_ended() {
     let all = fs::read_to_string(bench.folder.path().join("audit.log")).unwrap();
     assert!(!all.contains("canary-query") && !all.contains(&bench.token()[..20]), "{all}");
 }
+
+/// kube-apiserver may have done what was asked, and its audit log has it then.
+#[tokio::test]
+async fn a_caller_who_does_not_wait_for_the_answer_leaves_a_line_too() {
+    let bench = Bench::new(Cap::answering("").await).await;
+    let asking = bench.get("/api/v1/namespaces/a/pods", "");
+    tokio::select! {
+        _answer = asking => panic!("there is no answer"),
+        () = eventually("the request", || bench.cap.seen().concat().contains("\r\n\r\n")) => {}
+    }
+    eventually("a line", || lines(&bench).len() == 1).await;
+    let [left] = lines(&bench).try_into().unwrap();
+    let audit_id = left["auditId"].as_str().unwrap();
+    assert!(bench.cap.seen().concat().contains(&format!("audit-id: {audit_id}\r\n")));
+    assert_eq!((&left["user"], &left["code"], &left["verb"]), (&"alice".into(), &0.into(), &"list".into()));
+}

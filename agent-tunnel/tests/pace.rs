@@ -14,10 +14,9 @@ use tokio::{
 use towline_agent::{
     app::{self, Config, Limits, default_lines},
     dial::ApiserverConfig,
-    forward::Clock,
 };
 use towline_identity::dev::DevIssuer;
-use towline_tunnel::carrier::dial::RelayAddress;
+use towline_tunnel::{carrier::dial::RelayAddress, clock::Clock, egress::Egress};
 
 /// Beyond what backoff alone would make of the first failures: at most 0.5 s, and then 1 s.
 const TOLD: Duration = Duration::from_secs(2);
@@ -36,6 +35,7 @@ async fn an_agent_that_is_sent_away_comes_back_when_it_was_told() {
         enrolment: Some(relay.token()),
         relay: Some(RelayAddress::parse(&format!("https://{}", listener.local_addr().unwrap())).unwrap()),
         relay_ca_file: Some(folder.path().join("busy.pem")),
+        egress: Egress::direct(),
         apiserver: ApiserverConfig::Kubeconfig { path: cap.kubeconfig(&folder), context: None },
         impersonator: None,
         access: towline_agent::forward::Access::default(),
@@ -45,6 +45,7 @@ async fn an_agent_that_is_sent_away_comes_back_when_it_was_told() {
         resume_timeout: Duration::from_secs(60),
         lines: default_lines(),
         audit: None,
+        roles: None,
         limits: Limits::default(),
         clock: Clock::system(),
     })

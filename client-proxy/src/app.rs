@@ -20,7 +20,9 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use towline_tunnel::{
     carrier::dial::{Dialler, RelayAddress},
+    clock::Clock,
     drain::DrainWatcher,
+    egress::Egress,
     fault::{Fault, Report},
     ids::{ClusterId, KeyHash},
     keys::SigningKey,
@@ -35,7 +37,7 @@ use crate::{
     forward::Forwarder,
     kubeconfig::{Entry, Location, Merged, standalone},
     local::{Authority, ClusterLock, EndpointTls, StateFolder},
-    token::{Clock, TokenFrom, Tokens},
+    token::{TokenFrom, Tokens},
 };
 
 /// How long a stream waits to go on, where nobody says otherwise.
@@ -59,6 +61,8 @@ pub struct Config {
     pub relay_key: KeyHash,
     /// The authority of its outer TLS, where that is a private one (PEM).
     pub relay_ca_file: Option<PathBuf>,
+    /// The way to it.
+    pub egress: Egress,
     /// Where the token for the relay comes from.
     pub relay_token: TokenFrom,
     /// Where the token for the clusters comes from.
@@ -140,14 +144,7 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
     tokens.for_relay(now)?;
     tokens.for_cluster(now)?;
     let run_key = Arc::new(SigningKey::generate());
-    let link = Arc::new(Link::start(LinkConfig {
-        dialler: Dialler::new(config.relay.clone(), config.relay_ca_file.as_deref())?,
-        pin: config.relay_key,
-        run_key: Arc::clone(&run_key),
-        tokens: Arc::clone(&tokens),
-        resume_timeout: config.resume_timeout,
-        lines: config.lines,
-    }));
+    let link = Arc::new(link(&config, Arc::clone(&run_key), Arc::clone(&tokens), false)?);
     let clusters = choose::resolve(&chosen, &config, &state, &link).await?;
     let served = served(&config.clusters, &clusters, names, address);
     let locks = match &config.kubeconfig {
@@ -177,6 +174,25 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
         None => None,
     };
     Ok(Running { address, served, entries, merged, endpoint, _renewed: renewed, link, drain, _locks: locks })
+}
+
+/// Begins to dial the relay; `brief` where it is for one question.
+pub(crate) fn link(
+    config: &Config,
+    run_key: Arc<SigningKey>,
+    tokens: Arc<Tokens>,
+    brief: bool,
+) -> Result<Link, Report> {
+    let trust = config.egress.trust(config.relay_ca_file.as_deref())?;
+    Ok(Link::start(LinkConfig {
+        dialler: Dialler::over(config.relay.clone(), config.egress.clone(), trust)?,
+        pin: config.relay_key,
+        run_key,
+        tokens,
+        resume_timeout: config.resume_timeout,
+        lines: config.lines,
+        brief,
+    }))
 }
 
 impl Running {

@@ -2,12 +2,18 @@
 
 mod arguments;
 mod ask;
+mod at_relay;
+mod audit;
 mod auth;
 mod dev;
+mod doctor;
+mod list;
 mod log;
 mod login;
 mod profile;
 mod proxy;
+mod revoke;
+mod role;
 mod run;
 mod signals;
 
@@ -17,12 +23,18 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use towline_tunnel::fault::Report;
+use towline_tunnel::fault::{Fault, Report};
 
 pub use arguments::{ProxyArguments, Reach, RunArguments};
+pub use at_relay::AtRelay;
+pub use audit::AuditArguments;
 pub use auth::{AuthCommand, CheckArguments};
-pub use log::{Level, start as start_log};
+pub use doctor::{DoctorArguments, EndpointsArguments};
+pub use list::ListArguments;
+pub use log::{Level, start as start_log, start_and_keep as start_kept_log};
 pub use login::{LoginArguments, Output, WhoamiArguments, Whose};
+pub use revoke::RevokeArguments;
+pub use role::RoleCommand;
 
 /// kubectl for clusters behind a towline relay.
 #[derive(Debug, Parser)]
@@ -49,9 +61,23 @@ pub enum Command {
     Logout(Whose),
     /// Say who you are for relay and clusters. Never prints a token.
     Whoami(WhoamiArguments),
+    /// List the clusters that you may open.
+    #[command(alias = "clusters")]
+    List(ListArguments),
+    /// Show who opened which cluster through the relay, and who was refused: your own, or with the role `auditor` others'.
+    Audit(AuditArguments),
+    /// End sessions at the relay at once, and refuse the tokens that they were begun with: your own, or with the role `operator` others'.
+    Revoke(RevokeArguments),
     /// Look into tokens.
     #[command(subcommand)]
     Auth(AuthCommand),
+    /// Roles inside clusters, signed by the organisation's key.
+    #[command(subcommand)]
+    Role(RoleCommand),
+    /// Find out what is wrong between here and a cluster, and who can repair it.
+    Doctor(Box<DoctorArguments>),
+    /// Say what a firewall must allow, and why.
+    Endpoints(EndpointsArguments),
     /// Try towline on a cluster that you have: relay, agent and proxy in one process, with a stand-in for the identity provider.
     Dev(dev::DevArguments),
 }
@@ -65,6 +91,11 @@ impl Cli {
         })
     }
 
+    /// Whether what is logged is kept for a bundle, too.
+    pub fn keeps_log(&self) -> bool {
+        matches!(&self.command, Command::Doctor(arguments) if arguments.keeps_log())
+    }
+
     /// Does it. Says what went wrong, and returns the exit code that stands for it.
     pub async fn execute(self) -> ExitCode {
         let done = match self.command {
@@ -73,7 +104,13 @@ impl Cli {
             Command::Login(arguments) => login::login(arguments).await,
             Command::Logout(arguments) => login::logout(arguments).await,
             Command::Whoami(arguments) => login::whoami(arguments).await,
+            Command::List(arguments) => list::execute(arguments).await,
+            Command::Audit(arguments) => audit::execute(arguments).await,
+            Command::Revoke(arguments) => revoke::execute(arguments).await,
             Command::Auth(command) => auth::execute(command).await,
+            Command::Role(command) => role::execute(command).await,
+            Command::Doctor(arguments) => doctor::doctor(*arguments).await,
+            Command::Endpoints(arguments) => doctor::list_endpoints(arguments).await,
             Command::Dev(arguments) => dev::execute(arguments).await,
         };
         done.unwrap_or_else(|report| fail(&report))
@@ -84,6 +121,12 @@ impl Cli {
 pub fn fail(report: &Report) -> ExitCode {
     let _closed = writeln!(io::stderr(), "{report}");
     ExitCode::from(report.exit_code())
+}
+
+/// A result for scripts.
+fn json(value: &impl serde::Serialize) -> Result<String, Report> {
+    serde_json::to_string(value)
+        .map_err(|error| Report::caused_by(Fault::Internal, "a result can't be written down", error))
 }
 
 /// Writes a line that is the command's result. Whoever reads may have gone.

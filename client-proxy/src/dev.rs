@@ -27,7 +27,9 @@ use towline_relay::{
     tls::TlsSource,
 };
 use towline_tunnel::{
+    clock::Clock,
     drain::DrainWatcher,
+    egress::Egress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report},
 };
@@ -122,7 +124,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         audit: towline_relay::app::AuditConfig::default(),
         drain_timeout: DRAIN,
         limits: RelayLimits::default(),
-        clock: towline_relay::clock::Clock::system(),
+        clock: Clock::system(),
     })
     .await?;
     let token = enrolment(&relay).await?;
@@ -135,9 +137,12 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         enrolment: Some(token),
         relay: None,
         relay_ca_file: None,
+        // All of it is on this machine.
+        egress: Egress::direct(),
         apiserver: ApiserverConfig::Kubeconfig { path: config.source, context: Some(context) },
         impersonator: None,
         access: towline_agent::forward::Access::default(),
+        roles: None,
         issuer: trust(CLUSTER_AUDIENCE)?,
         metrics_listen: loopback,
         drain_timeout: DRAIN,
@@ -145,7 +150,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         lines: towline_agent::app::default_lines(),
         audit: None,
         limits: towline_agent::app::Limits::default(),
-        clock: towline_agent::forward::Clock::system(),
+        clock: Clock::system(),
     })
     .await?;
     agent.connected(CONNECTED_WITHIN).await?;
@@ -165,6 +170,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
             relay: relay.public().relay.clone(),
             relay_key: relay.identity_hash(),
             relay_ca_file: Some(relay_ca_file),
+            egress: Egress::direct(),
             relay_token: TokenFrom::File(mint.file(RELAY_AUDIENCE)),
             cluster_token: TokenFrom::File(mint.file(CLUSTER_AUDIENCE)),
             resume_timeout: RESUME_TIMEOUT,

@@ -3,9 +3,11 @@
 mod cause;
 mod link;
 mod pool;
+mod question;
 mod resolve;
 
 pub use cause::report_of;
 pub use link::{Link, LinkConfig, Session};
 pub use pool::{InnerConnection, Pool, RequestBody};
+pub use question::Part;
 pub use resolve::Resolved;

@@ -5,6 +5,7 @@
 
 mod body;
 mod renew;
+mod small;
 mod upgrade;
 
 use std::{collections::HashMap, error::Error, sync::Arc, time::SystemTime};

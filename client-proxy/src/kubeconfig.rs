@@ -5,6 +5,7 @@
 //! (THREATS T28). Entries of ours carry an extension named `towline`, so that those a killed process left behind
 //! are known again and nobody else's are ever taken for ours.
 
+mod check;
 mod document;
 mod file;
 mod location;

@@ -5,11 +5,12 @@
 //! needed ([`issuer`]). Both are [`Issue`]rs, which [`Tokens`](crate::token::Tokens) keeps fresh.
 
 mod browser;
-mod child;
+pub(crate) mod child;
 mod ci;
 mod command;
 mod device;
 mod exec_credential;
+mod hosts;
 mod http;
 mod machine;
 mod oauth;
@@ -43,7 +44,7 @@ pub fn issuer(settings: &Settings, purpose: Purpose, store: &Store) -> Result<Ar
     Ok(match settings.flow {
         Flow::Browser | Flow::Device => Arc::new(Session::new(settings, purpose, store.clone())),
         Flow::ClientCredentials => Arc::new(machine::ClientCredentials::new(settings, registration)),
-        Flow::Github => Arc::new(ci::Github::new(registration)?),
+        Flow::Github => Arc::new(ci::Github::new(registration, &settings.egress)?),
         Flow::Gitlab => Arc::new(ci::Gitlab::new(registration)),
         Flow::Az => Arc::new(command::Az::new(settings.tenant.clone(), registration)),
         Flow::Exec => Arc::new(command::Exec::new(registration)),

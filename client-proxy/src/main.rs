@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use clap::Parser as _;
-use towline::cli::{Cli, fail, start_log};
+use towline::cli::{Cli, fail, start_kept_log, start_log};
 use towline_tunnel::fault::{Fault, Report};
 
 /// A prompt that nobody answers, or a lock that is waited for, does not hold up the end for longer.
@@ -11,7 +11,8 @@ const END_WITHIN: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(cli.level());
+    let start = if cli.keeps_log() { start_kept_log } else { start_log };
+    start(cli.level());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

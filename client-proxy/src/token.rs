@@ -16,13 +16,14 @@ use std::{
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::Value;
 use towline_tunnel::{
+    clock::Clock,
     fault::{Fault, Report},
     session::message::{MAX_TOKEN, Secret},
 };
 
 pub use file::TokenFile;
+pub use fresh::Issue;
 pub(crate) use fresh::due;
-pub use fresh::{Clock, Issue};
 
 use fresh::Fresh;
 
@@ -106,6 +107,11 @@ impl Token {
     pub fn ending(mut self, told: Option<SystemTime>) -> Self {
         self.expires = [self.expires, told].into_iter().flatten().min();
         self
+    }
+
+    /// `aud`, one or many.
+    pub fn audiences(&self) -> &[String] {
+        &self.audiences
     }
 
     /// An audience that both tokens name.

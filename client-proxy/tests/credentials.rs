@@ -26,7 +26,6 @@ impl Bench {
     async fn new() -> Self {
         let peer = Peer::start().await;
         let home = Home::new(&peer);
-        fs::create_dir(home.path("home")).unwrap();
         Self { peer, home }
     }
 
@@ -40,17 +39,8 @@ impl Bench {
             self.peer.cluster()
         );
         fs::write(self.home.path("profile.toml"), profile).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
-        command
-            .args(arguments)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap())
-            .env("HOME", self.home.path("home"))
-            .env("TOWLINE_PROFILE", self.home.path("profile.toml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+        let mut command = self.home.program();
+        command.args(arguments).env("TOWLINE_PROFILE", self.home.path("profile.toml"));
         command
     }
 

@@ -26,13 +26,12 @@ impl Bench {
     async fn new() -> Self {
         let peer = Peer::start().await;
         let home = Home::new(&peer);
-        fs::create_dir(home.path("home")).unwrap();
         Self { peer, home }
     }
 
     /// The program with everything but the cluster.
     fn towline(&self, command: &str) -> Command {
-        let mut program = Command::new(env!("CARGO_BIN_EXE_towline"));
+        let mut program = self.home.program();
         program
             .arg(command)
             .args(["--relay", &format!("https://localhost:{}", self.peer.address().port())])
@@ -40,14 +39,7 @@ impl Bench {
             .args([PathBuf::from("--relay-ca-file"), self.home.path("ca.pem")])
             .args([PathBuf::from("--relay-token-file"), self.home.path("relay-token")])
             .args([PathBuf::from("--cluster-token-file"), self.home.path("cluster-token")])
-            .args([PathBuf::from("--state-dir"), self.home.path("state")])
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap())
-            .env("HOME", self.home.path("home"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .args([PathBuf::from("--state-dir"), self.home.path("state")]);
         program
     }
 
@@ -185,7 +177,7 @@ async fn a_command_is_asked_to_end_when_we_are() {
 #[tokio::test]
 async fn a_killed_proxy_is_followed_by_one_that_works_and_cleans_up() {
     let bench = Bench::new().await;
-    fs::create_dir(bench.home.path("home/.kube")).unwrap();
+    fs::create_dir_all(bench.home.path("home/.kube")).unwrap();
     let theirs = "apiVersion: v1\nkind: Config\ncurrent-context: work\ncontexts:\n- name: work\n  context: {cluster: a, user: b}\n";
     fs::write(bench.kubeconfig(), theirs).unwrap();
     let start =

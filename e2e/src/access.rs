@@ -1,5 +1,5 @@
-//! What the agent may do at kube-apiserver, and what it passes on: on an apiserver of its own, without a node, that trusts
-//! the people's issuer, too.
+//! What the agent may do at kube-apiserver, and what it passes on: on an apiserver of its own, without a node, that comes to
+//! trust the people's issuer, too.
 
 use std::{fs, path::PathBuf};
 
@@ -29,19 +29,8 @@ const AS_ALICE: [&str; 4] = ["get", "--raw", "/api/v1/namespaces/default/pods", 
 /// What was not as it must be.
 pub fn run(runtime: &Runtime, programs: &Programs) -> anyhow::Result<()> {
     let issuer = runtime.block_on(DevIssuer::start(0)).context("the issuer can't be started")?;
-    let folder = tempfile::tempdir()?;
-    let ca = folder.path().join("issuer-ca.pem");
-    fs::write(&ca, issuer.ca_pem())?;
-    let apiserver_arguments = vec![
-        format!("--oidc-issuer-url={}", issuer.url()),
-        format!("--oidc-client-id={CLUSTER_AUDIENCE}"),
-        "--oidc-username-prefix=-".into(),
-        "--oidc-groups-claim=groups".into(),
-        "--oidc-signing-algs=ES256".into(),
-        format!("--oidc-ca-file={}", ca.display()),
-    ];
-    let options =
-        Options { name: format!("access-{}", std::process::id()), node: false, apiserver_arguments };
+    let name = format!("access-{}", std::process::id());
+    let options = Options { name, node: false, apiserver_arguments: Vec::new() };
     let cluster = Cluster::up(&options)?;
     let stage = Stage::with_issuer(cluster.clone(), programs.clone(), issuer);
     let passed = stage.and_then(|stage| all(stage, &cluster));
@@ -229,6 +218,17 @@ fn service_accounts(stage: &mut Stage, least: &AgentSetup) -> anyhow::Result<()>
     until(|| says(&who_am_i(stage, &proxy, &[])?, &["system:serviceaccount:kube-public:default"]))
 }
 
+/// kube-apiserver's own file, by which it takes people's tokens as the agent does.
+fn trusting(stage: &Stage) -> String {
+    let authority = serde_json::Value::from(stage.issuer.ca_pem());
+    format!(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n\
+         - issuer: {{url: \"{}\", audiences: [{CLUSTER_AUDIENCE}], certificateAuthority: {authority}}}\n  \
+         claimMappings: {{username: {{claim: sub, prefix: \"\"}}, groups: {{claim: groups, prefix: \"\"}}}}\n",
+        stage.issuer.url()
+    )
+}
+
 /// The agent has no right at all; kube-apiserver judges people's tokens itself, and what they ask to be.
 fn passed_through(stage: &mut Stage, person: &Proxy) -> anyhow::Result<()> {
     stage.cluster.kubectl_output(&["-n", "towline", "create", "serviceaccount", "nobody"])?;
@@ -237,6 +237,7 @@ fn passed_through(stage: &mut Stage, person: &Proxy) -> anyhow::Result<()> {
         flags: ["--mode", "passthrough"].map(str::to_owned).to_vec(),
     };
     stage.restart_agent()?;
+    stage.cluster.trust(&trusting(stage))?;
     rights_are(stage, &[("own", "missing", false), ("own", "excessive", false)], &[])?;
     stage.tokens(USER, &[GROUP], TOKEN_LIFETIME)?;
     until(|| says(&who_am_i(stage, person, &[])?, &["\"alice\"", GROUP]))?;

@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use towline_agent::{
     dial::Apiserver,
-    forward::{Caller, Clock as AgentClock, Ending, Forwarder},
+    forward::{Caller, Ending, Forwarder},
     metrics::Metrics as AgentMetrics,
     stream::ResettableStream,
 };
@@ -37,7 +37,6 @@ use towline_identity::{
 use towline_relay::{
     accept,
     app::{self, Config, Relay},
-    clock::Clock,
     enrol::{PublicAddress, TokenRequest as EnrolRequest, make_token},
     handshakes::Handshakes,
     limits::Limits,
@@ -46,6 +45,7 @@ use towline_relay::{
 };
 use towline_tunnel::{
     carrier::dial::{Dialler, RelayAddress},
+    clock::Clock,
     ids::{ClusterId, InstanceId, KeyHash},
     inner::InnerAcceptor,
     keys::{SigningKey, VerifyingKey},
@@ -215,7 +215,7 @@ impl Rig {
             apiserver,
             towline_agent::forward::Access::default(),
             AgentMetrics::new(Ledger::new(64 << 20)),
-            AgentClock::system(),
+            Clock::system(),
         );
         let cluster = agent(&running, &relay_ca_file, person, forwarder, inside.clone(), &mut tasks).await?;
         Ok(Self {
@@ -352,6 +352,7 @@ async fn serve(
                 run_key: peer,
                 channel: request.channel,
                 stream: request.key,
+                offered: None,
             };
             forwarder.serve(Recorded { io, tape }, &caller, &reset, &Ending::default()).await;
         });

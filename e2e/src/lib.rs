@@ -4,14 +4,18 @@
 
 pub mod access;
 pub mod acting;
+pub mod audit_join;
 pub mod autobahn;
 pub mod bad_days;
 pub mod blind;
 pub mod blind_run;
 pub mod case;
+pub mod chart;
 pub mod demo;
 pub mod echo;
+pub mod identity;
 pub mod kill;
+pub mod only_way;
 pub mod pod;
 pub mod process;
 pub mod programs;

@@ -1,4 +1,4 @@
-//! `cargo xtask e2e`: the direct-or-through table.
+//! `cargo xtask e2e`: the direct-or-through table, and beneath it a row for each login, kind of token and end of a right.
 
 #![allow(clippy::print_stdout, reason = "the table is what it is run for")]
 
@@ -7,19 +7,22 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use towline_e2e::{
+    case::Case,
+    identity,
     programs::Programs,
     stage::Stage,
     table::{self, Selection},
 };
 use xtask::cluster::{Cluster, Options};
 
-/// Runs every case directly and through towline, on a real cluster, and prints whether the two are equal.
+/// Runs every case directly and through towline, on a real cluster, and prints whether the two are equal; then every login, kind of
+/// token and end of a right.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Print the table (it is printed anyway)
     #[arg(long)]
     table: bool,
-    /// Only the cases whose names contain this
+    /// Only the cases and rows whose names contain this
     #[arg(long)]
     only: Option<String>,
     /// Neither SPDY nor other kubectls
@@ -69,20 +72,41 @@ async fn run() -> anyhow::Result<ExitCode> {
         true => None,
         false => Some(Stage::set(cluster.clone(), Programs::build()?).await?),
     };
+    let runtime = tokio::runtime::Handle::current();
     let table_cluster = cluster.clone();
-    let rows = tokio::task::spawn_blocking(move || {
-        table::run(&table_cluster, stage.as_ref(), &selection, |row| {
-            println!("{}", row.print());
-        })
-    })
-    .await
-    .context("the table panicked")?;
+    let ran = tokio::task::spawn_blocking(move || all(&table_cluster, stage.as_ref(), &selection, &runtime))
+        .await
+        .context("the table panicked")?;
     if !keep {
         cluster.down()?;
     }
-    let rows = rows?;
+    Ok(if ran? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints both tables; whether all is as it must be.
+fn all(
+    cluster: &Cluster,
+    stage: Option<&Stage>,
+    selection: &Selection,
+    runtime: &tokio::runtime::Handle,
+) -> anyhow::Result<bool> {
+    let only = selection.only.as_deref();
+    let is_asked_for = |case: &Case| only.is_none_or(|only| case.name.contains(only));
+    let rows = match Case::all()?.iter().any(is_asked_for) {
+        true => table::run(cluster, stage, selection, |row| println!("{}", row.print()))?,
+        false => Vec::new(),
+    };
     let different = rows.iter().filter(|row| !row.is_equal()).count();
     let wrong = rows.iter().filter(|row| !row.is_expected()).count();
     println!("{} cases, {different} different, {wrong} not as expected", rows.len());
-    Ok(if different + wrong == 0 && !rows.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let mut all = rows.len();
+    let mut failed = different + wrong;
+    if let Some(stage) = stage.filter(|_| identity::is_asked_for(only)) {
+        let rows = identity::run(cluster, &stage.programs, runtime, only, |row| println!("{}", row.print()))?;
+        let faults = rows.iter().filter(|row| row.result.is_err()).count();
+        println!("{} ways to be somebody, {faults} not as they must be", rows.len());
+        all += rows.len();
+        failed += faults;
+    }
+    Ok(failed == 0 && all > 0)
 }

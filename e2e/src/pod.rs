@@ -17,7 +17,8 @@ use crate::{
     table::{GROUP, TOKEN_LIFETIME, USER, apply_with},
 };
 
-const IMAGE: &str = "towline.test/agent:1";
+/// The agent's image, as the node has it.
+pub(crate) const IMAGE: &str = "towline.test/agent:1";
 const NAME: &str = "pod";
 /// From applied to connected.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
@@ -94,7 +95,7 @@ pub fn run(stage: &Stage) -> anyhow::Result<()> {
 
 fn works(stage: &Stage, folder: &Path) -> anyhow::Result<()> {
     let cluster = &stage.cluster;
-    let id = connected(stage)?;
+    let id = connected(stage, NAME)?;
     let assign = ["role", "assign", "--user", USER, "--role", "cluster-user", "--cluster", NAME];
     stage.relay_command(&assign)?;
     let tokens = stage.tokens(USER, &[GROUP], TOKEN_LIFETIME)?;
@@ -152,13 +153,13 @@ fn works(stage: &Stage, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until the relay has the agent, and says which cluster that is.
-fn connected(stage: &Stage) -> anyhow::Result<String> {
+/// Waits until the relay has an agent of the cluster with this name, and says which cluster that is.
+pub(crate) fn connected(stage: &Stage, name: &str) -> anyhow::Result<String> {
     let since = Instant::now();
     loop {
         let clusters = stage.relay_command(&["clusters", "-o", "json"])?;
         let clusters: serde_json::Value = serde_json::from_str(&clusters)?;
-        let found = clusters.as_array().into_iter().flatten().find(|cluster| cluster["name"] == NAME);
+        let found = clusters.as_array().into_iter().flatten().find(|cluster| cluster["name"] == name);
         if let Some(cluster) = found
             && cluster["online"] == true
         {

@@ -99,6 +99,25 @@ impl Process {
         }
     }
 
+    /// Waits for its end, and says how it was.
+    ///
+    /// # Errors
+    /// If it has not ended in time; with the end of what it wrote.
+    pub fn wait(&mut self, within: Duration) -> anyhow::Result<ExitStatus> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                let log = self.log();
+                let tail = log.lines().rev().take(5).collect::<Vec<_>>().join(" | ");
+                bail!("{} goes on after {within:?}; the end of what it wrote, last first: {tail}", self.name);
+            }
+            pause(Duration::from_millis(20));
+        }
+    }
+
     /// Whether it still runs.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

@@ -10,12 +10,13 @@ use std::{
 use anyhow::Context as _;
 use tempfile::TempDir;
 use towline_identity::dev::{DevIssuer, TokenRequest};
-use towline_tunnel::fault::Fault;
+use towline_tunnel::{fault::Fault, ids::StreamKey};
 use xtask::cluster::{BUSYBOX_IMAGE, Cluster};
 
 use crate::{
     process::{Process, pause},
     programs::Programs,
+    table::direct_kubeconfig,
 };
 
 /// What a program may take to be ready.
@@ -50,9 +51,35 @@ pub struct Stage {
     pub agent_metrics: String,
     /// How the agent reaches the cluster from its next start on.
     pub agent_setup: AgentSetup,
+    /// The agent's own name at kube-apiserver, as its audit log has it.
+    pub agent_user: String,
     /// The cluster's id.
     pub cluster_id: String,
+    trust: Trust,
     folder: TempDir,
+}
+
+/// Whose tokens relay and agent take: flags of theirs.
+#[derive(Clone, Debug)]
+pub struct Trust {
+    /// The relay's.
+    pub relay: Vec<String>,
+    /// The agent's.
+    pub agent: Vec<String>,
+}
+
+impl Trust {
+    /// One issuer, whose users and groups have the names that it gives them.
+    fn of(issuer: &DevIssuer, ca: &Path) -> Self {
+        let flags = |audience: &str| {
+            let (url, ca) = (issuer.url(), ca.display().to_string());
+            let flags = ["--oidc-issuer-url", &url, "--oidc-client-id", audience, "--oidc-ca-file", &ca];
+            let names = ["--oidc-username-prefix", "-", "--oidc-groups-claim", "groups"];
+            let all = [&flags[..], &names, &["--oidc-signing-algs", "ES256"]].concat();
+            all.into_iter().map(str::to_owned).collect()
+        };
+        Self { relay: flags(RELAY_AUDIENCE), agent: flags(CLUSTER_AUDIENCE) }
+    }
 }
 
 /// How an agent reaches its cluster.
@@ -79,11 +106,29 @@ impl Stage {
     /// # Errors
     /// See [`Stage::set`].
     pub fn with_issuer(cluster: Cluster, programs: Programs, issuer: DevIssuer) -> anyhow::Result<Self> {
+        Self::with_trust(cluster, programs, issuer, None)
+    }
+
+    /// The same where other issuers are trusted as well, or in other ways. `issuer` makes [`Stage::tokens`].
+    ///
+    /// # Errors
+    /// See [`Stage::set`].
+    pub fn with_trust(
+        cluster: Cluster,
+        programs: Programs,
+        issuer: DevIssuer,
+        trust: Option<Trust>,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("towline-e2e-").tempdir()?;
-        let agent_setup = AgentSetup { kubeconfig: cluster.kubeconfig(), flags: Vec::new() };
-        fs::write(folder.path().join("issuer-ca.pem"), issuer.ca_pem())?;
+        // A name of its own: what is asked in its name, this agent has asked.
+        let agent_user = format!("towline-agent-{}", StreamKey::random());
+        let kubeconfig = direct_kubeconfig(&cluster, folder.path(), &agent_user, &["system:masters"])?;
+        let agent_setup = AgentSetup { kubeconfig, flags: Vec::new() };
+        let ca = folder.path().join("issuer-ca.pem");
+        fs::write(&ca, issuer.ca_pem())?;
+        let trust = trust.unwrap_or_else(|| Trust::of(&issuer, &ca));
         let (relay, relay_address, relay_metrics) =
-            start_relay(&programs, folder.path(), &issuer, "127.0.0.1:0")?;
+            start_relay(&programs, folder.path(), &trust, "127.0.0.1:0")?;
         let relay_key =
             said(Command::new(&programs.relay).arg("key").arg("--data-dir").arg(relay_dir(folder.path())))?;
         let token = said(
@@ -94,7 +139,7 @@ impl Stage {
         let token_file = folder.path().join("enrolment-token");
         write_private(&token_file, &token)?;
         let (agent, agent_metrics) =
-            start_agent(&programs, folder.path(), &issuer, &agent_setup, Some(&token_file))?;
+            start_agent(&programs, folder.path(), &trust, &agent_setup, Some(&token_file))?;
         let cluster_id =
             said(Command::new(&programs.agent).arg("id").arg("--data-dir").arg(folder.path().join("agent")))?;
         Ok(Self {
@@ -108,7 +153,9 @@ impl Stage {
             agent,
             agent_metrics,
             agent_setup,
+            agent_user,
             cluster_id,
+            trust,
             folder,
         })
     }
@@ -116,6 +163,11 @@ impl Stage {
     /// Where everything of this stage is.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The agent's audit log: a line for each request.
+    pub fn agent_audit(&self) -> PathBuf {
+        agent_audit(self.folder.path())
     }
 
     /// The relay's folder.
@@ -139,7 +191,7 @@ impl Stage {
         self.relay.kill();
         let address = self.relay_address.clone();
         (self.relay, self.relay_address, self.relay_metrics) =
-            start_relay(&self.programs, self.folder.path(), &self.issuer, &address)?;
+            start_relay(&self.programs, self.folder.path(), &self.trust, &address)?;
         Ok(())
     }
 
@@ -150,7 +202,7 @@ impl Stage {
     pub fn restart_agent(&mut self) -> anyhow::Result<()> {
         self.agent.kill();
         (self.agent, self.agent_metrics) =
-            start_agent(&self.programs, self.folder.path(), &self.issuer, &self.agent_setup, None)?;
+            start_agent(&self.programs, self.folder.path(), &self.trust, &self.agent_setup, None)?;
         Ok(())
     }
 
@@ -183,7 +235,11 @@ impl Stage {
         })
     }
 
-    fn write_tokens(
+    /// Writes tokens for a user whose requests, one for each audience, are changed first.
+    ///
+    /// # Errors
+    /// If they can't be made or written.
+    pub fn write_tokens(
         &self,
         user: &str,
         groups: &[&str],
@@ -290,6 +346,10 @@ fn relay_dir(folder: &Path) -> PathBuf {
     folder.join("relay")
 }
 
+fn agent_audit(folder: &Path) -> PathBuf {
+    folder.join("agent-audit.log")
+}
+
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
     let new = path.with_extension("new");
@@ -302,18 +362,18 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
 fn start_relay(
     programs: &Programs,
     folder: &Path,
-    issuer: &DevIssuer,
+    trust: &Trust,
     listen: &str,
 ) -> anyhow::Result<(Process, String, String)> {
     let mut command = Command::new(&programs.relay);
     command
         .env("RUST_LOG", program_log("towline_relay"))
-        .args(["serve", "--listen", listen, "--tls-self-signed", "127.0.0.1", "--data-dir"])
+        .args(["serve", "--listen", listen, "--tls-self-signed", "127.0.0.1"])
+        // Where it is only reached through a proxy.
+        .args(["--tls-self-signed", crate::only_way::HOST, "--data-dir"])
         .arg(relay_dir(folder))
-        .args(["--oidc-issuer-url", &issuer.url(), "--oidc-client-id", RELAY_AUDIENCE])
-        .args(["--oidc-username-prefix", "-", "--oidc-groups-claim", "groups"])
-        .args(["--oidc-signing-algs", "ES256", "--drain-timeout", "10s", "--oidc-ca-file"])
-        .arg(folder.join("issuer-ca.pem"));
+        .args(&trust.relay)
+        .args(["--drain-timeout", "10s"]);
     let mut process = Process::start("the relay", &mut command, &folder.join("relay.log"))?;
     let line = process.wait_for(&["the relay serves"], READY_WITHIN)?;
     let (address, metrics) = (field(&line, "listen")?, field(&line, "metrics")?);
@@ -323,7 +383,7 @@ fn start_relay(
 fn start_agent(
     programs: &Programs,
     folder: &Path,
-    issuer: &DevIssuer,
+    trust: &Trust,
     setup: &AgentSetup,
     enrolment: Option<&Path>,
 ) -> anyhow::Result<(Process, String)> {
@@ -335,10 +395,9 @@ fn start_agent(
         .arg("--kubeconfig")
         .arg(&setup.kubeconfig)
         .args(&setup.flags)
-        .args(["--oidc-issuer-url", &issuer.url(), "--oidc-client-id", CLUSTER_AUDIENCE])
-        .args(["--oidc-username-prefix", "-", "--oidc-groups-claim", "groups"])
-        .args(["--oidc-signing-algs", "ES256", "--oidc-ca-file"])
-        .arg(folder.join("issuer-ca.pem"))
+        .args(&trust.agent)
+        .arg("--audit-log")
+        .arg(agent_audit(folder))
         // What a proxy that was killed leaves behind is gone soon.
         .args(["--resume-timeout", "20s"]);
     if let Some(file) = enrolment {

@@ -237,7 +237,11 @@ fn prepare(cluster: &Cluster) -> anyhow::Result<()> {
     })
 }
 
-fn make_namespace(cluster: &Cluster, namespace: &str) -> anyhow::Result<()> {
+/// Makes a namespace with a pod `box` that runs.
+///
+/// # Errors
+/// If it can't be made, or the pod does not come up.
+pub fn make_namespace(cluster: &Cluster, namespace: &str) -> anyhow::Result<()> {
     apply(
         cluster,
         &format!(

@@ -5,9 +5,9 @@ use std::{cell::RefCell, process::ExitCode};
 
 use anyhow::{Context as _, ensure};
 use towline_e2e::{
-    access, acting,
+    access, acting, audit_join,
     bad_days::{self, Trouble},
-    blind, blind_run, kill, pod,
+    blind, blind_run, chart, identity, kill, pod,
     programs::Programs,
     resume,
     stage::Stage,
@@ -70,6 +70,20 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
             ensure!(lines.is_empty(), "{} of {} rows:\n{}", lines.len(), rows.len(), lines.join("\n"));
             Ok(())
         }),
+        Check::new("every_event_of_a_users_joins_one_line_of_the_agent_and_one_channel_of_the_relay", || {
+            let joined = audit_join::run(&*stage.try_borrow()?)?;
+            println!("{} events, {} requests, {} channels", joined.events, joined.requests, joined.channels);
+            Ok(())
+        }),
+        Check::new("each_login_and_kind_of_token_works_and_what_is_open_ends_with_its_right", || {
+            let stage = stage.try_borrow()?;
+            let say = |row: &identity::Row| println!("{}", row.print());
+            let rows = identity::run(&stage.cluster, &stage.programs, runtime.handle(), None, say)?;
+            let failed: Vec<String> =
+                rows.iter().filter(|row| row.result.is_err()).map(identity::Row::print).collect();
+            ensure!(failed.is_empty() && !rows.is_empty(), "{}", failed.join("\n"));
+            Ok(())
+        }),
         Check::new("the_relay_sees_no_canary_that_is_inside_inner_tls", || {
             let stage = stage.try_borrow()?;
             let run = runtime.block_on(blind_run::run(&stage.cluster, &stage.programs))?;
@@ -116,6 +130,9 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
             with_trouble(&|trouble, stage| trouble.without_an_apiserver(stage))
         }),
         Check::new("the_agent_runs_in_a_pod_with_the_least_rights", || pod::run(&*stage.try_borrow()?)),
+        Check::new("the_chart_installs_upgrades_and_leaves_the_cluster_its_identity", || {
+            chart::run(&*stage.try_borrow()?)
+        }),
         Check::new("sigterm_ends_relay_and_agent_well", || {
             with_trouble(&|_, stage| bad_days::ends_when_told(stage))
         }),

@@ -1,6 +1,10 @@
 //! Messages beside the streams.
 
-use towline_tunnel::{ids::ClusterId, proto::CloseReason, session::control::Control};
+use towline_tunnel::{
+    ids::ClusterId,
+    proto::CloseReason,
+    session::{control::Control, question::Topic},
+};
 
 use super::session::key;
 
@@ -21,6 +25,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Control::Renew { key: key(1) },
         Control::Renewed { certificate: vec![1, 2, 3] },
         Control::Failed { reason: CloseReason::ClusterUnknown, detail: "no".into() },
+        Control::Ask { topic: Topic::AUDIT, cursor: Vec::new().into(), body: b"{}".to_vec().into() },
+        Control::Answer { cursor: b"7".to_vec().into(), body: b"[]".to_vec().into() },
     ]
     .iter()
     .map(|control| control.encode(7).to_vec())

@@ -10,6 +10,7 @@ pub mod head;
 pub mod mux;
 pub mod open;
 pub mod resume;
+pub mod role;
 mod script;
 pub mod session;
 #[path = "../../tunnel-core/tests/sim/mod.rs"]
@@ -60,6 +61,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "session", run: session::run, seeds: session::seeds },
     Target { name: "control", run: control::run, seeds: control::seeds },
     Target { name: "ticket", run: ticket::run, seeds: ticket::seeds },
+    Target { name: "role", run: role::run, seeds: role::seeds },
     Target { name: "enrolment", run: enrolment::run, seeds: enrolment::seeds },
     Target { name: "head", run: head::run, seeds: head::seeds },
     Target { name: "websocket", run: websocket::run, seeds: websocket::seeds },

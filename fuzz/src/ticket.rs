@@ -55,6 +55,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             id: [4; 16],
             issued,
             expires: issued + life,
+            offer: None,
         };
         ticket.sign(relay())
     };

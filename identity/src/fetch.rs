@@ -72,6 +72,18 @@ pub trait Dial: Send + Sync {
     fn dial<'a>(&'a self, host: &'a str, port: u16) -> Pending<'a, io::Result<Box<dyn ByteStream>>>;
 }
 
+impl<F, R, S> Dial for F
+where
+    F: Fn(&str, u16) -> R + Send + Sync,
+    R: Future<Output = io::Result<S>> + Send + 'static,
+    S: ByteStream + 'static,
+{
+    fn dial<'a>(&'a self, host: &'a str, port: u16) -> Pending<'a, io::Result<Box<dyn ByteStream>>> {
+        let dialled = self(host, port);
+        Box::pin(async move { Ok(Box::new(dialled.await?) as Box<dyn ByteStream>) })
+    }
+}
+
 /// Dials directly.
 #[derive(Clone, Copy, Debug)]
 pub struct Direct;

@@ -39,11 +39,12 @@ use requests::{First, Requests};
 use crate::{
     app::Relay,
     audit::Account,
-    authenticate::Peer,
-    forward::{Owner, RENEWALS, RelayConn, Renewal},
+    authenticate::{ClientPeer, Peer},
+    forward::{Arrival, Owner, RelayConn},
     handshakes::{Handshake, Handshakes, Turn},
     metrics::{Present, Stage},
     places::Place,
+    questions::{self, OPEN_QUESTIONS, Question},
 };
 
 /// After an error of accept(2), mostly EMFILE: there is nothing to accept with until something closes.
@@ -198,7 +199,8 @@ struct Begun<C> {
     channel: Box<Channel<C>>,
     rung: Rung,
     id: ChannelId,
-    peer: Peer,
+    /// Boxed, too.
+    peer: Box<Peer>,
     place: Place,
     /// When its turn came.
     turn: Instant,
@@ -317,7 +319,10 @@ where
                 // Nothing else would stop whoever asks for ever for what it can't have.
                 AcceptError::Version => relay.authenticator().note_waste(address),
                 AcceptError::Refused(refused)
-                    if matches!(refused.reason, CloseReason::LimitReached | CloseReason::Forbidden) =>
+                    if matches!(
+                        refused.reason,
+                        CloseReason::LimitReached | CloseReason::Forbidden | CloseReason::UserRevoked
+                    ) =>
                 {
                     relay.authenticator().note_waste(address);
                 }
@@ -332,7 +337,7 @@ where
     drop(handshake);
     relay.metrics().handshake_seconds.observe(begun.elapsed().as_secs_f64());
     let channel = Box::new(channel);
-    Some(Box::new(Begun { channel, rung, id: welcome.channel, peer, place, turn }))
+    Some(Box::new(Begun { channel, rung, id: welcome.channel, peer: Box::new(peer), place, turn }))
 }
 
 async fn admit(
@@ -355,7 +360,7 @@ where
 {
     let Begun { channel, rung, id, peer, place: _place, turn } = *begun;
     let micros = u64::try_from(turn.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let (max_streams, sessions, opened) = match &peer {
+    let (max_streams, sessions, opened) = match &*peer {
         Peer::Client(client) => {
             info!(
                 channel = %id, %from, principal = client.caller.principal, program = client.program, line = client.line, carrier = rung.name(), micros,
@@ -376,7 +381,7 @@ where
     };
     let _present = (Present::in_gauge(sessions), relay.metrics().carries(rung));
     opened.inc();
-    let owner = match &peer {
+    let owner = match &*peer {
         Peer::Client(client) => Some(Owner {
             user: relay.users().of(&client.caller.principal),
             account: Account::new(relay.audit().clone(), client.channel(id, from)),
@@ -394,15 +399,15 @@ where
         },
         jitter: id.0.to_le_bytes()[0],
     };
-    let (renewals, questions) = mpsc::channel(RENEWALS);
+    let (asked, questions) = mpsc::channel(OPEN_QUESTIONS);
     let conn = RelayConn::new(
-        peer,
+        *peer,
         owner,
-        id,
+        Arrival { channel: id, from },
         config,
         Arc::clone(relay.switchboard()),
         relay.limits().open_timeout,
-        renewals,
+        asked,
     );
     let guard = relay.sessions().register(Arc::clone(&conn));
     if let Some(refused) = relay.draining() {
@@ -417,10 +422,14 @@ where
         conn.go_away(refused.reason, refused.delay, &refused.detail);
         conn.stop().cancel();
     }
+    if let Some(client) = conn.client() {
+        // The same, of its user's sessions.
+        end_if_revoked(&conn, client, relay);
+    }
     let stop = conn.stop().clone();
     let closed = tokio::select! {
         closed = drive(channel, &*conn, BytesMut::new(), stop) => closed,
-        () = renew(&conn, questions, relay) => return,
+        () = answer_questions(&conn, questions, relay) => return,
         () = expire(&conn, relay) => return,
     };
     let (reason, detail) = closed.reason();
@@ -433,9 +442,29 @@ where
     drop(guard);
 }
 
-/// Answers an agent's questions for certificates; never returns.
-async fn renew(conn: &RelayConn, mut questions: mpsc::Receiver<Renewal>, relay: &Relay) {
-    while let Some(Renewal { id, key }) = questions.recv().await {
+/// Ends a client's session whose user's sessions were revoked. Its streams have ended, or none was opened.
+pub(crate) fn end_if_revoked(conn: &RelayConn, client: &ClientPeer, relay: &Relay) {
+    let Err(refused) = relay.authenticator().client_standing(client) else { return };
+    if conn.stop().is_cancelled() || conn.is_answering() {
+        return;
+    }
+    info!(channel = %conn.channel(), principal = client.caller.principal, "a client's session was ended: it was revoked");
+    conn.end_account(refused.reason.text());
+    conn.go_away(refused.reason, refused.delay, &refused.detail);
+    conn.stop().cancel();
+}
+
+/// Answers what a reader can't: an agent's questions for certificates, and people's; never returns.
+async fn answer_questions(conn: &RelayConn, mut questions: mpsc::Receiver<Question>, relay: &Relay) {
+    while let Some(question) = questions.recv().await {
+        let (id, key) = match question {
+            Question::Renewal { id, key } => (id, key),
+            Question::Asked(asked) => {
+                // Boxed: each session's task would be larger by it for as long as it lasts, and most never ask.
+                Box::pin(questions::answer(conn, *asked, relay)).await;
+                continue;
+            }
+        };
         let Some(agent) = conn.agent() else { continue };
         let answer = match relay.authenticator().renew(agent, &key).await {
             Ok(issued) => Control::Renewed { certificate: issued.der },

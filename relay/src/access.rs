@@ -1,10 +1,14 @@
 //! Who may open which cluster, decided from memory for each OPEN.
 
-use std::{borrow::Cow, sync::Arc, time::SystemTime};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::SystemTime};
 
-use towline_tunnel::{ids::ClusterId, proto::CloseReason};
+use towline_tunnel::{ids::ClusterId, proto::CloseReason, role::DocumentId};
 
-use crate::registry::{Cluster, Grants, Registry, Role, SubjectKind};
+use crate::{
+    authenticate::ClientPeer,
+    registry::{Cluster, Duty, Grants, Registry, Role, SubjectKind},
+    roles::{self, Offer},
+};
 
 /// Longest answer to "which group?": a token with more groups than this is judged by its first ones only.
 /// Entra sends at most 200; a lookup each is what one OPEN may cost.
@@ -45,6 +49,22 @@ impl Decision {
     }
 }
 
+/// Where somebody has a duty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// The whole relay.
+    pub whole: bool,
+    /// These clusters, if not.
+    pub clusters: BTreeSet<ClusterId>,
+}
+
+impl Reach {
+    /// Whether it covers the cluster, or the whole relay if none is given.
+    pub fn covers(&self, cluster: Option<ClusterId>) -> bool {
+        self.whole || cluster.is_some_and(|cluster| self.clusters.contains(&cluster))
+    }
+}
+
 /// Decides from role assignments, as last read from the registry.
 #[derive(Clone, Debug)]
 pub struct AccessControl {
@@ -63,8 +83,12 @@ impl AccessControl {
         let Some(cluster) = known.cluster(cluster).filter(|cluster| cluster.enabled) else {
             return Decision::Deny(CloseReason::ClusterUnknown);
         };
-        match known.grants(cluster.id).and_then(|grants| given(grants, caller, now)) {
-            Some((_, _, until)) => Decision::Allow { cluster: Arc::clone(cluster), until },
+        let assigned = known.grants(cluster.id).and_then(|grants| given(grants, caller, now));
+        let signed = roles::given(known.documents(), caller, cluster.id, now);
+        let ends = [assigned.map(|(_, _, until)| until), signed.map(|given| given.until)];
+        // Of two ways in the one that lasts longer says until when.
+        match ends.into_iter().flatten().reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b))) {
+            Some(until) => Decision::Allow { cluster: Arc::clone(cluster), until },
             None => Decision::Deny(CloseReason::Forbidden),
         }
     }
@@ -78,9 +102,22 @@ impl AccessControl {
     pub fn why(&self, caller: &Caller, cluster: ClusterId, now: SystemTime) -> String {
         let known = self.registry.snapshot();
         let given = known.grants(cluster).and_then(|grants| given(grants, caller, now));
-        given.map_or_else(String::new, |(kind, subject, _)| {
-            format!("{} of {kind} {subject}", Role::ClusterUser)
-        })
+        if let Some((kind, subject, _)) = given {
+            return format!("{} of {kind} {subject}", Role::ClusterUser);
+        }
+        let signed = roles::given(known.documents(), caller, cluster, now);
+        signed
+            .map_or_else(String::new, |given| format!("{} of {} by {}", given.role, given.subject, given.by))
+    }
+
+    /// The role documents that go with a stream of the caller's to the cluster.
+    pub fn offer(&self, caller: &Caller, cluster: ClusterId, now: SystemTime) -> Offer {
+        roles::offer(self.registry.snapshot().documents(), caller, cluster, now)
+    }
+
+    /// Whether all documents that went with a stream still stand.
+    pub fn stand(&self, offered: &[DocumentId], now: SystemTime) -> bool {
+        roles::stands(self.registry.snapshot().documents(), offered, now)
     }
 
     /// The same for the cluster with this name: what a client may ask before it has an id.
@@ -101,16 +138,56 @@ impl AccessControl {
     pub fn remedy(&self, caller: &Caller, cluster: ClusterId) -> String {
         let known = self.registry.snapshot();
         let name = known.cluster(cluster).map_or_else(|| cluster.to_string(), |known| known.name.clone());
-        let command = format!(
-            "towline-relay role assign --user {} --role cluster-user --cluster {name}",
-            quoted(&caller.username)
-        );
-        if caller.groups.is_empty() {
-            return format!("{command}; your token names no groups");
-        }
-        let groups: Vec<_> = caller.groups.iter().take(GROUPS_TOLD).map(|group| quoted(group)).collect();
-        format!("{command}; or --group with one of yours: {}", groups.join(" "))
+        remedy(caller, Role::ClusterUser.name(), Some(&name))
     }
+
+    /// Whether the client's token is from before its user's sessions were revoked: at the relay, and if `cluster` is given, towards that too.
+    pub fn is_revoked(&self, client: &ClientPeer, cluster: Option<ClusterId>, now: SystemTime) -> bool {
+        self.registry.snapshot().revocations().refuse(&client.caller, client.issued_at, cluster, now)
+    }
+
+    /// Where the caller has this duty now.
+    pub fn reach(&self, caller: &Caller, duty: Duty, now: SystemTime) -> Reach {
+        let known = self.registry.snapshot();
+        let mut reach = Reach::default();
+        for (kind, subject) in names(caller) {
+            for cluster in known.duties().places(kind, subject, duty, now) {
+                match cluster {
+                    Some(cluster) => {
+                        reach.clusters.insert(cluster);
+                    }
+                    None => reach.whole = true,
+                }
+            }
+        }
+        reach
+    }
+
+    /// What would give this caller the duty, as [`AccessControl::remedy`].
+    pub fn duty_remedy(&self, caller: &Caller, duty: Duty, cluster: Option<&str>) -> String {
+        remedy(caller, duty.name(), cluster)
+    }
+}
+
+/// All that a caller is called.
+fn names(caller: &Caller) -> impl Iterator<Item = (SubjectKind, &String)> {
+    let groups = caller.groups.iter().take(MAX_GROUPS).map(|group| (SubjectKind::Group, group));
+    [(SubjectKind::User, &caller.username), (SubjectKind::Principal, &caller.principal)]
+        .into_iter()
+        .chain(groups)
+}
+
+fn remedy(caller: &Caller, role: &str, cluster: Option<&str>) -> String {
+    let mut command = format!("towline-relay role assign --user {} --role {role}", quoted(&caller.username));
+    if let Some(cluster) = cluster {
+        command.push_str(" --cluster ");
+        command.push_str(cluster);
+    }
+    if caller.groups.is_empty() {
+        return format!("{command}; your token names no groups");
+    }
+    let groups: Vec<_> = caller.groups.iter().take(GROUPS_TOLD).map(|group| quoted(group)).collect();
+    format!("{command}; or --group with one of yours: {}", groups.join(" "))
 }
 
 /// A word for a shell (POSIX, Shell Command Language, 2.2.2): names come from tokens.
@@ -128,11 +205,7 @@ fn given<'a>(
     caller: &'a Caller,
     now: SystemTime,
 ) -> Option<(SubjectKind, &'a String, Option<SystemTime>)> {
-    let groups = caller.groups.iter().take(MAX_GROUPS).map(|group| (SubjectKind::Group, group));
-    let names = [(SubjectKind::User, &caller.username), (SubjectKind::Principal, &caller.principal)];
-    names
-        .into_iter()
-        .chain(groups)
+    names(caller)
         .filter_map(|(kind, subject)| Some((kind, subject, grants.end(kind, subject)?)))
         .filter(|(_, _, end)| end.is_none_or(|end| now < end))
         .reduce(|a, b| {

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use rustls::ServerConfig;
 use tokio::{
     net::TcpListener,
+    sync::{Semaphore, SemaphorePermit},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -13,6 +14,7 @@ use towline_tunnel::{
     audit::{AuditLog, AuditWriter, Destination},
     backoff,
     carrier::dial::RelayAddress,
+    clock::Clock,
     drain::{DrainTrigger, DrainWatcher, drain},
     fault::{Fault, Report},
     ids::KeyHash,
@@ -28,15 +30,16 @@ use crate::{
     authenticate::Authenticator,
     budget::AcceptBudget,
     certificates::CertificateAuthority,
-    clock::Clock,
     data_dir::Claim,
     dial::Switchboard,
+    duplicates,
     enrol::PublicAddress,
     health::{self, Readiness},
     keys::RelayKeys,
     limits::Limits,
     metrics::Metrics,
     places::Places,
+    questions::SEARCHES,
     registry::{self, Registry},
     sessions::Sessions,
     tls::{OuterTls, TlsSource},
@@ -105,6 +108,8 @@ pub struct Relay {
     users: Users,
     limits: Limits,
     clock: Clock,
+    registry: Registry,
+    searches: Semaphore,
     drain: DrainWatcher,
 }
 
@@ -155,6 +160,14 @@ impl Relay {
     }
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
+    }
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+    /// A question's turn to search the registry's file; over when it is dropped.
+    pub(crate) async fn question_turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes it.
+        self.searches.acquire().await.ok()
     }
 
     /// What newcomers are told while the relay drains.
@@ -282,6 +295,8 @@ async fn start_on(
         ledger,
         limits: config.limits,
         clock: clock.clone(),
+        registry: registry.clone(),
+        searches: Semaphore::new(SEARCHES),
         drain: watcher.clone(),
         tls: tls.clone(),
     });
@@ -292,6 +307,7 @@ async fn start_on(
     tasks.spawn(auditor.run());
     tasks.spawn(note_accounts(Arc::clone(&relay)));
     tasks.spawn(withdraw(Arc::clone(&relay), registry.clone()));
+    tasks.spawn(duplicates::watch(Arc::clone(&relay)));
     tasks.spawn(keep_keys_fresh(Arc::clone(&relay)));
     if let Some(settings) = config.issuer.settings {
         tasks.spawn(keep_trust_loaded(Arc::clone(&relay), settings));
@@ -414,13 +430,16 @@ async fn withdraw(relay: Arc<Relay>, registry: Registry) {
                 conn.stop().cancel();
             }
             if let Some(client) = conn.client() {
-                conn.end_streams_not(|cluster| {
+                conn.end_streams(|cluster| match relay.switchboard.allowed(client, cluster) {
+                    Err((CloseReason::UserRevoked, _)) => Some((CloseReason::UserRevoked, "")),
+                    Err((CloseReason::Forbidden | CloseReason::ClusterUnknown, _)) => {
+                        Some((CloseReason::Forbidden, "the role was removed"))
+                    }
                     // A token that is expired ends no stream here: the agent judges those.
-                    !matches!(
-                        relay.switchboard.allowed(client, cluster),
-                        Err((CloseReason::Forbidden | CloseReason::ClusterUnknown, _))
-                    )
+                    Ok(_) | Err(_) => None,
                 });
+                accept::end_if_revoked(&conn, client, &relay);
+                conn.end_streams_without(|documents| relay.switchboard.stand(documents));
             }
         }
     }

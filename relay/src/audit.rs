@@ -56,6 +56,10 @@ pub enum Verdict {
     Allowed,
     /// None was.
     Refused(CloseReason),
+    /// Somebody's sessions were revoked.
+    Revoked,
+    /// An agent instance's identity has two live holders.
+    Duplicate,
 }
 
 impl Verdict {
@@ -64,6 +68,8 @@ impl Verdict {
         match self {
             Self::Allowed => "allowed",
             Self::Refused(reason) => reason.text(),
+            Self::Revoked => "revoked",
+            Self::Duplicate => "duplicate holder",
         }
     }
 }
@@ -89,6 +95,30 @@ pub struct Record {
     pub ended: Option<(SystemTime, String)>,
     /// What it carried.
     pub tally: Tally,
+}
+
+impl Record {
+    /// Something that happened, and no channel's streams.
+    pub fn event(
+        channel: Channel,
+        cluster: Option<(ClusterId, String)>,
+        verdict: Verdict,
+        why: String,
+        at: SystemTime,
+    ) -> Self {
+        let (cluster, cluster_name) = cluster.map_or((None, String::new()), |(id, name)| (Some(id), name));
+        Self {
+            channel: Arc::new(channel),
+            cluster,
+            cluster_name,
+            verdict,
+            why,
+            began_at: at,
+            noted_at: at,
+            ended: Some((at, String::new())),
+            tally: Tally::default(),
+        }
+    }
 }
 
 /// Numbers of a record.

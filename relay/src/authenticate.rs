@@ -13,6 +13,7 @@ use std::{
 use tokio::time::timeout;
 use towline_identity::{Identity, Verifier, VerifyError};
 use towline_tunnel::{
+    clock::Clock,
     ids::ChannelId,
     keys::VerifyingKey,
     proto::CloseReason,
@@ -25,7 +26,6 @@ use crate::{
     access::Caller,
     audit::Channel,
     certificates::{CertificateAuthority, Holder, Issued},
-    clock::Clock,
     enrol::Enrolment,
     limits::Limits,
     registry::{Cluster, Registry},
@@ -35,6 +35,9 @@ use crate::{
 /// The issuer is asked for no longer than this: less than what is left of a session's handshake.
 const VERIFY_WITHIN: Duration = Duration::from_secs(7);
 
+/// What is told with `UserRevoked`.
+pub const REVOKED: &str = "your token is from before that";
+
 /// A client whose token was accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientPeer {
@@ -42,6 +45,8 @@ pub struct ClientPeer {
     pub caller: Caller,
     /// The key of this run, which its tickets name.
     pub run_key: VerifyingKey,
+    /// When the token was issued, if it says.
+    pub issued_at: Option<SystemTime>,
     /// When the token ends, and with it what it opens.
     pub expires_at: SystemTime,
     /// Program and version that it told.
@@ -212,6 +217,18 @@ impl Authenticator {
         Ok(())
     }
 
+    /// Whether a client may have a session, as far as the registry knows now.
+    ///
+    /// # Errors
+    /// If its user's sessions were revoked after its token was issued.
+    pub fn client_standing(&self, client: &ClientPeer) -> Result<(), Refused> {
+        let known = self.registry.snapshot();
+        if known.revocations().refuse(&client.caller, client.issued_at, None, self.clock.now()) {
+            return Err(Refused::new(CloseReason::UserRevoked, REVOKED));
+        }
+        Ok(())
+    }
+
     /// The next certificate for an instance that holds a session.
     ///
     /// # Errors
@@ -246,11 +263,13 @@ impl Authenticator {
             .await
             .map_err(|_| Refused::new(CloseReason::IssuerUnavailable, "the issuer does not answer in time"))?
             .map_err(token_refused)?;
-        let expires_at = identity.expires_at;
+        let (issued_at, expires_at) = (identity.issued_at, identity.expires_at);
         let caller = caller(identity)?;
+        let client = ClientPeer { caller, run_key, issued_at, expires_at, program, line };
+        self.client_standing(&client)?;
         let mut welcome = Welcome::new(ChannelId::random());
-        welcome.name = Some(caller.principal.clone());
-        Ok((welcome, Peer::Client(ClientPeer { caller, run_key, expires_at, program, line })))
+        welcome.name = Some(client.caller.principal.clone());
+        Ok((welcome, Peer::Client(client)))
     }
 
     async fn agent(

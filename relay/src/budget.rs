@@ -45,7 +45,7 @@ pub struct AcceptBudget {
 struct State {
     tokens: f64,
     counted: Instant,
-    queues: [VecDeque<oneshot::Sender<()>>; 2],
+    queues: [VecDeque<oneshot::Sender<Instant>>; 2],
     /// Whose turn it is while both wait.
     turn: usize,
     /// Up to when turns were promised to peers that were sent away: of each queue, and spare ones.
@@ -66,7 +66,7 @@ impl State {
         self.counted = now;
     }
 
-    fn next(&mut self) -> Option<oneshot::Sender<()>> {
+    fn next(&mut self) -> Option<oneshot::Sender<Instant>> {
         let first = self.turn;
         let which = [first, 1 - first].into_iter().find(|which| !self.queues[*which].is_empty())?;
         self.turn = 1 - which;
@@ -104,18 +104,19 @@ impl AcceptBudget {
         Duration::from_secs_f64(sessions as f64 / self.rate)
     }
 
-    /// Waits for a token, for a second or two at most while [`run`](Self::run) runs.
+    /// Waits for a token, for a second or two at most while [`run`](Self::run) runs. Says when it was taken: where cores
+    /// are short, tasks that were let in one after the other run together.
     ///
     /// # Errors
     /// When to come back, where too many wait already.
-    pub async fn enter(&self, errand: Errand) -> Result<(), Duration> {
+    pub async fn enter(&self, errand: Errand) -> Result<Instant, Duration> {
         let turn = {
             let mut state = self.lock();
             let now = Instant::now();
             state.count(now, self.rate, self.burst);
             if state.is_idle() && state.tokens >= 1.0 {
                 state.tokens -= 1.0;
-                return Ok(());
+                return Ok(now);
             }
             let which = queue(errand);
             let waiting = state.queues[which].len();
@@ -132,17 +133,17 @@ impl AcceptBudget {
         turn.await.map_err(|_ended| ENDING)
     }
 
-    /// A token that nobody else needs: nobody waits, and half of the burst is left for whoever comes next. At once or not at all.
+    /// A token that nobody else needs: nobody waits, and half of the burst is left for whoever comes next. At once or not at all; says when.
     ///
     /// # Errors
     /// When to come back.
-    pub fn spare(&self) -> Result<(), Duration> {
+    pub fn spare(&self) -> Result<Instant, Duration> {
         let mut state = self.lock();
         let now = Instant::now();
         state.count(now, self.rate, self.burst);
         if state.is_idle() && state.tokens >= (self.burst / 2.0).max(1.0) {
             state.tokens -= 1.0;
-            return Ok(());
+            return Ok(now);
         }
         let waiting = state.queues.iter().map(VecDeque::len).sum();
         Err(appoint(&mut state.booked[SPARE], now, waiting, self.time_for(1)))
@@ -162,10 +163,11 @@ impl AcceptBudget {
     /// When the next token comes, if somebody waits for it.
     fn hand_out(&self) -> Option<Duration> {
         let mut state = self.lock();
-        state.count(Instant::now(), self.rate, self.burst);
+        let now = Instant::now();
+        state.count(now, self.rate, self.burst);
         while state.tokens >= 1.0 {
             // Who has gone meanwhile takes none.
-            if state.next()?.send(()).is_ok() {
+            if state.next()?.send(now).is_ok() {
                 state.tokens -= 1.0;
             }
         }

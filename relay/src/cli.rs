@@ -2,10 +2,12 @@
 
 mod audit;
 mod clusters;
+mod documents;
 mod enroll;
+mod revoke;
 mod roles;
 mod serve;
-mod table;
+pub mod table;
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -15,6 +17,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub use table::table;
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     fault::{Fault, Report, name_program},
@@ -50,6 +53,10 @@ enum Command {
     /// Say who may open which cluster
     #[command(subcommand)]
     Role(roles::Role),
+    /// End somebody's sessions at once, and refuse the tokens that they were begun with
+    Revoke(revoke::Revoke),
+    /// List whose tokens are refused
+    Revocations(revoke::Revocations),
     /// Show who opened which cluster, and who was refused
     Audit(audit::Audit),
 }
@@ -161,6 +168,8 @@ async fn run(command: Command) -> Result<(), Report> {
         Command::RevokeInstance(revoke) => revoke.run(now).await,
         Command::RemoveCluster(remove) => remove.run().await,
         Command::Role(role) => role.run(now).await,
+        Command::Revoke(revoke) => revoke.run(now).await,
+        Command::Revocations(revocations) => revocations.run(now).await,
         Command::Audit(audit) => audit.run(now).await,
     }
 }

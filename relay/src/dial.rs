@@ -10,25 +10,30 @@ use std::{
 
 use bytes::Bytes;
 use towline_tunnel::{
+    clock::Clock,
     ids::{ChannelId, ClusterId, KeyHash},
     keys::SigningKey,
     proto::{CloseReason, OpenRequest, ResumeRequest},
+    role::{DocumentId, hash_offer},
     session::control::Control,
     ticket::{MAX_LIFE, SKEW, Ticket},
 };
 
 use crate::{
     access::{AccessControl, Caller, Decision},
-    authenticate::{ClientPeer, Peer},
-    clock::Clock,
-    forward::{Renewal, Route, Wanted},
+    authenticate::{ClientPeer, Peer, REVOKED},
+    forward::{Route, Wanted},
     metrics::Metrics,
+    questions::{Asked, Question},
+    roles::Offer,
     sessions::{Process, Sessions},
     users::User,
 };
 
 /// A ticket is used again for this much of its life: a signature each minute and user, not each stream.
 const TICKET_USED_FOR: Duration = Duration::from_secs(60);
+/// Less where it vouches for role documents, which agents take for a minute, clocks that differ included.
+const STAMP_USED_FOR: Duration = Duration::from_secs(10);
 /// Tickets kept; where there are more, all are made anew.
 const MAX_TICKETS: usize = 16 * 1024;
 
@@ -53,6 +58,7 @@ struct Signed {
     principal: String,
     expires: SystemTime,
     renew_at: SystemTime,
+    offer: Option<[u8; 32]>,
 }
 
 impl Switchboard {
@@ -86,6 +92,10 @@ impl Switchboard {
     /// Why not.
     pub fn allowed(&self, client: &ClientPeer, cluster: ClusterId) -> Result<SystemTime, Refusal> {
         let now = self.clock.now();
+        // First: streams go on when their token ends, and not when it was revoked.
+        if self.access.is_revoked(client, Some(cluster), now) {
+            return Err((CloseReason::UserRevoked, REVOKED.into()));
+        }
         // As the verifier counts, which let the session in: clocks may differ by so much.
         let ends = client.expires_at + SKEW;
         if now >= ends {
@@ -143,13 +153,15 @@ impl Switchboard {
         };
         // Opaque and different in each run: agents can be fair to users without learning who they are.
         let share = self.shares.hash_one(&client.caller.principal);
-        let ticket = Some(self.ticket(&client.caller, client.run_key.hash(), cluster, until));
+        let Offer { bytes: offer, documents } = self.access.offer(&client.caller, cluster, self.clock.now());
+        let hash = offer.as_deref().map(hash_offer);
+        let ticket = Some(self.ticket(&client.caller, client.run_key.hash(), cluster, until, hash));
         let opened = match wanted {
             Wanted::Open(request) => {
-                agent.open(OpenRequest { channel: Some(channel), share, ticket, ..request }, from)
+                agent.open(OpenRequest { channel: Some(channel), share, ticket, offer, ..request }, from)
             }
             Wanted::Resume(request) => {
-                agent.resume(ResumeRequest { channel: Some(channel), share, ticket, ..request }, from)
+                agent.resume(ResumeRequest { channel: Some(channel), share, ticket, offer, ..request }, from)
             }
         };
         let stream = opened.map_err(|reason| match reason {
@@ -158,35 +170,59 @@ impl Switchboard {
             }
             _ => (CloseReason::AgentOffline, "the agent is going away".into()),
         })?;
-        Ok(Route { conn: agent, stream })
+        Ok(Route { conn: agent, stream, documents })
     }
 
-    fn ticket(&self, caller: &Caller, run_key: KeyHash, cluster: ClusterId, until: SystemTime) -> Bytes {
+    /// Whether the role documents that went with a stream still stand.
+    pub fn stand(&self, documents: &[DocumentId]) -> bool {
+        self.access.stand(documents, self.clock.now())
+    }
+
+    fn ticket(
+        &self,
+        caller: &Caller,
+        run_key: KeyHash,
+        cluster: ClusterId,
+        until: SystemTime,
+        offer: Option<[u8; 32]>,
+    ) -> Bytes {
         let now = self.clock.now();
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = tickets.get(&(cluster, run_key))
             && held.principal == caller.principal
+            && held.offer == offer
             && now < held.renew_at
             && held.expires <= until
         {
             return held.bytes.clone();
         }
         let life = until.duration_since(now).unwrap_or_default().min(MAX_LIFE);
-        let ticket = Ticket::new(cluster, caller.principal.clone(), run_key, now, life);
+        let ticket = Ticket { offer, ..Ticket::new(cluster, caller.principal.clone(), run_key, now, life) };
         let bytes = ticket.sign(&self.ticket_key);
         if tickets.len() >= MAX_TICKETS {
             tickets.clear();
         }
-        let renew_at = now + TICKET_USED_FOR.min(life / 2);
-        let signed =
-            Signed { bytes: bytes.clone(), principal: ticket.principal, expires: ticket.expires, renew_at };
+        let used_for = if offer.is_some() { STAMP_USED_FOR } else { TICKET_USED_FOR };
+        let renew_at = now + used_for.min(life / 2);
+        let signed = Signed {
+            bytes: bytes.clone(),
+            principal: ticket.principal,
+            expires: ticket.expires,
+            renew_at,
+            offer,
+        };
         tickets.insert((cluster, run_key), signed);
         bytes
     }
 
-    /// Answers a CONTROL message. Questions for the registry's file go to `renew`, and are answered later; false from
-    /// it means that too many wait.
-    pub fn answer(&self, peer: &Peer, payload: &[u8], renew: impl FnOnce(Renewal) -> bool) -> Option<Bytes> {
+    /// The time.
+    pub fn now(&self) -> SystemTime {
+        self.clock.now()
+    }
+
+    /// Answers a CONTROL message. What needs more than memory goes to `later`, and is answered later; false from it means that too many
+    /// wait.
+    pub fn answer(&self, peer: &Peer, payload: &[u8], later: impl FnOnce(Question) -> bool) -> Option<Bytes> {
         let failed =
             |id, reason, detail: &str| Some(Control::Failed { reason, detail: detail.into() }.encode(id));
         let (id, question) = match Control::decode(payload) {
@@ -214,13 +250,20 @@ impl Switchboard {
                 }
             }
             (Control::Renew { key }, Peer::Agent(_)) => {
-                if renew(Renewal { id, key }) {
+                if later(Question::Renewal { id, key }) {
                     None
                 } else {
                     failed(id, CloseReason::LimitReached, "too many renewals at once")
                 }
             }
-            (Control::Resolve { .. } | Control::Renew { .. }, _) => {
+            (Control::Ask { topic, cursor, body }, Peer::Client(_)) => {
+                if later(Question::Asked(Box::new(Asked { id, topic, cursor, body }))) {
+                    None
+                } else {
+                    failed(id, CloseReason::LimitReached, "too many questions at once")
+                }
+            }
+            (Control::Resolve { .. } | Control::Renew { .. } | Control::Ask { .. }, _) => {
                 failed(id, CloseReason::Forbidden, "not for this kind of peer")
             }
             // Answers to what was never asked.

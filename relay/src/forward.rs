@@ -7,11 +7,12 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -19,7 +20,6 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use towline_tunnel::{
     ids::{ChannelId, ClusterId, StreamKey},
-    keys::VerifyingKey,
     mux::Machine,
     proto::{
         CloseReason, OpenRequest, ResumeRequest,
@@ -27,6 +27,7 @@ use towline_tunnel::{
         leg::{Leg, LegConfig, LegEvent, Progress},
         link::Violation,
     },
+    role::DocumentId,
 };
 use tracing::{debug, info};
 
@@ -35,6 +36,7 @@ use crate::{
     authenticate::{AgentPeer, ClientPeer, Peer},
     dial::Switchboard,
     metrics::{Metrics, Stage},
+    questions::Question,
     users::User,
 };
 
@@ -45,6 +47,8 @@ pub struct Route {
     pub conn: Arc<RelayConn>,
     /// The stream's id there.
     pub stream: StreamId,
+    /// The role documents that went with it to an agent.
+    pub documents: Option<Arc<[DocumentId]>>,
 }
 
 /// What a client wants of an agent.
@@ -74,16 +78,13 @@ impl Wanted {
     }
 }
 
-/// Renewals of certificates that may wait on one agent's session.
-pub const RENEWALS: usize = 4;
-
-/// A question that needs the registry's file: answered by the session's task, not by its reader.
-#[derive(Debug)]
-pub struct Renewal {
-    /// The question's id.
-    pub id: u32,
-    /// The key that a certificate is asked for.
-    pub key: VerifyingKey,
+/// Where a session comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Its id.
+    pub channel: ChannelId,
+    /// The other end's address and port.
+    pub from: SocketAddr,
 }
 
 /// Whose the streams of a client's connection are.
@@ -101,13 +102,16 @@ pub struct RelayConn {
     peer: Peer,
     /// Whose its streams are, if it is a client's.
     user: Option<Arc<User>>,
-    channel: ChannelId,
+    arrival: Arrival,
+    /// When it was made.
+    began: (SystemTime, Instant),
     state: Mutex<State>,
     output: Notify,
     stop: CancellationToken,
     going: AtomicBool,
+    answering: AtomicBool,
     switchboard: Arc<Switchboard>,
-    renewals: mpsc::Sender<Renewal>,
+    questions: mpsc::Sender<Question>,
     open_timeout: Duration,
 }
 
@@ -124,42 +128,60 @@ struct State {
 
 impl fmt::Debug for RelayConn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RelayConn({})", self.channel)
+        write!(f, "RelayConn({})", self.channel())
     }
 }
 
 impl RelayConn {
-    /// A connection whose peer was authenticated, and whose owner is known if it is a client; questions for the registry come
-    /// out of `renewals`.
+    /// A connection whose peer was authenticated, and whose owner is known if it is a client; questions that need more than memory
+    /// come out of `questions`.
     pub fn new(
         peer: Peer,
         owner: Option<Owner>,
-        channel: ChannelId,
+        arrival: Arrival,
         config: LegConfig,
         switchboard: Arc<Switchboard>,
         open_timeout: Duration,
-        renewals: mpsc::Sender<Renewal>,
+        questions: mpsc::Sender<Question>,
     ) -> Arc<Self> {
-        let leg = Leg::new(config, tokio::time::Instant::now().into_std());
+        let began = (switchboard.now(), tokio::time::Instant::now().into_std());
+        let leg = Leg::new(config, began.1);
         let (user, account) = owner.map(|owner| (owner.user, owner.account)).unzip();
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             peer,
             user,
-            channel,
+            arrival,
+            began,
             state: Mutex::new(State { leg, closed: false, opening: BTreeMap::new(), counted: 0, account }),
             output: Notify::new(),
             stop: CancellationToken::new(),
             going: AtomicBool::new(false),
+            answering: AtomicBool::new(false),
             switchboard,
-            renewals,
+            questions,
             open_timeout,
         })
     }
 
     /// The channel's id, as all hops log it.
     pub fn channel(&self) -> ChannelId {
-        self.channel
+        self.arrival.channel
+    }
+
+    /// Where the other end is.
+    pub fn from(&self) -> SocketAddr {
+        self.arrival.from
+    }
+
+    /// When the session began, by the relay's clock.
+    pub fn began_at(&self) -> SystemTime {
+        self.began.0
+    }
+
+    /// When it began, and when bytes came last: a peer that lives answers PING.
+    pub fn signs_of_life(&self) -> (Instant, Instant) {
+        (self.began.1, self.lock().leg.last_inbound())
     }
 
     /// The agent at the other end, if it is one.
@@ -188,9 +210,28 @@ impl RelayConn {
         self.peer.is_line()
     }
 
+    /// Whether a person's question is being answered on it: what that does may be the end of this very session, and is told first.
+    pub fn is_answering(&self) -> bool {
+        self.answering.load(Ordering::Acquire)
+    }
+
+    /// An answer is being found, or is on its way.
+    pub fn set_answering(&self, answering: bool) {
+        self.answering.store(answering, Ordering::Release);
+    }
+
     /// Whether new streams may be opened on it.
     pub fn takes_streams(&self) -> bool {
         !self.going.load(Ordering::Relaxed)
+    }
+
+    /// Its streams to the cluster's agents, or to all.
+    pub fn streams_to(&self, cluster: Option<ClusterId>) -> u32 {
+        let leads = |route: &Route| {
+            cluster.is_none_or(|id| route.conn.agent().is_some_and(|agent| agent.cluster.id == id))
+        };
+        let count = self.lock().leg.routes().filter(|(_, route)| leads(route)).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
     }
 
     /// Streams that are open or not yet forgotten.
@@ -249,27 +290,55 @@ impl RelayConn {
         stream
     }
 
-    /// Ends those streams of a client that it may no longer have open.
-    pub fn end_streams_not(&self, allowed: impl Fn(ClusterId) -> bool) {
+    /// Ends those streams of a client that it may no longer have open, each for the reason that `why` gives.
+    pub fn end_streams(&self, why: impl Fn(ClusterId) -> Option<(CloseReason, &'static str)>) {
         let mut ended = Vec::new();
         let mut state = self.lock();
         for (stream, route) in state.leg.routes() {
-            if route.conn.agent().is_some_and(|agent| !allowed(agent.cluster.id)) {
-                ended.push((stream, route.clone()));
+            if let Some(why) = route.conn.agent().and_then(|agent| why(agent.cluster.id)) {
+                ended.push((stream, route.clone(), why));
             }
         }
         if ended.is_empty() {
             return;
         }
-        for (stream, _) in &ended {
+        for (stream, _, (reason, detail)) in &ended {
             state.opening.remove(stream);
-            state.leg.reset(*stream, CloseReason::Forbidden, "the role was removed");
+            state.leg.reset(*stream, *reason, detail);
         }
         drop(state);
         self.output.notify_one();
+        for (stream, route, (reason, detail)) in ended {
+            info!(channel = %self.channel(), stream, reason = reason.text(), detail, "a stream was ended");
+            route.conn.reset(route.stream, reason, "");
+        }
+    }
+
+    /// Ends those streams of a client whose role documents no longer stand: their agents hold them to be there.
+    pub fn end_streams_without(&self, stand: impl Fn(&[DocumentId]) -> bool) {
+        let gone = |route: &Route| route.documents.as_deref().is_some_and(|documents| !stand(documents));
+        let mut state = self.lock();
+        let ended: Vec<(StreamId, Route)> = state
+            .leg
+            .routes()
+            .filter(|(_, route)| gone(route))
+            .map(|(id, route)| (id, route.clone()))
+            .collect();
+        for (stream, _) in &ended {
+            state.opening.remove(stream);
+            state.leg.reset(
+                *stream,
+                CloseReason::RoleEnded,
+                "the organisation's role was removed or has ended",
+            );
+        }
+        drop(state);
+        if !ended.is_empty() {
+            self.output.notify_one();
+        }
         for (stream, route) in ended {
-            info!(channel = %self.channel, stream, "a stream was ended: its role was removed");
-            route.conn.reset(route.stream, CloseReason::Forbidden, "");
+            info!(channel = %self.channel(), stream, "a stream was ended: a role document that came with it is gone");
+            route.conn.reset(route.stream, CloseReason::RoleEnded, "");
         }
     }
 
@@ -394,7 +463,7 @@ impl RelayConn {
             }
             LegEvent::Control(payload) => return self.on_control(&payload),
             LegEvent::GoAway(goaway) => {
-                debug!(channel = %self.channel, reason = goaway.reason.text(), "the peer takes no new streams");
+                debug!(channel = %self.channel(), reason = goaway.reason.text(), "the peer takes no new streams");
                 self.going.store(true, Ordering::Relaxed);
                 return;
             }
@@ -455,9 +524,14 @@ impl RelayConn {
         let resumes = matches!(wanted, Wanted::Resume(_));
         // Before the agent hears of it: its answer may be here before this thread goes on.
         self.lock().opening.insert(stream, now);
-        match self.switchboard.connect(client, self.channel, wanted, Route { conn: me, stream }) {
+        match self.switchboard.connect(
+            client,
+            self.channel(),
+            wanted,
+            Route { conn: me, stream, documents: None },
+        ) {
             Ok(route) => {
-                let agent_stream = route.stream;
+                let (agent_stream, documents) = (route.stream, route.documents.clone());
                 let mut state = self.lock();
                 if let Some(account) = &mut state.account {
                     account.allowed(cluster, resumes, || self.switchboard.why(client, cluster));
@@ -465,10 +539,13 @@ impl RelayConn {
                 state.leg.bind(stream, route, 0);
                 drop(state);
                 self.metrics().opens.inc();
-                debug!(channel = %self.channel, stream, agent_stream, %key, %cluster, "a stream was opened");
+                debug!(channel = %self.channel(), stream, agent_stream, %key, %cluster, "a stream was opened");
                 // The role may have gone between the decision and now, when nobody knew of the stream.
                 if let Err((reason, _)) = self.switchboard.allowed(client, cluster) {
                     self.refuse_route(stream, reason);
+                }
+                if !documents.is_none_or(|documents| self.switchboard.stand(&documents)) {
+                    self.refuse_route(stream, CloseReason::RoleEnded);
                 }
             }
             Err((reason, detail)) => {
@@ -479,7 +556,7 @@ impl RelayConn {
                     });
                 }
                 info!(
-                    channel = %self.channel, stream, %cluster, principal = client.caller.principal, reason = reason.text(),
+                    channel = %self.channel(), stream, %cluster, principal = client.caller.principal, reason = reason.text(),
                     detail = &*detail, "a stream was refused"
                 );
                 self.reset(stream, reason, &detail);
@@ -520,12 +597,12 @@ impl RelayConn {
     }
 
     fn on_control(&self, payload: &Bytes) {
-        let answer =
-            self.switchboard.answer(&self.peer, payload, |renewal| self.renewals.try_send(renewal).is_ok());
+        let later = |question| self.questions.try_send(question).is_ok();
+        let answer = self.switchboard.answer(&self.peer, payload, later);
         if let Some(answer) = answer
             && !self.control(answer)
         {
-            debug!(channel = %self.channel, "an answer was dropped: too many wait");
+            debug!(channel = %self.channel(), "an answer was dropped: too many wait");
         }
     }
 }

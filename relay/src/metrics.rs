@@ -96,6 +96,10 @@ pub struct Metrics {
     pub accept_errors: Counter,
     /// 1 while the registry's file can be used.
     pub registry_available: Gauge,
+    /// Agent instances whose identity has two live holders, now.
+    pub duplicate_holders: Gauge,
+    /// Times that such a second holder was found.
+    pub duplicate_alarms: Counter,
     refusals: Family<Refusal, Counter>,
     registry: Arc<Registry>,
 }
@@ -154,6 +158,18 @@ impl Metrics {
             "1 while the registry can be used",
             registry_available.clone(),
         );
+        let duplicate_holders = Gauge::default();
+        registry.register(
+            "duplicate_holders",
+            "Agent instances whose identity has two live holders now",
+            duplicate_holders.clone(),
+        );
+        let duplicate_alarms = Counter::default();
+        registry.register(
+            "duplicate_alarms",
+            "Second live holders of an agent instance's identity that were found",
+            duplicate_alarms.clone(),
+        );
         registry.register_collector(Box::new(State(ledger)));
 
         let kind = |kind| Kind { kind };
@@ -175,6 +191,8 @@ impl Metrics {
             accept_wait_seconds,
             accept_errors,
             registry_available,
+            duplicate_holders,
+            duplicate_alarms,
             refusals,
             registry: Arc::new(registry),
         }
@@ -302,6 +320,8 @@ mod tests {
             "towline_relay_accept_errors_total 0",
             "towline_relay_buffered_bytes 300",
             "towline_relay_registry_available 0",
+            "towline_relay_duplicate_holders 0",
+            "towline_relay_duplicate_alarms_total 0",
             "towline_relay_tasks 0",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");

@@ -235,7 +235,14 @@ mod tests {
     fn peer(user: &str, key: &SigningKey, line: bool) -> Peer {
         let caller = Caller { username: user.into(), principal: user.into(), groups: Vec::new() };
         let (run_key, expires_at) = (key.public(), std::time::SystemTime::now());
-        Peer::Client(ClientPeer { caller, run_key, expires_at, program: String::new(), line })
+        Peer::Client(ClientPeer {
+            caller,
+            run_key,
+            issued_at: None,
+            expires_at,
+            program: String::new(),
+            line,
+        })
     }
 
     fn agent(key: &SigningKey, instance: InstanceId, line: bool) -> Peer {

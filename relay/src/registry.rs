@@ -5,11 +5,14 @@
 //! While the file is away, what is already known goes on.
 
 mod audit;
+mod documents;
+mod duties;
 mod enrolments;
 mod error;
 mod follow;
 mod instances;
 mod name;
+mod revocations;
 mod roles;
 mod settings;
 mod snapshot;
@@ -22,13 +25,16 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-pub use audit::{AuditFilter, AuditRow};
+pub use audit::{AuditFilter, AuditRow, Own};
+pub use documents::{Documents, MAX_DOCUMENTS, Stored};
+pub use duties::{Duties, Duty, DutyAssignment};
 pub use enrolments::{Enrolled, EnrolmentOffer};
 pub use error::RegistryError;
 pub use follow::{LOOK_EVERY, follow};
 pub use instances::{Instance, PRESENCE_EVERY, Presence, Recorded, Sighting};
 pub use name::{ClusterName, NameError};
-pub use roles::{Role, RoleAssignment, SubjectKind};
+pub use revocations::{REMEMBERED_FOR, Revocation, Revocations};
+pub use roles::{Role, RoleAssignment, SubjectKind, Unknown};
 pub use snapshot::{Cluster, Grants, Snapshot};
 use sqlx::{
     SqlSafeStr as _, Sqlite, SqlitePool, Transaction,
@@ -146,6 +152,12 @@ impl Registry {
         self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(|error| self.error(error))
     }
 
+    /// Ends a change of what is decided by: it is known here when this returns.
+    async fn commit(&self, tx: Transaction<'static, Sqlite>) -> Result<(), RegistryError> {
+        tx.commit().await.map_err(|error| self.error(error))?;
+        self.refresh().await
+    }
+
     fn error(&self, error: sqlx::Error) -> RegistryError {
         RegistryError::new(&self.path, error)
     }
@@ -167,6 +179,8 @@ fn migrations() -> Migrator {
     Migrator::with_migrations(vec![
         migration(1, "registry", include_str!("registry/migrations/0001_registry.sql")),
         migration(2, "audit", include_str!("registry/migrations/0002_audit.sql")),
+        migration(3, "role documents", include_str!("registry/migrations/0003_role_documents.sql")),
+        migration(4, "duties", include_str!("registry/migrations/0004_duties.sql")),
     ])
 }
 

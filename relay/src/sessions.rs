@@ -3,18 +3,20 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
 };
-use towline_tunnel::ids::{ClusterId, InstanceId};
+use towline_tunnel::{
+    clock::Clock,
+    ids::{ClusterId, InstanceId},
+};
 use tracing::warn;
 
 use crate::{
-    clock::Clock,
     forward::RelayConn,
     registry::{PRESENCE_EVERY, Presence, Registry, Sighting},
 };
@@ -122,6 +124,13 @@ impl Sessions {
     /// Whether an agent of this cluster is connected.
     pub fn is_online(&self, cluster: ClusterId) -> bool {
         self.lock().agents.get(&cluster).is_some_and(|agents| agents.iter().any(|conn| !conn.is_line()))
+    }
+
+    /// Since when an agent of this cluster has been connected, as long as its sessions here know; none where none is.
+    pub fn online_since(&self, cluster: ClusterId) -> Option<SystemTime> {
+        let open = self.lock();
+        let agents = open.agents.get(&cluster)?;
+        agents.iter().filter(|conn| !conn.is_line()).map(|conn| conn.began_at()).min()
     }
 
     /// All sessions that are open now.

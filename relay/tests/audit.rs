@@ -5,7 +5,7 @@ mod common;
 
 use std::{fs, time::Duration};
 
-use common::{Bench, SOON, eventually, limits};
+use common::{Agent, Bench, Client, SOON, eventually, limits};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
@@ -34,6 +34,16 @@ fn all() -> AuditFilter {
 impl Bench {
     async fn records(&self, filter: AuditFilter) -> Vec<AuditRow> {
         self.relay.registry().audit(&filter).await.unwrap()
+    }
+
+    /// A word of alice's to an agent and back, on a stream that is still open.
+    async fn one_word(&self) -> (Agent, Client, MuxStream) {
+        let agent = self.echo("a").await;
+        self.allow("alice", agent.cluster()).await;
+        let client = self.client("alice").await;
+        let mut stream = client.open(agent.cluster());
+        exchange(&mut stream, b"hello").await;
+        (agent, client, stream)
     }
 }
 
@@ -88,11 +98,7 @@ async fn each_channel_has_a_record_for_each_cluster_and_verdict() {
 #[tokio::test]
 async fn a_relay_that_drains_has_written_what_was_open() {
     let bench = Bench::new(limits()).await;
-    let agent = bench.echo("a").await;
-    bench.allow("alice", agent.cluster()).await;
-    let client = bench.client("alice").await;
-    let mut stream = client.open(agent.cluster());
-    exchange(&mut stream, b"hello").await;
+    let (_agent, _client, stream) = bench.one_word().await;
     drop(stream);
     let folder = bench.config.data_dir.clone();
     bench.relay.drain().await;
@@ -133,11 +139,7 @@ async fn a_client_that_asks_for_clusters_that_are_not_there_has_one_record_of_th
 async fn what_a_killed_relay_left_open_is_ended_by_the_next_and_old_records_go() {
     use towline_relay::audit::Retention;
     let bench = Bench::new(limits()).await;
-    let agent = bench.echo("a").await;
-    bench.allow("alice", agent.cluster()).await;
-    let client = bench.client("alice").await;
-    let mut stream = client.open(agent.cluster());
-    exchange(&mut stream, b"hello").await;
+    let (_agent, _client, _stream) = bench.one_word().await;
     eventually("it is shown", async || !bench.records(all()).await.is_empty()).await;
     let config = bench.config.clone();
     let now = config.clock.now();

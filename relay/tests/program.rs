@@ -163,6 +163,42 @@ async fn what_matches_nobody_is_refused_before_anything_is_asked() {
 }
 
 #[tokio::test]
+async fn an_administrator_gives_duties_and_revokes_sessions() {
+    let bench = Bench::new();
+    let _relay = bench.serving(&[]).await;
+    let run = async |arguments: &[&str]| {
+        let (code, out, said) = Bench::told(bench.relay(arguments)).await;
+        assert_eq!(code, Some(0), "{said}");
+        out.trim().to_owned()
+    };
+    let assign = ["role", "assign", "--group", "security", "--role", "auditor"];
+    assert_eq!(run(&assign).await, "group security: auditor on the whole relay (assigned)");
+    assert_eq!(run(&assign).await, "group security: auditor on the whole relay (was assigned already)");
+    let listed: serde_json::Value =
+        serde_json::from_str(&run(&["role", "list", "-o", "json"]).await).unwrap();
+    let only = &listed.as_array().unwrap()[..];
+    assert!(only.len() == 1 && only[0]["role"] == "auditor" && only[0]["cluster"].is_null(), "{listed}");
+    let remove = ["role", "remove", "--group", "security", "--role", "auditor"];
+    assert_eq!(run(&remove).await, "group security: auditor on the whole relay (removed)");
+    Bench::refused(bench.relay(&remove), 2, &["there is no such assignment"]).await;
+    // A role that opens clusters is on one of them.
+    let everywhere = bench.relay(&["role", "assign", "--user", "ada", "--role", "cluster-user"]);
+    Bench::refused(everywhere, 2, &["--cluster"]).await;
+
+    let revoked = run(&["revoke", "--user", "ada", "--for", "1h"]).await;
+    assert!(revoked.starts_with("user ada (revoked; tokens issued until "), "{revoked}");
+    let shown: serde_json::Value = serde_json::from_str(&run(&["revocations", "-o", "json"]).await).unwrap();
+    assert!(shown[0]["subject"] == "ada" && shown[0]["cluster"].is_null(), "{shown}");
+    let told = run(&["audit", "--user", "ada", "-o", "json"]).await;
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert!(told[0]["verdict"] == "revoked" && told[0]["why"].as_str().unwrap().contains("uid"), "{told}");
+    assert_eq!(run(&["revoke", "--user", "ada", "--undo"]).await, "user ada (no longer revoked)");
+    assert_eq!(run(&["revocations", "-o", "json"]).await, "[]");
+    Bench::refused(bench.relay(&["revoke", "--user", "ada", "--for", "31d"]), 2, &["30d"]).await;
+    Bench::refused(bench.relay(&["revoke"]), 2, &["--user", "--principal"]).await;
+}
+
+#[tokio::test]
 async fn help_is_a_command_too_and_puts_each_flag_under_its_heading() {
     let bench = Bench::new();
     let (code, help, _) = Bench::told(bench.relay(&["help", "serve"])).await;

@@ -14,6 +14,7 @@ mod table;
 pub use answer::{Answer, is_read_raw};
 pub use page::errors_page;
 pub use report::Report;
+pub(crate) use report::printed;
 pub use table::Fault;
 
 static PROGRAM: OnceLock<&'static str> = OnceLock::new();
@@ -71,11 +72,26 @@ pub enum Who {
     ClusterAdmin,
     /// Whoever runs the identity provider.
     IdentityAdmin,
+    /// Whoever holds the organisation's key, which signs roles.
+    OrganisationAdmin,
     /// The towline project: a bug.
     Developers,
 }
 
 impl Who {
+    /// How JSON names this party.
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::You => "you",
+            Self::NetworkTeam => "network-team",
+            Self::RelayAdmin => "relay-admin",
+            Self::ClusterAdmin => "cluster-admin",
+            Self::IdentityAdmin => "identity-admin",
+            Self::OrganisationAdmin => "organisation-admin",
+            Self::Developers => "developers",
+        }
+    }
+
     /// How messages and `docs/errors.md` name this party.
     pub fn name(self) -> &'static str {
         match self {
@@ -84,6 +100,7 @@ impl Who {
             Self::RelayAdmin => "the relay's administrator",
             Self::ClusterAdmin => "the cluster's administrator",
             Self::IdentityAdmin => "the identity provider's administrator",
+            Self::OrganisationAdmin => "whoever holds the organisation's key",
             Self::Developers => "the towline developers (please report it)",
         }
     }

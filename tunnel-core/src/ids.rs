@@ -36,6 +36,12 @@ pub struct ParseIdError {
     expected: &'static str,
 }
 
+impl ParseIdError {
+    pub(crate) fn new(kind: &'static str, expected: &'static str) -> Self {
+        Self { kind, expected }
+    }
+}
+
 fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());

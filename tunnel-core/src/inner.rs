@@ -23,6 +23,8 @@ const MAX_FRAGMENT: usize = RECORD_PLAINTEXT + 5;
 /// Where a client posts a newer token for what it has open (`docs/protocol-session.md`, "Authority"). The agent answers; kube-apiserver has
 /// nothing below this path, and never sees it.
 pub const RENEW_PATH: &str = "/.towline/authority";
+/// Where a client asks what the agent finds where it is (`docs/doctor.md`). The agent answers, whoever may send requests; kube-apiserver never sees it.
+pub const DOCTOR_PATH: &str = "/.towline/doctor";
 /// The only protocol inside.
 const ALPN: &[u8] = b"http/1.1";
 

@@ -40,6 +40,10 @@ pub enum Purpose {
     EnrolProof,
     /// A relay lets a client open a stream.
     Ticket,
+    /// An organisation says who has which role (`role`).
+    RoleDocument,
+    /// A cluster makes the suffix of its roles' groups: nobody verifies it.
+    RoleSuffix,
 }
 
 impl Purpose {
@@ -50,10 +54,12 @@ impl Purpose {
             Self::AgentProof => b"towline v1 agent proof\0",
             Self::EnrolProof => b"towline v1 enrol proof\0",
             Self::Ticket => b"towline v1 ticket\0",
+            Self::RoleDocument => b"towline v1 role document\0",
+            Self::RoleSuffix => b"towline v1 role suffix\0",
         }
     }
 
-    fn message(self, parts: &[&[u8]]) -> Vec<u8> {
+    pub(crate) fn message(self, parts: &[&[u8]]) -> Vec<u8> {
         let mut message = self.label().to_vec();
         for part in parts {
             message.extend_from_slice(part);

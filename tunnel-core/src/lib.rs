@@ -1,13 +1,17 @@
 //! What both ends of a towline hop must agree on.
 //!
-//! Nothing in here knows Kubernetes, a registry or a command line: ids, the wire protocol (`proto`, without IO
-//! or clock), carriers, the mux, inner TLS, drain and backoff. The specification that this crate implements is
+//! Nothing in here knows Kubernetes or a registry: ids, the wire protocol (`proto`, without IO or clock), the way out of a
+//! network (`egress`; its settings are arguments of a command line with the feature `args`), carriers, the mux, inner TLS, drain and
+//! backoff. The specification that this crate implements is
 //! `docs/protocol.md`.
 
 pub mod audit;
 pub mod backoff;
 pub mod carrier;
+pub mod clock;
+pub mod doctor;
 pub mod drain;
+pub mod egress;
 pub mod enrolment;
 pub mod fault;
 pub mod head;
@@ -16,6 +20,7 @@ pub mod inner;
 pub mod keys;
 pub mod mux;
 pub mod proto;
+pub mod role;
 pub mod session;
 pub mod ticket;
 pub mod values;

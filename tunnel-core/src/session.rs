@@ -9,7 +9,9 @@ mod accept;
 mod challenge;
 mod connect;
 pub mod control;
+mod look;
 pub mod message;
+pub mod question;
 pub(crate) mod tls;
 
 use std::{
@@ -22,6 +24,7 @@ use std::{
 pub use accept::{AcceptError, Credential, RelayIdentity, accept, accept_watched};
 use aws_lc_rs::digest::{Context as Digest, SHA256};
 pub use connect::{Identify, Session, connect, connect_challenged};
+pub use look::{Seen, look, look_closer, provoke};
 pub use message::{Refused, Welcome};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::TlsStream;

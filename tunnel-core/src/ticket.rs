@@ -27,6 +27,7 @@ const RUN_KEY: u16 = 3 | CRITICAL;
 const ID: u16 = 4;
 const ISSUED: u16 = 5;
 const EXPIRES: u16 = 6;
+const OFFER: u16 = 7;
 
 /// What a ticket says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct Ticket {
     pub issued: SystemTime,
     /// When it ends; at most [`MAX_LIFE`] later.
     pub expires: SystemTime,
+    /// Hash of the documents that go with it ([`hash_offer`](crate::role::hash_offer)), which are as fresh as `issued` says.
+    pub offer: Option<[u8; 32]>,
 }
 
 /// Why a ticket is worth nothing here.
@@ -83,7 +86,7 @@ impl Ticket {
         life: Duration,
     ) -> Self {
         let id = *crate::ids::StreamKey::random().as_bytes();
-        Self { cluster, principal, run_key, id, issued: now, expires: now + life.min(MAX_LIFE) }
+        Self { cluster, principal, run_key, id, issued: now, expires: now + life.min(MAX_LIFE), offer: None }
     }
 
     /// The bytes that OPEN carries: a signature, then the fields that it is over.
@@ -95,6 +98,7 @@ impl Ticket {
         fields.put(ID, &self.id);
         fields.put_u64(ISSUED, seconds(self.issued));
         fields.put_u64(EXPIRES, seconds(self.expires));
+        fields.put_some(OFFER, self.offer.as_ref().map(|hash| &hash[..]));
         let fields = fields.finish();
         let mut bytes = key.sign(Purpose::Ticket, &[&fields]).to_vec();
         bytes.extend_from_slice(&fields);
@@ -116,7 +120,7 @@ impl Ticket {
         if !relay.verify(Purpose::Ticket, &[signed], signature) {
             return Err(TicketError::Signature);
         }
-        let fields = Fields::parse(signed, &[1, 2, 3, 4, 5, 6])?;
+        let fields = Fields::parse(signed, &[1, 2, 3, 4, 5, 6, 7])?;
         let ticket = Self {
             cluster: ClusterId::from_bytes(fields.need_array(1)?),
             principal: fields.need_text(2, MAX_PRINCIPAL)?.to_owned(),
@@ -124,6 +128,7 @@ impl Ticket {
             id: fields.need_array(ID)?,
             issued: time(fields.need_u64(ISSUED)?)?,
             expires: time(fields.need_u64(EXPIRES)?)?,
+            offer: fields.maybe(OFFER).map(|_| fields.need_array(OFFER)).transpose()?,
         };
         if ticket.cluster != own {
             return Err(TicketError::Cluster);
@@ -163,8 +168,9 @@ mod tests {
     #[test]
     fn a_ticket_reads_back() {
         let key = SigningKey::generate();
-        let ticket = ticket();
-        assert_eq!(Ticket::verify(&ticket.sign(&key), &key.public(), cluster(), now()), Ok(ticket));
+        for ticket in [ticket(), Ticket { offer: Some([7; 32]), ..ticket() }] {
+            assert_eq!(Ticket::verify(&ticket.sign(&key), &key.public(), cluster(), now()), Ok(ticket));
+        }
     }
 
     #[test]

@@ -86,6 +86,7 @@ fn every_target_is_in_the_slice() {
             "session",
             "control",
             "ticket",
+            "role",
             "enrolment",
             "head",
             "websocket"
@@ -131,6 +132,11 @@ fn t35_the_websocket_carrier_survives_any_bytes() {
 fn tickets_and_enrolment_tokens_survive_any_bytes() {
     slice("ticket", 10_000);
     slice("enrolment", 60_000);
+}
+
+#[test]
+fn role_documents_survive_any_bytes() {
+    slice("role", 10_000);
 }
 
 #[test]

@@ -303,6 +303,28 @@ impl Cluster {
         })
     }
 
+    /// Has kube-apiserver take people's tokens itself, as this `AuthenticationConfiguration` (`apiserver.config.k8s.io/v1`) says,
+    /// and waits until it does: without a restart, and in place of what it took before.
+    ///
+    /// # Errors
+    /// If it does not take it, as where an issuer can't be reached.
+    pub fn trust(&self, authentication: &str) -> anyhow::Result<()> {
+        let reloads = || -> anyhow::Result<f64> {
+            let metrics = self.kubectl_output(&["get", "--raw", "/metrics"])?;
+            let counted = metrics.lines().filter(|line| {
+                line.starts_with("apiserver_authentication_config_controller_automatic_reloads_total")
+                    && line.contains("status=\"success\"")
+            });
+            Ok(counted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        };
+        let before = reloads()?;
+        process::write(&self.folder.join(control_plane::AUTHENTICATION), authentication)?;
+        let what = "kube-apiserver with other issuers";
+        wait_until(what, Duration::from_secs(90), &self.log("kube-apiserver"), || {
+            reloads().is_ok_and(|now| now > before)
+        })
+    }
+
     /// kubectl as the administrator.
     pub fn kubectl(&self) -> Command {
         let mut command = Command::new(self.programs.kubectl());

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 /// Has the tests that compare such pages write them instead.
 ///
 /// # Errors
-/// If the tests can't run.
+/// If the tests can't run, or the chart's pages can't be written.
 pub fn run() -> anyhow::Result<ExitCode> {
     let status = Command::new("cargo")
         .args(["test", "--quiet", "--package", "towline-tunnel", "--lib", "page"])
@@ -17,5 +17,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         .context("cargo can't be run")?;
     ensure!(status.success(), "the pages could not be written");
     println!("wrote docs/errors.md");
+    crate::chart::write()?;
+    println!("wrote values.yaml and README.md of deploy/charts/towline-agent");
     Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,11 @@
 //! Development tasks, as a library: the e2e tests make their cluster with it.
 #![allow(clippy::print_stdout)]
 
+pub mod chart;
 pub mod checks;
 pub mod cluster;
 pub mod docs;
+pub mod doctor;
 pub mod idp;
 pub mod peers;
 pub mod soak;

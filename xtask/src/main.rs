@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{checks, cluster, docs, peers, soak, threats};
+use xtask::{checks, cluster, docs, doctor, peers, soak, threats};
 
 #[derive(Debug, Parser)]
 #[command(about, disable_help_subcommand = true)]
@@ -22,8 +22,14 @@ enum Task {
     /// What towline is measured beside: haproxy, OpenSSH, rathole, remotedialer.
     #[command(subcommand)]
     Peers(peers::PeersCommand),
-    /// Write the pages that are made from code (docs/errors.md).
+    /// Write the pages that are made from code (docs/errors.md, values and README of the chart).
     Docs,
+    /// Put faults in, and list the diagnosis that each gets.
+    Doctor {
+        /// As a table of fault, code and seconds, which is all that there is.
+        #[arg(long)]
+        table: bool,
+    },
     /// List each threat with its test and result.
     Threats(threats::ThreatsArguments),
     /// Proofs that take longer than a test run.
@@ -49,6 +55,7 @@ fn main() -> ExitCode {
         Task::Cluster(command) => cluster::run(command),
         Task::Peers(command) => peers::run(command),
         Task::Docs => docs::run(),
+        Task::Doctor { table: _ } => doctor::run(),
         Task::Threats(arguments) => threats::run(&arguments),
         Task::Soak(command) => soak::run(command),
         Task::E2e { rest } => checks::cargo_run("towline-e2e", "towline-e2e", &rest),

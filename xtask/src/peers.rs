@@ -1,4 +1,4 @@
-//! The programs that towline is measured beside: those that are installed, or fetched or built once into the cache.
+//! The programs that towline is measured beside or goes through: those that are installed, or fetched or built once into the cache.
 //!
 //! Nothing is installed on the machine: Debian packages are unpacked into the cache, so that no service of theirs
 //! ever starts, and no root is needed.
@@ -51,6 +51,10 @@ pub enum Peer {
     Rathole,
     /// Rancher's library (Go module), with a small program around it.
     Remotedialer,
+    /// The forward proxy, with TLS (Debian package squid-openssl).
+    Squid,
+    /// The small forward proxy (Debian package tinyproxy).
+    Tinyproxy,
 }
 
 /// A peer's programs, ready to be started.
@@ -102,6 +106,8 @@ impl Peer {
             Self::Openssh => "openssh",
             Self::Rathole => "rathole",
             Self::Remotedialer => "remotedialer",
+            Self::Squid => "squid",
+            Self::Tinyproxy => "tinyproxy",
         }
     }
 
@@ -113,6 +119,8 @@ impl Peer {
             Self::Openssh => &["sshd", "ssh", "ssh-keygen"],
             Self::Rathole => &["rathole"],
             Self::Remotedialer => &["remotedialer"],
+            Self::Squid => &["squid"],
+            Self::Tinyproxy => &["tinyproxy"],
         }
     }
 
@@ -124,6 +132,8 @@ impl Peer {
             Self::Openssh => ", or install it: apt-get install openssh-client openssh-server",
             Self::Rathole => " (4 min; needs a C compiler, pkg-config and libssl-dev)",
             Self::Remotedialer => " (1 min; needs Go 1.26 or later)",
+            Self::Squid => ", or install it: apt-get install squid-openssl",
+            Self::Tinyproxy => ", or install it: apt-get install tinyproxy",
         };
         format!("cargo xtask peers build {}{by_hand}", self.name())
     }
@@ -162,6 +172,8 @@ impl Peer {
             Self::Openssh => unpack(&["openssh-client", "openssh-server"], &folder),
             Self::Rathole => build_rathole(&folder),
             Self::Remotedialer => build_remotedialer(&folder),
+            Self::Squid => unpack(&["squid-openssl"], &folder),
+            Self::Tinyproxy => unpack(&["tinyproxy"], &folder),
         };
         made.with_context(|| format!("{} can't be had; {}", self.name(), self.fix()))?;
         self.find().with_context(|| format!("{} was made, and is not whole; {}", self.name(), self.fix()))
@@ -169,7 +181,9 @@ impl Peer {
 
     fn folder(self) -> PathBuf {
         let version = match self {
-            Self::Haproxy | Self::Nginx | Self::Openssh => "debian".to_owned(),
+            Self::Haproxy | Self::Nginx | Self::Openssh | Self::Squid | Self::Tinyproxy => {
+                "debian".to_owned()
+            }
             Self::Rathole => RATHOLE.to_owned(),
             // Its version stands in go.mod; the program around it changes, too.
             Self::Remotedialer => remotedialer_version(),
@@ -179,6 +193,11 @@ impl Peer {
 }
 
 impl Installed {
+    /// Where its files begin: the folder that stands for `/`.
+    pub fn root(&self) -> &Path {
+        self.root.as_deref().unwrap_or(Path::new("/"))
+    }
+
     /// Where one of the programs is.
     ///
     /// # Errors

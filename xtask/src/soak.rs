@@ -1,6 +1,7 @@
 //! `cargo xtask soak`: proofs that take longer than a test run. What they proved stands in `docs/proofs.md`.
 
 mod fuzz;
+mod mutants;
 mod sim;
 
 use std::process::ExitCode;
@@ -16,6 +17,12 @@ pub enum SoakCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Look at healthy ways again and again: doctor and preflight raise no alarm.
+    Doctor {
+        /// How many times, in each place.
+        #[arg(long, default_value_t = 100)]
+        runs: u32,
+    },
     /// Feed every decoder and state machine millions of inputs (libFuzzer).
     Fuzz(fuzz::FuzzArguments),
     /// Kill a random program with -9 under load, again and again: nothing hangs, nothing cut looks whole, nothing is left.
@@ -24,6 +31,8 @@ pub enum SoakCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Change the code that says who somebody is, one place at a time: a test has to notice (cargo-mutants).
+    Mutants(mutants::MutantsArguments),
     /// Play random scripts against the model of the mux, many more than a test run does.
     Sim(sim::SimArguments),
 }
@@ -35,8 +44,10 @@ pub enum SoakCommand {
 pub fn run(command: SoakCommand) -> anyhow::Result<ExitCode> {
     match command {
         SoakCommand::Autobahn { rest } => crate::checks::cargo_run("towline-e2e", "towline-autobahn", &rest),
+        SoakCommand::Doctor { runs } => crate::doctor::soak(runs),
         SoakCommand::Fuzz(arguments) => fuzz::run(&arguments),
         SoakCommand::Kill { rest } => crate::checks::cargo_run("towline-e2e", "towline-kill", &rest),
+        SoakCommand::Mutants(arguments) => mutants::run(&arguments),
         SoakCommand::Sim(arguments) => sim::run(&arguments),
     }
 }

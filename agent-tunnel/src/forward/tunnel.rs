@@ -1,6 +1,6 @@
 //! A connection that was upgraded: raw bytes, each direction with an end of its own.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -13,7 +13,7 @@ use towline_tunnel::{fault::Fault, mux::CloseReason};
 use tracing::{debug, info};
 
 use super::{Ending, Forwarder, cut};
-use crate::{authority::Authority, dial::ApiserverBody, metrics::Present, stream::ResetReason};
+use crate::{authority::Hold, dial::ApiserverBody, metrics::Present, stream::ResetReason};
 
 /// What is read at once: a TLS record's worth.
 const BLOCK: usize = 16 * 1024;
@@ -28,7 +28,7 @@ pub(super) struct Tunnel {
     upstream: OnUpgrade,
     /// Holds the connection until its bytes are ours.
     _answer: ApiserverBody,
-    authority: Arc<Authority>,
+    hold: Hold,
 }
 
 /// Which side broke.
@@ -39,13 +39,8 @@ enum Broken {
 }
 
 impl Tunnel {
-    pub(super) fn new(
-        inner: OnUpgrade,
-        upstream: OnUpgrade,
-        answer: ApiserverBody,
-        authority: Arc<Authority>,
-    ) -> Self {
-        Self { inner, upstream, _answer: answer, authority }
+    pub(super) fn new(inner: OnUpgrade, upstream: OnUpgrade, answer: ApiserverBody, hold: Hold) -> Self {
+        Self { inner, upstream, _answer: answer, hold }
     }
 
     /// Carries bytes until both directions ended. What breaks on kube-apiserver's side breaks the stream: its peer must
@@ -63,7 +58,7 @@ impl Tunnel {
         let carried = join(inner, upstream, &metrics.bytes_to_apiserver, &metrics.bytes_to_callers, reset);
         // The reason is set before whoever selects on this drops the stream.
         let cut = async {
-            let (reason, why) = cut(ending.cut.clone(), self.authority).await.reason();
+            let (reason, why) = cut(ending.cut.clone(), self.hold).await.reason();
             reset.set(reason, why);
             why
         };

@@ -15,10 +15,11 @@ use super::{Caller, Forwarder, service_account};
 use crate::{
     as_user::Wanted,
     audit::Named,
-    authority::{self, Authority, Life},
+    authority::{self, Authority, Hold, Life, RoleHold},
     dial::Account,
     headers,
     impersonate::{AuditId, act_as, impersonate, name_request},
+    roles::{Granted, warning},
 };
 
 /// The issuer is asked for its keys no longer than this.
@@ -52,9 +53,11 @@ pub(super) struct Admitted {
     /// With whose rights.
     pub(super) account: Account,
     /// How long it may go on.
-    pub(super) authority: Arc<Authority>,
+    pub(super) hold: Hold,
     /// Of a token that only kube-apiserver can judge: whose, where it does not refuse it.
     pub(super) unjudged: Option<String>,
+    /// What is said beside a denial of kube-apiserver's, where roles are on.
+    pub(super) warning: Option<HeaderValue>,
 }
 
 /// Whose token a request carries.
@@ -90,6 +93,7 @@ impl Forwarder {
         }
         let (authority, unjudged) = self.authority(&who, caller)?;
         headers::refuse_nominated(headers)?;
+        let (mut role, mut warned) = (None, None);
         let account = match (who, self.access.mode) {
             // kube-apiserver knows the token's owner, and judges their Impersonate-* itself.
             (Who::ServiceAccount(_), _) | (Who::User(_), Mode::PassThrough) => {
@@ -98,11 +102,19 @@ impl Forwarder {
                 of_caller(token)?
             }
             (Who::User(identity), Mode::Impersonate) => {
+                role = self.role(&identity, caller);
+                named.role = role.as_ref().map(Granted::told);
                 match Wanted::read(headers, self.access.system_masters)? {
-                    None => impersonate(out, &identity, audit_id)?,
+                    None => {
+                        let group = role.as_ref().map(|role| role.group.as_str());
+                        impersonate(out, &identity, group, audit_id)?;
+                        warned =
+                            self.roles.as_ref().and_then(|roles| warning(roles, &identity, role.as_ref()));
+                    }
                     Some(wanted) => {
                         named.acts_as = Some(wanted.user.clone());
-                        self.reviews.judge(&self.apiserver, &identity, &wanted).await?;
+                        let whole = with_role(&identity, role.as_ref());
+                        self.reviews.judge(&self.apiserver, &whole, &wanted).await?;
                         act_as(out, &identity, &wanted, audit_id)?;
                         let channel = caller.channel.map(tracing::field::display);
                         let (user, groups) = (&wanted.user, &wanted.groups);
@@ -115,7 +127,16 @@ impl Forwarder {
                 Account::Impersonator
             }
         };
-        Ok(Admitted { account, authority, unjudged })
+        let role = role
+            .zip(caller.offered.as_ref())
+            .map(|(role, offered)| RoleHold { until: role.given.until, gone: offered.gone() });
+        Ok(Admitted { account, hold: Hold::new(authority, role), unjudged, warning: warned })
+    }
+
+    /// The role of a verified user by what came with their stream.
+    fn role(&self, identity: &Identity, caller: &Caller) -> Option<Granted> {
+        let offered = caller.offered.as_ref()?;
+        self.roles.as_ref()?.role_of(offered, identity, self.clock.now())
     }
 
     /// Takes a newer token for what the caller has open; returns until when that may go on now.
@@ -193,6 +214,13 @@ impl Forwarder {
         }
         Ok(Who::User(identity))
     }
+}
+
+/// The user as the cluster's rules see them: their role's group is one of theirs.
+fn with_role(identity: &Identity, role: Option<&Granted>) -> Identity {
+    let mut whole = identity.clone();
+    whole.groups.extend(role.map(|role| role.group.clone()));
+    whole
 }
 
 /// A token of an issuer that is not configured, which says that it is a service account's.

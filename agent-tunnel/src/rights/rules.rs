@@ -101,6 +101,7 @@ mod tests {
             mode: Mode::Impersonate,
             impersonator: Some("towline/deputy".into()),
             state_secret: Some("towline/state".into()),
+            role_groups: Vec::new(),
         }
     }
 

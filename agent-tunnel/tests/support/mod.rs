@@ -22,8 +22,9 @@ use tokio::{
 use towline_agent::{
     accept::Acceptor,
     dial::{Apiserver, ApiserverConfig},
-    forward::{Access, Clock, Ending, Forwarder},
+    forward::{Access, Ending, Forwarder},
     metrics::Metrics,
+    roles::{Groups, RoleSettings, Roles},
 };
 use towline_identity::{
     IssuerConfig, IssuerSettings, Verifier,
@@ -31,6 +32,7 @@ use towline_identity::{
 };
 use towline_tunnel::{
     audit::{AuditLog, Destination},
+    clock::Clock,
     ids::{ChannelId, ClusterId, InstanceId, StreamKey},
     inner::{InnerAcceptor, InnerConnector, InnerStream},
     keys::SigningKey,
@@ -52,6 +54,7 @@ pub struct Bench {
     pub issuer: DevIssuer,
     pub cap: Cap,
     pub cluster: ClusterId,
+    pub groups: Groups,
     pub relay: SigningKey,
     pub run_key: SigningKey,
     pub ending: Ending,
@@ -86,6 +89,11 @@ impl Bench {
 
     /// With an agent that gives its callers this access.
     pub async fn with(cap: Cap, access: Access) -> Self {
+        Self::with_roles(cap, access, None).await
+    }
+
+    /// With an agent that takes roles, too.
+    pub async fn with_roles(cap: Cap, access: Access, roles: Option<RoleSettings>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issuer = DevIssuer::start(0).await.unwrap();
         let metrics = Metrics::new(Ledger::new(1 << 20));
@@ -94,12 +102,15 @@ impl Bench {
         let apiserver = Apiserver::new(&config, None).unwrap();
         let identity = Arc::new(SigningKey::generate());
         let cluster = identity.public().cluster_id();
+        let roles = roles.map(|roles| Arc::new(Roles::new(roles, &identity)));
+        let groups = Groups::of(&identity);
         let inner = InnerAcceptor::new(identity, SystemTime::now()).unwrap();
         // Each request's audit line, as a test may read it once the agent has gone.
         let audit = Destination::parse(folder.path().join("audit.log").to_str().unwrap(), 1 << 20, 1);
         let (audit, _writer) = AuditLog::open(&audit).unwrap();
-        let forwarder =
-            Forwarder::new(verifier, apiserver, access, metrics.clone(), Clock::system()).with_audit(audit);
+        let forwarder = Forwarder::new(verifier, apiserver, access, metrics.clone(), Clock::system())
+            .with_audit(audit)
+            .with_roles(roles);
         let acceptor =
             Arc::new(Acceptor::new(inner, forwarder, metrics.clone(), Clock::system(), MAX_STREAMS_PER_USER));
 
@@ -113,6 +124,7 @@ impl Bench {
             issuer,
             cap,
             cluster,
+            groups,
             relay,
             run_key: SigningKey::generate(),
             ending,
@@ -144,15 +156,24 @@ impl Bench {
     }
 
     pub fn open(&self, ticket: Option<Bytes>) -> MuxStream {
+        self.open_with(ticket, None)
+    }
+
+    /// With role documents.
+    pub fn open_with(&self, ticket: Option<Bytes>, offer: Option<Bytes>) -> MuxStream {
         let mut request = OpenRequest::new(StreamKey::random(), self.cluster);
         request.ticket = ticket;
+        request.offer = offer;
         request.channel = Some(ChannelId::random());
         self.mux.open(request).unwrap()
     }
 
     /// An inner connection of alice's.
     pub async fn connect(&self) -> InnerStream<MuxStream> {
-        let stream = self.open(Some(self.ticket()));
+        self.inner(self.open(Some(self.ticket()))).await
+    }
+
+    pub async fn inner(&self, stream: MuxStream) -> InnerStream<MuxStream> {
         let connector = InnerConnector::new(self.cluster, &self.run_key).unwrap();
         connector.connect(stream).await.unwrap()
     }

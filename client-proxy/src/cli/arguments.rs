@@ -10,6 +10,7 @@ use std::{
 use clap::Args;
 use towline_tunnel::{
     carrier::dial::RelayAddress,
+    egress::{Egress, ProxyArgs},
     fault::{Fault, Report},
     mux::{LineSettings, MAX_LINES},
     session::message::{MAX_TOKEN, Secret},
@@ -38,6 +39,9 @@ pub struct Reach {
     /// The authority of the relay's certificate (PEM), where this machine does not know it.
     #[arg(long, value_name = "FILE")]
     pub relay_ca_file: Option<PathBuf>,
+    /// Outbound proxies.
+    #[command(flatten)]
+    pub proxies: ProxyArgs,
     /// Holds your token for the relay's audience; read again when it changes; `-` reads it once from standard input.
     #[arg(long, value_name = "FILE")]
     pub relay_token_file: Option<PathBuf>,
@@ -136,20 +140,34 @@ impl RunArguments {
 impl Reach {
     /// All that a proxy needs, without kubeconfig and on a free port. Everything that is missing is told at once.
     fn config(&self, profile: &Profile) -> Result<Config, Report> {
+        self.config_of(profile, self.clusters(profile)?, true)
+    }
+
+    /// The same for a command that asks the relay, and opens no cluster.
+    pub(super) fn at_relay(&self, profile: &Profile) -> Result<Config, Report> {
+        self.config_of(profile, Vec::new(), false)
+    }
+
+    fn config_of(
+        &self,
+        profile: &Profile,
+        clusters: Vec<Choice>,
+        needs_clusters: bool,
+    ) -> Result<Config, Report> {
         let mut missing = Vec::new();
         let relay = given(&self.relay, &profile.relay, "--relay", &mut missing);
         let relay_key = given(&self.relay_key, &profile.relay_key, "--relay-key", &mut missing);
         let state_dir = state_dir(self.state_dir.as_ref(), profile)?;
-        let relay_token = self.relay_token(profile, &state_dir)?;
-        let cluster_token = self.cluster_token(profile, &state_dir)?;
+        let egress = profile.egress(&self.proxies)?;
+        let relay_token = self.relay_token(profile, &egress, &state_dir)?;
+        let cluster_token = self.cluster_token(profile, &egress, &state_dir)?;
         if relay_token.is_none() {
             missing.push("--relay-token-file (or [login])");
         }
         if cluster_token.is_none() {
             missing.push("--cluster-token-file (or [login])");
         }
-        let clusters = self.clusters(profile)?;
-        if clusters.is_empty() {
+        if needs_clusters && clusters.is_empty() {
             missing.push("--cluster");
         }
         let (Some(relay_token), Some(cluster_token), []) = (relay_token, cluster_token, missing.as_slice())
@@ -163,6 +181,7 @@ impl Reach {
                 .parse()
                 .map_err(|error| Report::new(Fault::ConfigInvalid, format!("--relay-key: {error}")))?,
             relay_ca_file: self.relay_ca_file.clone().or_else(|| profile.relay_ca_file.clone()),
+            egress,
             relay_token,
             cluster_token,
             resume_timeout: self.resume_timeout.or(profile.resume_timeout).unwrap_or(RESUME_TIMEOUT),
@@ -179,40 +198,51 @@ impl Reach {
         })
     }
 
-    fn relay_token(&self, profile: &Profile, state_dir: &Path) -> Result<Option<TokenFrom>, Report> {
+    pub(super) fn relay_token(
+        &self,
+        profile: &Profile,
+        egress: &Egress,
+        state_dir: &Path,
+    ) -> Result<Option<TokenFrom>, Report> {
         match self.relay_token_file.as_ref().or(profile.relay_token_file.as_ref()) {
             Some(path) => token_at(path).map(Some),
-            None => self.login(profile, Purpose::Relay, state_dir),
+            None => self.login(profile, egress, Purpose::Relay, state_dir),
         }
     }
 
     /// A flag wins over the profile, and a service account's token over a person's.
-    fn cluster_token(&self, profile: &Profile, state_dir: &Path) -> Result<Option<TokenFrom>, Report> {
+    pub(super) fn cluster_token(
+        &self,
+        profile: &Profile,
+        egress: &Egress,
+        state_dir: &Path,
+    ) -> Result<Option<TokenFrom>, Report> {
         let flags = self.service_account_token_file.as_ref().or(self.cluster_token_file.as_ref());
         let files = profile.service_account_token_file.as_ref().or(profile.cluster_token_file.as_ref());
         match flags.or(files) {
             Some(path) => token_at(path).map(Some),
-            None => self.login(profile, Purpose::Cluster, state_dir),
+            None => self.login(profile, egress, Purpose::Cluster, state_dir),
         }
     }
 
     fn login(
         &self,
         profile: &Profile,
+        egress: &Egress,
         purpose: Purpose,
         state_dir: &Path,
     ) -> Result<Option<TokenFrom>, Report> {
         if profile.login.is_none() {
             return Ok(None);
         }
-        let mut settings = profile.login()?;
+        let mut settings = profile.login(egress)?;
         settings.shared_audience |= self.allow_shared_audience;
         let store = Store::open(state_dir)?;
         login::issuer(&settings, purpose, &store).map(TokenFrom::Issuer).map(Some)
     }
 
     /// The clusters that were named, with the pins of the profile; all of the profile's where none was.
-    fn clusters(&self, profile: &Profile) -> Result<Vec<Choice>, Report> {
+    pub(super) fn clusters(&self, profile: &Profile) -> Result<Vec<Choice>, Report> {
         if self.clusters.is_empty() {
             return profile.clusters.iter().map(|(name, id)| format!("{name}={id}").parse()).collect();
         }
@@ -254,7 +284,7 @@ pub(super) fn from_stdin() -> Result<Token, Report> {
     token.ok_or_else(|| unusable("it does not hold exactly one token".into()))
 }
 
-fn given<T: Clone + Default>(
+pub(super) fn given<T: Clone + Default>(
     flag: &Option<T>,
     profile: &Option<T>,
     name: &'static str,

@@ -1,9 +1,14 @@
 //! Logs: text on a terminal, JSON otherwise.
 
-use std::io::{self, IsTerminal as _};
+use std::{
+    io::{self, IsTerminal as _},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
 
 use clap::ValueEnum;
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 /// How much is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -40,14 +45,57 @@ impl Level {
     }
 }
 
+/// No more of a log is kept for a bundle; what comes after it is not.
+const KEPT: usize = 1 << 20;
+
+static LOG: OnceLock<Kept> = OnceLock::new();
+
+/// What was logged, in memory.
+#[derive(Clone, Debug, Default)]
+struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = KEPT.saturating_sub(kept.len());
+        kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What was logged until now, where it is kept.
+pub(super) fn kept() -> String {
+    let bytes = LOG.get().map(|kept| kept.0.lock().unwrap_or_else(PoisonError::into_inner).clone());
+    String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+}
+
 /// Begins to log to stderr.
 pub fn start(level: Level) {
-    let filter = EnvFilter::new(level.filter());
-    let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
-    // A second start, as in tests, changes nothing.
-    let _already = if io::stderr().is_terminal() {
-        builder.with_target(false).try_init()
+    begin(level, false);
+}
+
+/// The same, and keeps what is logged at `debug` for a bundle.
+pub fn start_and_keep(level: Level) {
+    begin(level, true);
+}
+
+fn begin(level: Level, keep: bool) {
+    let told = fmt::layer().with_writer(io::stderr);
+    let told = if io::stderr().is_terminal() {
+        told.with_target(false).boxed()
     } else {
-        builder.json().flatten_event(true).try_init()
+        told.json().flatten_event(true).boxed()
     };
+    let told = told.with_filter(EnvFilter::new(level.filter()));
+    let kept = keep.then(|| {
+        let kept = LOG.get_or_init(Kept::default).clone();
+        let lines = fmt::layer().with_ansi(false).with_writer(move || kept.clone());
+        lines.with_filter(EnvFilter::new(Level::Debug.filter()))
+    });
+    // A second start, as in tests, changes nothing.
+    let _already = tracing_subscriber::registry().with(told).with(kept).try_init();
 }

@@ -8,12 +8,16 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use towline_tunnel::fault::{Fault, Report};
+use towline_tunnel::{
+    clock::Clock,
+    egress::{Egress, ProxyArgs},
+    fault::{Fault, Report},
+};
 
 use super::{arguments::state_dir, profile::Profile, say, signals::Signals};
 use crate::{
     login::{Flow, Prompt, Settings, Store, Who, interactive, log_out},
-    token::{Clock, Purpose, TokenFile},
+    token::{Purpose, TokenFile},
 };
 
 /// Whose login.
@@ -25,6 +29,9 @@ pub struct Whose {
     /// Keeps logins, beside the local authority [default: ~/.local/state/towline].
     #[arg(long, value_name = "FOLDER")]
     pub state_dir: Option<PathBuf>,
+    /// Outbound proxies.
+    #[command(flatten)]
+    pub proxies: ProxyArgs,
 }
 
 /// Arguments of `towline login`.
@@ -75,7 +82,7 @@ impl Whose {
 /// Logs in; Ctrl-C gives it up.
 pub(super) async fn login(arguments: LoginArguments) -> Result<ExitCode, Report> {
     let (profile, store) = arguments.whose.open()?;
-    let mut settings = profile.login()?;
+    let mut settings = profile.login(&profile.egress(&arguments.whose.proxies)?)?;
     settings.shared_audience |= arguments.allow_shared_audience;
     if arguments.device && settings.flow == Flow::Browser {
         settings.flow = Flow::Device;
@@ -135,7 +142,7 @@ fn tell(prompt: &Prompt, no_browser: bool) {
 /// Forgets the login, here and at the provider.
 pub(super) async fn logout(arguments: Whose) -> Result<ExitCode, Report> {
     let (profile, store) = arguments.open()?;
-    let settings = profile.login()?;
+    let settings = profile.login(&profile.egress(&arguments.proxies)?)?;
     if !settings.is_interactive() {
         say("nothing is kept of this profile's tokens");
         return Ok(ExitCode::SUCCESS);
@@ -158,10 +165,11 @@ pub(super) async fn logout(arguments: Whose) -> Result<ExitCode, Report> {
 /// Says who this profile is.
 pub(super) async fn whoami(arguments: WhoamiArguments) -> Result<ExitCode, Report> {
     let (profile, store) = arguments.whose.open()?;
+    let egress = profile.egress(&arguments.whose.proxies)?;
     let mut all = Vec::new();
     let mut first = None;
     for purpose in Purpose::BOTH {
-        match look(&profile, purpose, &store).await {
+        match look(&profile, &egress, purpose, &store).await {
             Ok(who) => all.push(who),
             Err(report) => first = first.or(Some(report)),
         }
@@ -173,7 +181,7 @@ pub(super) async fn whoami(arguments: WhoamiArguments) -> Result<ExitCode, Repor
     first.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
-async fn look(profile: &Profile, purpose: Purpose, store: &Store) -> Result<Who, Report> {
+async fn look(profile: &Profile, egress: &Egress, purpose: Purpose, store: &Store) -> Result<Who, Report> {
     let file = match purpose {
         Purpose::Relay => profile.relay_token_file.as_ref(),
         Purpose::Cluster => {
@@ -185,7 +193,7 @@ async fn look(profile: &Profile, purpose: Purpose, store: &Store) -> Result<Who,
             let token = TokenFile::new(path.clone(), purpose).token()?;
             Ok(Who::of(purpose, &token, path.display().to_string(), false))
         }
-        None if profile.login.is_some() => Who::look(&profile.login()?, purpose, store).await,
+        None if profile.login.is_some() => Who::look(&profile.login(egress)?, purpose, store).await,
         None => Err(Report::new(
             Fault::ConfigInvalid,
             format!("profile {} has neither [login] nor a {}-token-file", profile.name, purpose.word()),

@@ -11,6 +11,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use towline_tunnel::{
+    egress::{Egress, EgressSettings, ProxyArgs, ProxyText, SkipRange, Sources, process_environment},
     fault::{Fault, Report},
     mux::MAX_LINES,
     values::duration,
@@ -28,6 +29,11 @@ pub(super) struct Profile {
     pub(super) relay: Option<String>,
     pub(super) relay_key: Option<String>,
     pub(super) relay_ca_file: Option<PathBuf>,
+    proxy_https: Option<ProxyText>,
+    proxy_http: Option<ProxyText>,
+    proxy_skip_range: Option<String>,
+    proxy_cert: Option<PathBuf>,
+    proxy_credentials_file: Option<PathBuf>,
     pub(super) relay_token_file: Option<PathBuf>,
     pub(super) cluster_token_file: Option<PathBuf>,
     pub(super) service_account_token_file: Option<PathBuf>,
@@ -79,6 +85,8 @@ impl Profile {
         let folder = path.parent().unwrap_or(Path::new(""));
         for file in [
             &mut profile.relay_ca_file,
+            &mut profile.proxy_cert,
+            &mut profile.proxy_credentials_file,
             &mut profile.relay_token_file,
             &mut profile.cluster_token_file,
             &mut profile.service_account_token_file,
@@ -100,13 +108,37 @@ impl Profile {
         Ok(profile)
     }
 
-    /// `[login]`, checked.
+    /// `[login]`, checked; the provider is reached this way.
     ///
     /// # Errors
     /// If it is missing or wrong.
-    pub(super) fn login(&self) -> Result<Settings, Report> {
+    pub(super) fn login(&self, egress: &Egress) -> Result<Settings, Report> {
         let missing = || Report::new(Fault::ConfigInvalid, format!("profile {} has no [login]", self.name));
-        self.login.as_ref().ok_or_else(missing)?.settings(&self.name, self.allow_shared_audience)
+        let login = self.login.as_ref().ok_or_else(missing)?;
+        let mut settings = login.settings(&self.name, self.allow_shared_audience)?;
+        settings.egress = egress.clone();
+        Ok(settings)
+    }
+
+    /// The way out, as flags, this profile and the environment say.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub(super) fn egress(&self, flags: &ProxyArgs) -> Result<Egress, Report> {
+        let profile = ProxyArgs {
+            proxy_https: self.proxy_https.clone(),
+            proxy_http: self.proxy_http.clone(),
+            proxy_skip_range: self.proxy_skip_range.clone(),
+            proxy_cert: self.proxy_cert.clone(),
+            proxy_credentials_file: self.proxy_credentials_file.clone(),
+        };
+        let sources = Sources {
+            flags,
+            profile: Some(&profile),
+            environment: &process_environment,
+            never: SkipRange::default(),
+        };
+        Egress::new(EgressSettings::resolve(&sources)?)
     }
 }
 
@@ -177,6 +209,8 @@ fn folder() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use towline_tunnel::egress::Destination;
+
     use super::*;
 
     #[test]
@@ -209,6 +243,30 @@ mod tests {
     }
 
     #[test]
+    fn t29_proxies_stand_in_a_profile_and_a_flag_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.toml");
+        fs::write(folder.path().join("login"), "me:secret").unwrap();
+        let text = "proxy-https = \"http://u:canary@proxy.corp:3128\"\nproxy-skip-range = \".inner\"\n\
+                    proxy-credentials-file = \"login\"\n";
+        fs::write(&path, text).unwrap();
+        let profile = Profile::load(Some(&path)).unwrap();
+        let way = |flags: &ProxyArgs, host: &str| {
+            let egress = profile.egress(flags).unwrap();
+            egress.proxy_for(&Destination::new(host, 443)).map(ToString::to_string)
+        };
+        let none = ProxyArgs::default();
+        assert_eq!(way(&none, "relay.test").as_deref(), Some("http://proxy.corp:3128"));
+        assert_eq!(way(&none, "relay.inner"), None);
+        let flags = ProxyArgs { proxy_https: Some("other:1".to_owned().into()), ..none };
+        assert_eq!(way(&flags, "relay.test").as_deref(), Some("http://other:1"));
+        assert!(!format!("{profile:?}").contains("canary"));
+        fs::write(&path, "proxy-https = \"socks5://u:canary@h\"\n").unwrap();
+        let said = Profile::load(Some(&path)).unwrap().egress(&ProxyArgs::default()).unwrap_err().to_string();
+        assert!(said.contains("proxy-https in the profile") && !said.contains("canary"), "{said}");
+    }
+
+    #[test]
     fn a_bare_name_is_a_profile_in_the_folder_and_files_are_told_apart() {
         let named = |text: &str| Place::of(Some(Path::new(text)));
         let Some(folder) = folder() else { return };
@@ -231,7 +289,7 @@ mod tests {
                     [login.relay]\nclient-id = \"r\"\n[login.cluster]\nclient-id = \"c\"\n";
         fs::write(&path, text).unwrap();
         let mut profile = Profile::load(Some(&path)).unwrap();
-        profile.login().unwrap();
+        profile.login(&Egress::direct()).unwrap();
         let files: Vec<_> = profile.login.as_mut().unwrap().files().filter_map(|file| file.clone()).collect();
         assert_eq!(files, [folder.path().join("t")]);
     }

@@ -70,6 +70,8 @@ pub struct LinkConfig {
     pub resume_timeout: Duration,
     /// How bulk is kept apart.
     pub lines: LineSettings,
+    /// It is for one question: that its session is lost after that is no news.
+    pub brief: bool,
 }
 
 /// A session on which streams can be opened.
@@ -289,7 +291,7 @@ async fn keep(shared: Arc<Shared>) {
         };
         let delay = backoff.after_failure(hint, backoff::random());
         let retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-        if was_up {
+        if was_up && !shared.config.brief {
             tracing::warn!(%report, retry_in_ms, "no session with the relay");
         } else {
             // Whoever starts the program is told by that.

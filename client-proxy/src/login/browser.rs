@@ -26,6 +26,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use towline_tunnel::{
+    clock::Clock,
     fault::{Fault, Report},
     session::message::Secret,
 };
@@ -37,7 +38,6 @@ use super::{
     provider::{Provider, wrong},
     settings::{Registration, Settings},
 };
-use crate::token::Clock;
 
 /// A person logs in within this.
 const WITHIN: Duration = Duration::from_secs(300);

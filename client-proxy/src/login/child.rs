@@ -13,16 +13,16 @@ use towline_tunnel::session::message::Secret;
 const COMPLAINT: u64 = 1024;
 
 /// How a program ended, and what it said.
-pub(super) struct Said {
-    pub(super) status: ExitStatus,
+pub(crate) struct Said {
+    pub(crate) status: ExitStatus,
     /// Its standard output: a byte more than what was allowed, where it is longer.
-    pub(super) printed: Secret,
+    pub(crate) printed: Secret,
     /// The beginning of its standard error, where that is piped.
-    pub(super) complaint: String,
+    pub(crate) complaint: String,
 }
 
 /// Why a program said nothing.
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// It can't be run.
     NotRun(io::Error),
     /// It did not end in time, and was ended.
@@ -32,7 +32,7 @@ pub(super) enum Failure {
 }
 
 /// Runs a program with these pipes, gives it `input`, and reads at most `longest` bytes of what it prints, and one more.
-pub(super) async fn ask(
+pub(crate) async fn ask(
     command: &mut Command,
     input: Option<&Secret>,
     longest: usize,

@@ -6,6 +6,7 @@ use http::{Request, StatusCode, header};
 use serde::Deserialize;
 use towline_identity::{Pending, Roots};
 use towline_tunnel::{
+    egress::Egress,
     fault::{Fault, Report},
     session::message::Secret,
 };
@@ -42,7 +43,7 @@ struct Answer {
 }
 
 impl Github {
-    pub(super) fn new(of: Registration) -> Result<Self, Report> {
+    pub(super) fn new(of: Registration, egress: &Egress) -> Result<Self, Report> {
         let variable = |name: &str| {
             let value = env::var(name).ok().filter(|value| !value.is_empty());
             value.ok_or_else(|| missing(format!("{name} is not set")))
@@ -50,15 +51,15 @@ impl Github {
         let [url, with] = GITHUB_VARIABLES;
         let url = variable(url)?;
         let with = Secret::new(variable(with)?);
-        Self::at(of, &url, with, &Roots::System)
+        Self::at(of, &url, with, Http::new(&Roots::System, egress)?)
     }
 
-    fn at(of: Registration, url: &str, with: Secret, roots: &Roots) -> Result<Self, Report> {
+    fn at(of: Registration, url: &str, with: Secret, http: Http) -> Result<Self, Report> {
         let asked_at = Url::parse(url).ok().filter(|url| url.scheme() == "https");
         let asked_at = asked_at.ok_or_else(|| missing("ACTIONS_ID_TOKEN_REQUEST_URL is not an https URL"))?;
         let audience = of.target.into_iter().find(|(name, _)| *name == "audience").map(|(_, value)| value);
         let audience = audience.ok_or_else(|| missing("no audience is named"))?;
-        Ok(Self { http: Http::new(roots)?, audience, asked_at, with })
+        Ok(Self { http, audience, asked_at, with })
     }
 }
 

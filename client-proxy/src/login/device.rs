@@ -6,7 +6,10 @@ use oauth2::DeviceAuthorizationResponse;
 use oauth2::{
     DeviceAuthorizationUrl, EmptyExtraDeviceAuthorizationFields, StandardDeviceAuthorizationResponse,
 };
-use towline_tunnel::fault::{Fault, Report};
+use towline_tunnel::{
+    clock::Clock,
+    fault::{Fault, Report},
+};
 
 use super::{
     Prompt,
@@ -14,7 +17,6 @@ use super::{
     provider::{Provider, wrong},
     settings::Registration,
 };
-use crate::token::Clock;
 
 /// A code that nobody uses is given up after this, however long the provider would wait.
 const WITHIN: Duration = Duration::from_secs(900);

@@ -6,8 +6,11 @@ use bytes::Bytes;
 use data_encoding::BASE64;
 use http::{HeaderMap, header};
 use oauth2::{AsyncHttpClient, HttpRequest, HttpResponse};
-use towline_identity::{Direct, Fetch, FetchError, HttpsFetch, Pending, Roots};
-use towline_tunnel::fault::{Fault, Report};
+use towline_identity::{Fetch, FetchError, HttpsFetch, Pending, Roots};
+use towline_tunnel::{
+    egress::Egress,
+    fault::{Fault, Report},
+};
 use url::form_urlencoded;
 
 /// Fields of a request that an answer must not bring back to people's eyes.
@@ -48,9 +51,10 @@ impl fmt::Debug for Http {
 }
 
 impl Http {
-    /// Trusts exactly these authorities.
-    pub(super) fn new(roots: &Roots) -> Result<Self, Report> {
-        let fetch = HttpsFetch::new(roots, Arc::new(Direct));
+    /// Trusts exactly these authorities, whichever way leads there.
+    pub(super) fn new(roots: &Roots, egress: &Egress) -> Result<Self, Report> {
+        let egress = egress.clone();
+        let fetch = HttpsFetch::new(roots, Arc::new(move |host: &str, port: u16| egress.open(host, port)));
         fetch.map(|fetch| Self(Arc::new(fetch))).map_err(|error| NoAnswer::from(error).into())
     }
 

@@ -49,7 +49,7 @@ pub(super) fn wrong(why: impl Into<String>) -> Report {
 impl Provider {
     /// Asks for the metadata.
     pub(super) async fn discover(settings: &Settings) -> Result<Self, Report> {
-        let http = Http::new(&settings.roots)?;
+        let http = Http::new(&settings.roots, &settings.egress)?;
         let issuer = &settings.issuer;
         let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
         let request = http::Request::get(&url).body(Vec::new());

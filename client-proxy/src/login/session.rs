@@ -8,6 +8,7 @@ use std::{
 
 use towline_identity::Pending;
 use towline_tunnel::{
+    clock::Clock,
     fault::{Fault, Report},
     session::message::Secret,
 };
@@ -19,7 +20,7 @@ use super::{
     settings::{Flow, Registration, Settings},
     store::{KeptLogin, Store},
 };
-use crate::token::{Clock, Issue, Purpose, Token, at, due};
+use crate::token::{Issue, Purpose, Token, at, due};
 
 /// Logs a person in, for both audiences, and keeps that. `say` is told what the person must do.
 ///
@@ -197,7 +198,15 @@ impl Inner {
             }
         })?;
         // A refresh token that was replaced is kept whatever else is wrong: the old one is worth nothing any more.
+        let is_replaced = renewed.successor.is_some();
         let mut login = KeptLogin { refresh: renewed.successor.or(Some(refresh)), ..kept };
+        if is_replaced {
+            // Before anybody is asked whether the token is sound: this process may be killed meanwhile. The token stays the one before.
+            let kept = self.store.write(&self.settings.name, self.purpose, self.settings.keep, &login).await;
+            if let Err(report) = kept {
+                tracing::warn!(%report, "a renewed login was not kept yet");
+            }
+        }
         let checked = match renewed.grant {
             Ok(grant) => self.check(&provider, &grant, &login, now).await.map(|()| grant.token),
             Err(report) => Err(report),
@@ -270,6 +279,29 @@ pub struct Ended {
     pub revoked: Result<bool, Report>,
 }
 
+/// Tells the provider to forget these; whether it could be told.
+async fn revoke(
+    settings: &Settings,
+    of: &Registration,
+    tokens: Vec<Secret>,
+    clock: &Clock,
+) -> Result<bool, Report> {
+    if tokens.is_empty() {
+        return Ok(false);
+    }
+    let provider = Provider::discover(settings).await?;
+    let mut told = Ok(true);
+    for token in &tokens {
+        // One that is refused keeps nobody from telling of the other.
+        let revoked = oauth::revoke(&provider, of, token, clock.now()).await;
+        told = match (told, revoked) {
+            (Err(report), _) | (Ok(_), Err(report)) => Err(report),
+            (Ok(all), Ok(this)) => Ok(all && this),
+        };
+    }
+    told
+}
+
 /// Forgets a login, and tells the provider (RFC 7009). What is kept here goes even if the provider can't be told.
 ///
 /// # Errors
@@ -280,13 +312,12 @@ pub async fn log_out(settings: &Settings, store: &Store, clock: &Clock) -> Resul
         let _lock = store.lock(&settings.name, purpose).await?;
         let kept = store.read(&settings.name, purpose).await.ok().flatten();
         let refresh = kept.filter(|kept| kept.issuer == settings.issuer).and_then(|kept| kept.refresh);
-        let revoked = match &refresh {
-            Some(refresh) => match Provider::discover(settings).await {
-                Ok(provider) => oauth::revoke(&provider, settings.of(purpose), refresh, clock.now()).await,
-                Err(report) => Err(report),
-            },
-            None => Ok(false),
-        };
+        // One that could not be reached when it was replaced, or whose file is damaged: it is cleared with the rest.
+        let of = settings.of(purpose);
+        let earlier = store.left_in_keyring(&settings.name, purpose).await;
+        let earlier = earlier.filter(|left| left.issuer == settings.issuer && left.client == of.client);
+        let earlier = earlier.map(|left| left.refresh).filter(|left| refresh.as_ref() != Some(left));
+        let revoked = revoke(settings, of, [refresh, earlier].into_iter().flatten().collect(), clock).await;
         let was_kept = store.remove(&settings.name, purpose).await?;
         all.push(Ended { purpose, was_kept, revoked });
     }

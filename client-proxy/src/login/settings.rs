@@ -7,7 +7,10 @@ use std::{
 
 use serde::Deserialize;
 use towline_identity::Roots;
-use towline_tunnel::fault::{Fault, Report};
+use towline_tunnel::{
+    egress::Egress,
+    fault::{Fault, Report},
+};
 
 use super::store::Keep;
 use crate::token::Purpose;
@@ -133,6 +136,8 @@ pub struct Settings {
     pub flow: Flow,
     /// Whether relay and cluster may have one audience.
     pub shared_audience: bool,
+    /// The way to the provider; straight, unless whoever reads the settings knows another.
+    pub egress: Egress,
     pub(super) issuer: String,
     pub(super) roots: Roots,
     pub(super) prompt: Option<String>,
@@ -213,6 +218,7 @@ impl LoginTable {
             name: name.to_owned(),
             flow: self.flow,
             shared_audience,
+            egress: Egress::direct(),
             issuer,
             roots,
             prompt: self.prompt.clone(),

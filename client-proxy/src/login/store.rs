@@ -68,6 +68,22 @@ struct Record {
 struct Secrets {
     token: String,
     refresh: Option<String>,
+    /// Whose they are, in the keyring: they may outlive the file that says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    of: Option<Of>,
+}
+
+#[derive(Clone, Deserialize, Serialize)]
+struct Of {
+    issuer: String,
+    client: String,
+}
+
+/// A login in the keyring that may not be the one in use.
+pub(super) struct LeftBehind {
+    pub(super) issuer: String,
+    pub(super) client: String,
+    pub(super) refresh: Secret,
 }
 
 const VERSION: u32 = 1;
@@ -171,7 +187,9 @@ impl Store {
         login: &KeptLogin,
     ) -> Result<bool, Report> {
         let text = |secret: &Secret| secret.reveal_text().unwrap_or_default().to_owned();
-        let secrets = Secrets { token: text(&login.token.secret), refresh: login.refresh.as_ref().map(text) };
+        let refresh = login.refresh.as_ref().map(text);
+        let mut secrets = Secrets { token: text(&login.token.secret), refresh, of: None };
+        secrets.of = Some(Of { issuer: login.issuer.clone(), client: login.client.clone() });
         let in_keyring = match keep {
             Keep::File => false,
             Keep::Keyring => self.to_keyring(name, purpose, &secrets).await.map(|()| true)?,
@@ -185,6 +203,8 @@ impl Store {
             Keep::Auto => false,
         };
         let leaves_keyring = !in_keyring && self.in_keyring(name, purpose).await;
+        // The file says it already.
+        secrets.of = None;
         let record = Record {
             version: VERSION,
             issuer: login.issuer.clone(),
@@ -205,6 +225,24 @@ impl Store {
 
     async fn to_keyring(&self, name: &str, purpose: Purpose, secrets: &Secrets) -> Result<(), Report> {
         self.keyring.store(&account(name, purpose), &json(secrets)?).await
+    }
+
+    /// What the keyring has under this name, whether or not it is in use: a login that went to a file while the keyring was out of reach
+    /// left it there. None where nobody can tell whose it is.
+    pub(super) async fn left_in_keyring(&self, name: &str, purpose: Purpose) -> Option<LeftBehind> {
+        if !self.keyring.may_work() {
+            return None;
+        }
+        let found = self.keyring.lookup(&account(name, purpose)).await.ok().flatten()?;
+        let Secrets { token, refresh, of } = serde_json::from_slice(found.reveal()).ok()?;
+        let refresh = refresh.map(Secret::new)?;
+        let Of { issuer, client } = of.or_else(|| {
+            // Of a version that did not write it down: an ID token says it itself.
+            let claims = Token::parse(&token)?.claims();
+            let text = |name: &str| claims[name].as_str().map(str::to_owned);
+            Some(Of { issuer: text("iss")?, client: text("aud")? })
+        })?;
+        Some(LeftBehind { issuer, client, refresh })
     }
 
     /// Forgets a login; whether there was one. The caller holds the lock.
@@ -355,6 +393,35 @@ mod tests {
         assert!(in_keyring.exists());
         assert!(store.remove("p", Purpose::Relay).await.unwrap());
         assert!(!in_keyring.exists(), "logging out clears both");
+    }
+
+    /// Whoever logs out has it revoked, too.
+    #[tokio::test]
+    async fn a_login_that_was_left_in_the_keyring_says_whose_it_is() {
+        let (folder, store) = store();
+        let store = store.with_keyring(keyring(folder.path()));
+        assert!(store.left_in_keyring("p", Purpose::Relay).await.is_none());
+        store.write("p", Purpose::Relay, Keep::Auto, &login("first")).await.unwrap();
+        fs::write(folder.path().join("locked"), "").unwrap();
+        assert!(store.left_in_keyring("p", Purpose::Relay).await.is_none(), "out of reach");
+        let second = KeptLogin { refresh: Some(Secret::new("canary-second")), ..login("second") };
+        assert!(!store.write("p", Purpose::Relay, Keep::Auto, &second).await.unwrap());
+        fs::remove_file(folder.path().join("locked")).unwrap();
+        let left = store.left_in_keyring("p", Purpose::Relay).await.unwrap();
+        assert_eq!((left.issuer.as_str(), left.client.as_str()), ("https://idp", "c"));
+        assert_eq!(left.refresh, Secret::new("canary-refresh"));
+
+        // As versions before wrote it.
+        let id = data_encoding::BASE64URL_NOPAD.encode(br#"{"iss":"https://idp","aud":"c"}"#);
+        let old = format!(r#"{{"token":"e30.{id}.c2ln","refresh":"canary-old"}}"#);
+        fs::write(folder.path().join("kept-p.relay"), old).unwrap();
+        let left = store.left_in_keyring("p", Purpose::Relay).await.unwrap();
+        assert_eq!((left.issuer.as_str(), left.client.as_str()), ("https://idp", "c"));
+        fs::write(folder.path().join("kept-p.relay"), r#"{"token":"opaque","refresh":"canary"}"#).unwrap();
+        assert!(
+            store.left_in_keyring("p", Purpose::Relay).await.is_none(),
+            "shown to nobody who may be another"
+        );
     }
 
     #[tokio::test]

@@ -3,7 +3,6 @@
 use std::{fmt, time::SystemTime};
 
 use serde::Serialize;
-use serde_json::Value;
 use towline_tunnel::fault::Report;
 
 use super::{Settings, Store, issuer, session};
@@ -44,17 +43,12 @@ impl Who {
             let text = claims[name].as_str()?;
             Some(text.chars().take(256).map(|c| if c.is_control() { ' ' } else { c }).collect::<String>())
         };
-        let audiences = match &claims["aud"] {
-            Value::Array(many) => many.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-            Value::String(one) => vec![one.clone()],
-            _ => Vec::new(),
-        };
         Self {
             purpose: purpose.word(),
             issuer: text("iss"),
             subject: text("oid").or_else(|| text("sub")),
             name: ["preferred_username", "upn", "email", "name"].into_iter().find_map(text),
-            audiences: audiences.iter().map(|audience| audience.escape_debug().to_string()).collect(),
+            audiences: token.audiences().iter().map(|audience| audience.escape_debug().to_string()).collect(),
             groups: claims["groups"].as_array().map_or(0, Vec::len),
             expires: token.expires().map(at),
             expired: token.is_over(SystemTime::now()),

@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use towline_identity::Pending;
 use towline_tunnel::{
     backoff::{self, Backoff},
+    clock::Clock,
     fault::Report,
 };
 
@@ -26,33 +27,6 @@ const ENDLESS: Duration = Duration::from_secs(300);
 const LEAST: Duration = Duration::from_secs(5);
 /// The wall clock is looked at this often: the runtime's stands still while a laptop sleeps.
 const LOOK: Duration = Duration::from_secs(15);
-
-/// Tells the time: the system's, or a test's.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
-
-impl Clock {
-    /// The system's clock.
-    pub fn system() -> Self {
-        Self::new(SystemTime::now)
-    }
-
-    /// Any other.
-    pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
-    }
-
-    /// The time now.
-    pub fn now(&self) -> SystemTime {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Clock")
-    }
-}
 
 /// Whoever issues one kind of token: an identity provider to which somebody is logged in, a program, a CI system.
 pub trait Issue: fmt::Debug + Send + Sync {

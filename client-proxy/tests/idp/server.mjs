@@ -1,7 +1,8 @@
 // A certified OpenID provider on loopback, for tests: `node server.mjs CERTIFICATE KEY`.
 //
-// Anyone is whoever they say in its form. It prints `ready URL`, reads `rotate` (sign with a new key from now on, the old
-// one stays published), and ends with its standard input.
+// Anyone is whoever they say in its form, and in the group `people`. Clients whose names begin with `brief-` get ID tokens that
+// live for 15 s; `shared` stands for a provider that gives relay and cluster one audience. It prints `ready URL`, reads `rotate`
+// (sign with a new key from now on, the old one stays published), and ends with its standard input.
 import { generateKeyPairSync } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { createServer } from 'node:https';
@@ -45,6 +46,9 @@ const start = (issuer) => {
     clients: [
       person('towline-relay'),
       person('towline-cluster'),
+      person('brief-relay'),
+      person('brief-cluster'),
+      person('shared'),
       {
         client_id: 'robot',
         client_secret: 'canary-secret-of-the-robot',
@@ -61,8 +65,11 @@ const start = (issuer) => {
     scopes: ['openid', 'offline_access', 'api'],
     pkce: { required: () => true },
     issueRefreshToken: async (_ctx, client) => client.grantTypeAllowed('refresh_token'),
-    findAccount: async (_ctx, id) => ({ accountId: id, claims: async () => ({ sub: id }) }),
-    ttl: { IdToken: 3600, AccessToken: 3600, ClientCredentials: 3600, DeviceCode: 600, Grant: 86400, Interaction: 600, Session: 86400, RefreshToken: 86400 },
+    findAccount: async (_ctx, id) => ({ accountId: id, claims: async () => ({ sub: id, groups: ['people'] }) }),
+    claims: { openid: ['sub', 'groups'] },
+    // Groups stand in the ID token, and not only at the userinfo endpoint.
+    conformIdTokenClaims: false,
+    ttl: { IdToken: (_ctx, _token, client) => client.clientId.startsWith('brief-') ? 15 : 3600, AccessToken: 3600, ClientCredentials: 3600, DeviceCode: 600, Grant: 86400, Interaction: 600, Session: 86400, RefreshToken: 86400 },
     features: {
       devInteractions: { enabled: true },
       deviceFlow: { enabled: true },

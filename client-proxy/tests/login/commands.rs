@@ -95,6 +95,48 @@ async fn t29_a_person_logs_in_is_told_who_they_are_and_logs_out() {
     assert_eq!(nobody.code, Some(12), "{nobody:?}");
 }
 
+/// A login that went to a file while the keyring was out of reach leaves the one before in there: logging out revokes both.
+#[tokio::test]
+async fn logging_out_revokes_what_was_left_in_the_keyring() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    profile(&home, &home.table(&idp.url(), CLIENTS));
+    grants(&idp);
+    let settings = home.settings(&idp.url(), CLIENTS);
+    crate::sessions::log_in(&settings, &home.store()).await;
+    let logins = home.0.path().join(".local/state/towline");
+    std::fs::create_dir_all(logins.parent().unwrap()).unwrap();
+    std::fs::rename(home.0.path().join("state"), &logins).unwrap();
+    for purpose in ["relay", "cluster"] {
+        let file = |name: &str| logins.join(format!("logins/{name}.{purpose}.json"));
+        std::fs::rename(file("p"), file("work")).unwrap();
+    }
+    // What libsecret's program does with a keyring of one login.
+    let (bin, kept) = (home.0.path().join("bin"), home.0.path().join("kept"));
+    std::fs::create_dir(&bin).unwrap();
+    let script = format!(
+        "#!/bin/sh\n[ \"$5\" = work.relay ] || exit 1\ncase $1 in lookup) cat '{kept}' 2>/dev/null;; clear) rm -f '{kept}';; esac\n",
+        kept = kept.display()
+    );
+    std::fs::write(bin.join("secret-tool"), script).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(bin.join("secret-tool"), executable).unwrap();
+    let of = json!({ "issuer": idp.url(), "client": "towline-relay" });
+    let left = json!({ "token": "canary", "refresh": "canary-left", "of": of });
+    std::fs::write(&kept, left.to_string()).unwrap();
+
+    idp.on("/revoke", |_| Reply::new(200, ""));
+    let mut logout = towline(&home, &["logout", "--profile", "work"]);
+    let path = format!("{}:/usr/bin:/bin", bin.display());
+    logout.env("PATH", path).env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere");
+    let said = run(logout).await;
+    assert!(said.code == Some(0) && said.out.contains("relay: logged out, and the provider"), "{said:?}");
+    let mut told: Vec<_> = idp.asked("/revoke").iter().map(|asked| asked.form["token"].clone()).collect();
+    told.sort();
+    assert_eq!(told, ["canary-left", "canary-refresh-0", "canary-refresh-1"]);
+    assert!(!kept.exists());
+}
+
 #[tokio::test]
 async fn t29_what_a_token_would_become_is_told_rule_by_rule_and_never_the_token() {
     let idp = Scripted::start().await;

@@ -8,9 +8,12 @@ use std::{
 use serde_json::{Value, json};
 use towline::{
     login::{Prompt, Session, Settings, Store, Who, interactive, issuer},
-    token::{Clock, Issue as _, Purpose},
+    token::{Issue as _, Purpose},
 };
-use towline_tunnel::fault::{Fault, Report};
+use towline_tunnel::{
+    clock::Clock,
+    fault::{Fault, Report},
+};
 use url::Url;
 
 use crate::{

@@ -9,10 +9,13 @@ use tokio::{
 };
 use towline::{
     login::{Prompt, Session, Settings, Store, Who, interactive, issuer, log_out},
-    token::{Clock, Issue as _, Purpose, TokenFrom, Tokens},
+    token::{Issue as _, Purpose, TokenFrom, Tokens},
 };
 use towline_identity::{IssuerConfig, IssuerSettings, Verifier};
-use towline_tunnel::fault::{Fault, Report};
+use towline_tunnel::{
+    clock::Clock,
+    fault::{Fault, Report},
+};
 
 use crate::{CLIENTS, Home, Told, person::Browser, scripted::certificate_files, soon};
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, SystemTime},
@@ -12,9 +12,9 @@ use data_encoding::BASE64URL_NOPAD;
 use serde_json::json;
 use towline::{
     login::{Prompt, Session, Settings, Store, interactive, issuer, log_out},
-    token::{Clock, Issue as _, Purpose, Token, TokenFrom, Tokens},
+    token::{Issue as _, Purpose, Token, TokenFrom, Tokens},
 };
-use towline_tunnel::fault::Fault;
+use towline_tunnel::{clock::Clock, fault::Fault};
 use url::Url;
 
 use crate::{
@@ -303,6 +303,38 @@ async fn a_renewal_that_can_not_be_used_still_replaces_the_refresh_token() {
     grants(&idp);
     session.issue(SystemTime::now()).await.unwrap();
     assert_eq!(idp.asked("/token").last().unwrap().form["refresh_token"], shown);
+}
+
+/// Whoever is killed while a renewed token is verified has its refresh token's successor: the old one is worth nothing any more.
+#[tokio::test]
+async fn the_successor_of_a_refresh_token_is_kept_before_the_token_is_verified() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    let settings = home.settings(&idp.url(), CLIENTS);
+    grants(&idp);
+    log_in(&settings, &home.store()).await;
+    let session = Session::new(&settings, Purpose::Relay, home.store());
+    let before = session.kept(SystemTime::now()).await.unwrap();
+    let id = idp.sign(&idp.claims("towline-relay"));
+    idp.on("/token", move |_| granted(&id, "canary-successor"));
+    idp.introduce(json!({ "jwks_uri": format!("{}/keys", idp.url()) }));
+    // What stands on the disk while the provider's keys are asked for.
+    let (file, seen) = (home.0.path().join("state/logins/p.relay.json"), Arc::new(Mutex::new(None)));
+    let noted = Arc::clone(&seen);
+    idp.on("/keys", move |_| {
+        *noted.lock().unwrap() = Some(std::fs::read_to_string(&file).unwrap());
+        Reply::error("server_error")
+    });
+    session.issue(SystemTime::now()).await.unwrap_err();
+    let on_disk = seen.lock().unwrap().take().expect("the keys are asked for");
+    let on_disk: serde_json::Value = serde_json::from_str(&on_disk).unwrap();
+    assert_eq!(on_disk["secrets"]["refresh"], "canary-successor");
+    let token = before.unwrap().secret;
+    assert_eq!(
+        on_disk["secrets"]["token"].as_str(),
+        token.reveal_text(),
+        "and no token that nobody has verified"
+    );
 }
 
 #[tokio::test]

@@ -7,15 +7,15 @@ pub mod apiserver;
 pub mod kubectl;
 pub mod peer;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use data_encoding::BASE64URL_NOPAD;
-use tokio::time::timeout;
+use tokio::{process::Command, time::timeout};
 use towline::{
     app::{Choice, Config},
     token::TokenFrom,
 };
-use towline_tunnel::{carrier::dial::RelayAddress, mux::LineSettings};
+use towline_tunnel::{carrier::dial::RelayAddress, egress::Egress, mux::LineSettings};
 
 pub use apiserver::Apiserver;
 pub use kubectl::Kubectl;
@@ -57,11 +57,28 @@ impl Home {
         std::fs::write(self.path("cluster-token"), jwt("towline-cluster", until)).unwrap();
     }
 
+    /// The program, with nothing of whoever runs the tests around it but the PATH.
+    pub fn program(&self) -> Command {
+        let home = self.path("home");
+        std::fs::create_dir_all(&home).unwrap();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_towline"));
+        program
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", home)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        program
+    }
+
     pub fn config(&self, peer: &Peer) -> Config {
         Config {
             relay: RelayAddress::parse(&format!("localhost:{}", peer.address().port())).unwrap(),
             relay_key: peer.relay_key(),
             relay_ca_file: Some(self.path("ca.pem")),
+            egress: Egress::direct(),
             relay_token: TokenFrom::File(self.path("relay-token")),
             cluster_token: TokenFrom::File(self.path("cluster-token")),
             resume_timeout: towline::app::RESUME_TIMEOUT,

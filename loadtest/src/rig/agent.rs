@@ -6,12 +6,13 @@ use anyhow::Context as _;
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
     task::JoinSet,
 };
-use tokio_rustls::client::TlsStream;
 use towline_tunnel::{
-    carrier::{ReadAhead, dial::Dialler, websocket::WebSocketCarrier},
+    carrier::{
+        dial::{Dialler, OuterTls},
+        websocket::WebSocketCarrier,
+    },
     enrolment::{EnrolmentToken, JOIN},
     fault::Report,
     ids::{ClusterId, InstanceId, KeyHash},
@@ -24,7 +25,7 @@ use towline_tunnel::{
 use crate::far::Far;
 
 /// A session's bytes.
-pub type Carrier = WebSocketCarrier<TlsStream<ReadAhead<TcpStream>>>;
+pub type Carrier = WebSocketCarrier<OuterTls>;
 
 /// Who an agent is: one instance of a cluster.
 #[derive(Clone, Debug)]

@@ -63,12 +63,12 @@ impl Door {
         Self { readiness: relay.readiness(), kept_by, turn: Arc::default() }
     }
 
-    /// Waits until the peer may pass.
+    /// Waits until the peer may pass; says when its turn came.
     ///
     /// # Errors
     /// When to come back.
-    async fn pass(&self, headers: &HeaderMap) -> Result<(), Duration> {
-        let Some((relay, from)) = &self.kept_by else { return Ok(()) };
+    async fn pass(&self, headers: &HeaderMap) -> Result<Instant, Duration> {
+        let Some((relay, from)) = &self.kept_by else { return Ok(Instant::now()) };
         let errand = if headers.contains_key(STREAMS_WAIT) { Errand::GoOn } else { Errand::Begin };
         let (budget, metrics) = (relay.budget(), relay.metrics());
         let begun = Instant::now();
@@ -83,8 +83,8 @@ impl Door {
             }
         };
         match passed {
-            Ok(()) => {
-                let _first = self.turn.set(Instant::now());
+            Ok(turn) => {
+                let _first = self.turn.set(turn);
                 metrics.accepted(errand, begun.elapsed());
             }
             Err(_) => metrics.refused(Stage::Connection, CloseReason::LimitReached),
@@ -294,13 +294,14 @@ async fn upgrade(mut request: Request<Incoming>, door: &Door, found: &mpsc::Send
 
 /// A POST that is a carrier: its body up, its answer's down.
 async fn stream(request: Request<Incoming>, door: &Door, found: &mpsc::Sender<Found>) -> Answer {
-    if let Err(delay) = door.pass(request.headers()).await {
-        return later(delay);
-    }
+    let turn = match door.pass(request.headers()).await {
+        Ok(turn) => turn,
+        Err(delay) => return later(delay),
+    };
     let watched = request.headers().contains_key(CHALLENGED);
     let (writer, body) = pipe(OUTGOING);
     let carrier = HttpCarrier::of_request(request.into_body(), writer);
-    let streamed = Streamed { carrier, rung: Rung::Http2, watched, turn: Instant::now(), pair: None };
+    let streamed = Streamed { carrier, rung: Rung::Http2, watched, turn, pair: None };
     begin(streamed, body, found)
 }
 
@@ -314,9 +315,10 @@ async fn pair(
     let Some(id) = PairId::of(request.headers()) else {
         return text(StatusCode::BAD_REQUEST, "a pair is named by 32 hexadecimal digits\n");
     };
-    if let Err(delay) = door.pass(request.headers()).await {
-        return later(delay);
-    }
+    let turn = match door.pass(request.headers()).await {
+        Ok(turn) => turn,
+        Err(delay) => return later(delay),
+    };
     let Some((guard, up)) = relay.pairs().begin(id) else {
         return text(StatusCode::CONFLICT, "there is a pair of this name, or there are too many\n");
     };
@@ -327,7 +329,7 @@ async fn pair(
         return text(StatusCode::INTERNAL_SERVER_ERROR, "");
     }
     let carrier = HttpCarrier::of_pair(up, writer);
-    let streamed = Streamed { carrier, rung: Rung::Pair, watched, turn: Instant::now(), pair: Some(guard) };
+    let streamed = Streamed { carrier, rung: Rung::Pair, watched, turn, pair: Some(guard) };
     begin(streamed, body, found)
 }
 

@@ -6,14 +6,11 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, interval, sleep_until, timeout},
 };
-use towline_tunnel::audit::AuditLog;
+use towline_tunnel::{audit::AuditLog, clock::Clock};
 use tracing::{info, warn};
 
 use super::{Record, Retention};
-use crate::{
-    clock::Clock,
-    registry::{AuditRow, Registry},
-};
+use crate::registry::{AuditRow, Registry};
 
 /// Records that may wait for the task.
 const QUEUE: usize = 4 * 1024;
@@ -75,6 +72,11 @@ impl Audit {
         {
             tell_instead(&record);
         }
+    }
+
+    /// Hands on something that happened beside streams.
+    pub fn tell(&self, event: Record) {
+        self.send(event);
     }
 
     /// Waits until everything that was handed on before is written, for some seconds at most.

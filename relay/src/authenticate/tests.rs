@@ -6,6 +6,7 @@ use towline_identity::{
 };
 use towline_tunnel::{
     carrier::dial::RelayAddress,
+    clock::Clock,
     enrolment::JOIN,
     ids::{InstanceId, KeyHash},
     keys::SigningKey,

@@ -26,7 +26,7 @@ async fn come(budget: Arc<AcceptBudget>, errand: Errand, at: Duration) -> (Insta
     sleep(at).await;
     for times in 1.. {
         match budget.enter(errand).await {
-            Ok(()) => return (Instant::now(), times),
+            Ok(turn) => return (turn, times),
             Err(wait) => sleep(wait).await,
         }
     }
@@ -101,7 +101,7 @@ async fn one_whose_streams_wait_passes_a_queue_of_others() {
 async fn who_has_gone_takes_no_token_and_appointments_are_not_endless() {
     let budget = budget(10, 1);
     let mut gone = Vec::new();
-    assert_eq!(budget.enter(Errand::Begin).await, Ok(()));
+    assert_eq!(budget.enter(Errand::Begin).await, Ok(Instant::now()));
     for _ in 0..10 {
         let waits = budget.enter(Errand::Begin);
         gone.push(tokio::time::timeout(Duration::from_millis(1), waits).await.is_err());
@@ -116,7 +116,7 @@ async fn who_has_gone_takes_no_token_and_appointments_are_not_endless() {
     assert_eq!(last, FARTHEST);
     advance(SECOND).await;
     assert!(budget.hand_out().is_none(), "nobody is there any more");
-    assert_eq!(budget.enter(Errand::Begin).await, Ok(()), "and the token is still there");
+    assert_eq!(budget.enter(Errand::Begin).await, Ok(Instant::now()), "and the token is still there");
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,7 +125,10 @@ async fn spare_tokens_are_those_that_nobody_else_needs() {
     let spare = (0..20).filter(|_| budget.spare().is_ok()).count();
     assert_eq!(spare, 6, "the other half of the burst is left");
     for _ in 0..4 {
-        assert_eq!(tokio::time::timeout(Duration::ZERO, budget.enter(Errand::Begin)).await, Ok(Ok(())));
+        assert_eq!(
+            tokio::time::timeout(Duration::ZERO, budget.enter(Errand::Begin)).await,
+            Ok(Ok(Instant::now()))
+        );
     }
     let others: Vec<_> =
         (0..50).map(|_| tokio::spawn(come(Arc::clone(&budget), Errand::Begin, Duration::ZERO))).collect();
@@ -138,8 +141,8 @@ async fn spare_tokens_are_those_that_nobody_else_needs() {
         sleep(Duration::from_millis(5)).await;
     }
     sleep(last).await;
-    assert_eq!(budget.spare(), Ok(()), "and it is not sent away for ever");
+    assert_eq!(budget.spare(), Ok(Instant::now()), "and it is not sent away for ever");
     // Where the burst is one token, that one is spare while nobody waits.
     let (smallest, _pacing) = paced(1, 1);
-    assert_eq!(smallest.spare(), Ok(()));
+    assert_eq!(smallest.spare(), Ok(Instant::now()));
 }

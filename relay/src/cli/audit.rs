@@ -1,23 +1,19 @@
 //! `towline-relay audit`.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use clap::Args;
-use jiff::Timestamp;
-use towline_tunnel::{
-    fault::{Fault, Report},
-    values::duration,
-};
+use towline_tunnel::fault::{Fault, Report};
 
-use super::{Format, Place, print, table::table};
+use super::{Format, Place, print, table};
 use crate::{
     registry::{AuditFilter, AuditRow},
-    values::moment,
+    values::{Since, moment, since},
 };
 
 #[derive(Args, Debug)]
 pub(super) struct Audit {
-    /// Only what this username or principal did
+    /// Only what this username or principal did, or what was done to them
     #[arg(long)]
     user: Option<String>,
     /// Only what concerns the cluster with this name (as it was then) or id
@@ -39,36 +35,17 @@ pub(super) struct Audit {
     output: Format,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Since {
-    Span(Duration),
-    Moment(SystemTime),
-}
-
-fn since(text: &str) -> Result<Since, String> {
-    match text.parse::<Timestamp>() {
-        Ok(moment) => Ok(Since::Moment(moment.into())),
-        Err(_) => duration(text).map(Since::Span).map_err(|_| {
-            format!(
-                "{text:?} is neither a time span such as 24h or 7d nor a moment such as 2026-11-21T08:00:00Z"
-            )
-        }),
-    }
-}
-
 impl Audit {
     pub(super) async fn run(self, now: SystemTime) -> Result<(), Report> {
         let registry = self.place.registry().await?;
-        let since = self.since.map(|since| match since {
-            Since::Span(span) => now.checked_sub(span).unwrap_or(SystemTime::UNIX_EPOCH),
-            Since::Moment(moment) => moment,
-        });
+        let since = self.since.map(|since| since.at(now));
         let filter = AuditFilter {
             user: self.user,
             cluster: self.cluster,
             since,
             refused: self.refused,
             limit: self.limit,
+            ..AuditFilter::default()
         };
         let rows = registry.audit(&filter).await?;
         match self.output {
@@ -89,8 +66,11 @@ fn people(rows: &[AuditRow]) -> String {
             [
                 moment(row.began_at),
                 row.ended_at.map_or_else(|| "still open".to_owned(), moment),
-                row.user.clone(),
-                if cluster.is_empty() { "(further ones)".to_owned() } else { cluster.clone() },
+                if row.user.is_empty() { row.principal.clone() } else { row.user.clone() },
+                match cluster.as_str() {
+                    "" if row.tally.streams > 0 => "(further ones)".to_owned(),
+                    cluster => cluster.to_owned(),
+                },
                 row.verdict.clone(),
                 row.why.clone(),
                 row.source.clone(),
@@ -117,20 +97,4 @@ fn people(rows: &[AuditRow]) -> String {
         "CHANNEL",
     ];
     table(headings, &rows)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_is_a_span_or_a_moment() {
-        assert_eq!(since("24h"), Ok(Since::Span(Duration::from_secs(86_400))));
-        let moment = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        assert_eq!(since("2027-01-15T08:00:00Z"), Ok(Since::Moment(moment)));
-        assert_eq!(since("2027-01-15T09:00:00+01:00"), Ok(Since::Moment(moment)));
-        for bad in ["", "yesterday", "5", "2027-01-15"] {
-            assert!(since(bad).is_err(), "{bad:?}");
-        }
-    }
 }

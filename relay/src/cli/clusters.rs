@@ -9,11 +9,14 @@ use towline_tunnel::{
     ids::InstanceId,
 };
 
-use super::{Format, Place, print, table::table};
+use super::{Format, Place, print, table};
 use crate::{
     registry::{Cluster, Instance, Registry},
     values::moment,
 };
+
+/// Somebody has a copy of an instance's key (THREATS T52).
+const DUPLICATE: &str = "DUPLICATE HOLDER";
 
 #[derive(Args, Debug)]
 pub(super) struct Clusters {
@@ -71,6 +74,9 @@ impl Clusters {
         let online = |cluster: &Cluster| {
             of(cluster).iter().filter(|instance| served && instance.is_online(now)).count()
         };
+        let duplicates = |cluster: &Cluster| {
+            of(cluster).iter().filter(|instance| served && instance.is_duplicate(now)).count()
+        };
         let seen = |cluster: &Cluster| of(cluster).iter().filter_map(|instance| instance.last_seen).max();
         match self.output {
             Format::Table => {
@@ -81,6 +87,7 @@ impl Clusters {
                             cluster.name.clone(),
                             match online(cluster) {
                                 0 => "no".to_owned(),
+                                n if duplicates(cluster) > 0 => format!("yes ({n}), {DUPLICATE}"),
                                 n => format!("yes ({n})"),
                             },
                             seen(cluster).map_or_else(|| "never".to_owned(), moment),
@@ -97,7 +104,7 @@ impl Clusters {
                     .map(|cluster| {
                         json!({
                             "name": cluster.name, "id": cluster.id.to_string(), "online": online(cluster) > 0,
-                            "instancesOnline": online(cluster), "lastSeen": seen(cluster).map(moment),
+                            "instancesOnline": online(cluster), "duplicateHolders": duplicates(cluster), "lastSeen": seen(cluster).map(moment),
                             "enrolledAt": moment(cluster.enrolled_at), "enabled": cluster.enabled,
                         })
                     })
@@ -119,6 +126,7 @@ impl Instances {
         };
         let state = |instance: &Instance| match instance {
             instance if instance.revoked_at.is_some() => "revoked",
+            instance if served && instance.is_duplicate(now) => DUPLICATE,
             instance if served && instance.is_online(now) => "online",
             _ => "away",
         };
@@ -149,7 +157,7 @@ impl Instances {
                             "id": instance.id.to_string(), "state": state(instance),
                             "lastSeen": instance.last_seen.map(moment),
                             "certificateEnds": moment(instance.not_after), "serial": instance.serial,
-                            "program": instance.program,
+                            "program": instance.program, "duplicateAt": instance.duplicate_at.map(moment),
                         })
                     })
                     .collect();

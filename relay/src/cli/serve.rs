@@ -8,6 +8,7 @@ use towline_identity::{IssuerSettings, Roots, TrustSettings, TrustSource};
 use towline_tunnel::{
     audit::Destination,
     carrier::dial::RelayAddress,
+    clock::Clock,
     fault::{Fault, Report},
     values::{bytes, duration},
 };
@@ -16,7 +17,6 @@ use super::{Place, public_url};
 use crate::{
     app::{self, AuditConfig, Config},
     audit::Retention,
-    clock::Clock,
     limits::Limits,
     open_files,
     tls::TlsSource,

@@ -4,17 +4,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 use towline_tunnel::{
+    clock::Clock,
     ids::InstanceId,
     keys::SigningKey,
-    proto::{endpoint::Side, frame::Frame, ledger::Ledger},
+    proto::{Arrived, endpoint::Side, frame::Frame, ledger::Ledger},
 };
 
 use super::*;
 use crate::{
     access::{AccessControl, Caller},
     certificates::Holder,
-    clock::Clock,
-    registry::{EnrolmentOffer, Registry, Role, RoleAssignment, SubjectKind},
+    registry::{EnrolmentOffer, Registry, Revocation, Role, RoleAssignment, SubjectKind},
     sessions::{SessionGuard, Sessions},
 };
 
@@ -27,6 +27,7 @@ struct World {
     metrics: Metrics,
     client: Arc<RelayConn>,
     agent: Arc<RelayConn>,
+    registry: Registry,
     _known: SessionGuard,
     begun: Instant,
 }
@@ -60,7 +61,7 @@ impl World {
         registry.assign_role(&assignment, at(0)).await.unwrap();
         let (sessions, metrics) = (Sessions::default(), Metrics::new(Ledger::new(1 << 30)));
         let switchboard = Arc::new(Switchboard::new(
-            AccessControl::new(registry),
+            AccessControl::new(registry.clone()),
             sessions.clone(),
             Arc::new(SigningKey::generate()),
             Clock::new(|| at(1)),
@@ -69,15 +70,15 @@ impl World {
         let conn = |peer| {
             let config =
                 LegConfig { side: Side::Acceptor, max_streams: 10, ledger: Ledger::new(1 << 20), jitter: 0 };
-            let (renewals, _) = mpsc::channel(1);
+            let (questions, _) = mpsc::channel(1);
             RelayConn::new(
                 peer,
                 None,
-                ChannelId::random(),
+                Arrival { channel: ChannelId::random(), from: ([192, 0, 2, 1], 1).into() },
                 config,
                 Arc::clone(&switchboard),
                 OPEN_TIMEOUT,
-                renewals,
+                questions,
             )
         };
         let agent = conn(Peer::Agent(AgentPeer {
@@ -90,6 +91,7 @@ impl World {
         let client = conn(Peer::Client(ClientPeer {
             caller: Caller { username: "alice".into(), principal: "alice".into(), groups: Vec::new() },
             run_key: SigningKey::generate().public(),
+            issued_at: Some(at(1)),
             expires_at: at(1000),
             program: String::new(),
             line: false,
@@ -101,6 +103,7 @@ impl World {
             metrics,
             client,
             agent,
+            registry,
             _known,
             begun: tokio::time::Instant::now().into_std(),
         }
@@ -110,15 +113,37 @@ impl World {
         Frame::Open { stream, payload: OpenRequest::new(StreamKey::random(), self.cluster).encode() }
     }
 
-    /// The client sends these, and everybody's answers go out.
-    fn send(&self, frames: &[Frame]) {
+    /// The client sends these, and everybody's answers go out: those to the client are returned.
+    fn send(&self, frames: &[Frame]) -> Vec<Frame> {
         let mut bytes = BytesMut::new();
         frames.iter().for_each(|sent| frame::encode(&mut bytes, sent));
         self.client.on_bytes(&mut bytes, self.begun, Duration::ZERO).unwrap();
-        for conn in [&self.client, &self.agent] {
-            bytes.clear();
-            conn.fill(&mut bytes);
+        let (mut bytes, mut told) = (BytesMut::new(), Vec::new());
+        self.agent.fill(&mut bytes);
+        bytes.clear();
+        self.client.fill(&mut bytes);
+        while let Some(frame) = frame::decode(&mut bytes).unwrap() {
+            told.push(frame);
         }
+        told
+    }
+
+    /// The client wants a stream back that the agent may have.
+    fn resume(&self, stream: StreamId) -> Frame {
+        let request = ResumeRequest {
+            key: StreamKey::random(),
+            cluster: self.cluster,
+            limit: 1 << 14,
+            share: 0,
+            channel: None,
+            ticket: None,
+            offer: None,
+            instance: self.agent.agent().unwrap().holder.instance,
+            epoch: 1,
+            arrived: Arrived { bytes: 0, fin: false },
+            proof: [0; 32],
+        };
+        Frame::Resume { stream, payload: request.encode() }
     }
 
     fn waiting(&self) -> usize {
@@ -160,11 +185,40 @@ async fn what_ends_with_its_agent_or_its_role_waits_for_no_answer() {
     let world = World::new().await;
     world.send(&[world.open(1), world.open(3)]);
     assert_eq!(world.waiting(), 2);
-    world.client.end_streams_not(|_| false);
+    world.client.end_streams(|_| Some((CloseReason::Forbidden, "the role was removed")));
     assert_eq!(world.waiting(), 0);
     world.send(&[world.open(5)]);
     world.agent.close();
     assert_eq!(world.waiting(), 0);
     world.client.tick(world.begun + OPEN_TIMEOUT).unwrap();
     assert_eq!(world.timeouts(), 0);
+}
+
+/// A session that was let in before, and streams that wait at the agent: neither is of use after that.
+#[tokio::test]
+async fn a_revoked_users_stream_is_not_taken_up_again() {
+    let world = World::new().await;
+    assert!(world.send(&[world.resume(1)]).is_empty());
+    assert_eq!(world.agent.stream_count(), 1, "the agent is asked");
+    let revocation = Revocation {
+        kind: SubjectKind::User,
+        subject: "alice".into(),
+        cluster: Some(world.cluster),
+        issued_until: at(1),
+        revoked_at: at(1),
+        revoked_by: String::new(),
+    };
+    assert!(world.registry.revoke(&revocation).await.unwrap());
+    world.registry.refresh().await.unwrap();
+    let told = world.send(&[world.resume(3)]);
+    assert!(
+        matches!(told[..], [Frame::Reset { stream: 3, reason: CloseReason::UserRevoked, .. }]),
+        "{told:?}"
+    );
+    assert_eq!(world.agent.stream_count(), 1, "nor does the agent hear of it");
+    let client = world.client.client().unwrap();
+    let why =
+        |cluster| world.client.switchboard.allowed(client, cluster).err().map(|(reason, _)| (reason, ""));
+    world.client.end_streams(why);
+    assert_eq!(world.client.streams_to(None), 0);
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use sqlx::{QueryBuilder, Row as _, Sqlite, sqlite::SqliteRow};
+use towline_tunnel::ids::ClusterId;
 
 use super::{Registry, RegistryError, seconds, time};
 use crate::{
@@ -100,8 +101,21 @@ pub struct AuditFilter {
     pub since: Option<SystemTime>,
     /// Only what was refused.
     pub refused: bool,
+    /// Only what somebody may see who is not to see everything.
+    pub own: Option<Own>,
+    /// Only those older than the record with this time and number: where the part before ended.
+    pub before: Option<(i64, i64)>,
     /// No more than the newest so many.
     pub limit: u32,
+}
+
+/// What one person may see: their own, and those of some clusters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Whose.
+    pub principal: String,
+    /// Which clusters'.
+    pub clusters: Vec<ClusterId>,
 }
 
 const COLUMNS: &str = "channel, cluster, verdict, cluster_name, why, user, principal, source, program, began_at, noted_at, ended_at,
@@ -198,7 +212,19 @@ impl Registry {
     /// # Errors
     /// If the file can't be read.
     pub async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>, RegistryError> {
-        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT ");
+        let newest_first = self.audit_backwards(filter).await?;
+        Ok(newest_first.into_iter().rev().map(|(row, _)| row).collect())
+    }
+
+    /// The same, the newest first, each with what [`AuditFilter::before`] takes to go on behind it.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub async fn audit_backwards(
+        &self,
+        filter: &AuditFilter,
+    ) -> Result<Vec<(AuditRow, (i64, i64))>, RegistryError> {
+        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT id, ");
         query.push(COLUMNS).push(" FROM audit WHERE 1");
         if let Some(user) = &filter.user {
             query.push(" AND (user = ").push_bind(user).push(" OR principal = ").push_bind(user).push(")");
@@ -217,9 +243,22 @@ impl Registry {
         if filter.refused {
             query.push(" AND verdict <> 'allowed'");
         }
+        if let Some(own) = &filter.own {
+            query.push(" AND (principal = ").push_bind(&own.principal);
+            for cluster in &own.clusters {
+                query.push(" OR cluster = ").push_bind(cluster.to_string());
+            }
+            query.push(")");
+        }
+        if let Some((began_at, id)) = filter.before {
+            query.push(" AND (began_at, id) < (").push_bind(began_at).push(", ").push_bind(id).push(")");
+        }
         query.push(" ORDER BY began_at DESC, id DESC LIMIT ").push_bind(i64::from(filter.limit));
         let rows = query.build().fetch_all(&self.pool).await.map_err(|error| self.error(error))?;
-        rows.iter().rev().map(read).collect::<Result<_, _>>().map_err(|error| self.error(error))
+        let placed = |row: &SqliteRow| -> Result<_, sqlx::Error> {
+            Ok((read(row)?, (row.try_get("began_at")?, row.try_get("id")?)))
+        };
+        rows.iter().map(placed).collect::<Result<_, _>>().map_err(|error| self.error(error))
     }
 }
 

@@ -87,8 +87,7 @@ impl Registry {
         let mut tx = self.writing().await?;
         let enrolled = enrol(&mut tx, secret_hash, key, now).await.map_err(|error| self.error(error))?;
         if matches!(enrolled, Enrolled::Yes { .. }) {
-            tx.commit().await.map_err(|error| self.error(error))?;
-            self.refresh().await?;
+            self.commit(tx).await?;
         } else {
             tx.rollback().await.map_err(|error| self.error(error))?;
         }
@@ -106,8 +105,7 @@ impl Registry {
             .execute(&mut *tx)
             .await
             .map_err(|error| self.error(error))?;
-        tx.commit().await.map_err(|error| self.error(error))?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(done.rows_affected() > 0)
     }
 }
@@ -169,8 +167,13 @@ async fn enrol(
     .execute(&mut **tx)
     .await?;
     if let Some(replaced) = &replaced {
-        let inherit = "UPDATE OR IGNORE role_assignments SET cluster = ? WHERE cluster = ?";
-        sqlx::query(inherit).bind(&id).bind(replaced).execute(&mut **tx).await?;
+        for inherit in [
+            "UPDATE OR IGNORE role_assignments SET cluster = ? WHERE cluster = ?",
+            "UPDATE OR IGNORE duties SET cluster = ? WHERE cluster = ?",
+            "UPDATE OR IGNORE revocations SET cluster = ? WHERE cluster = ?",
+        ] {
+            sqlx::query(inherit).bind(&id).bind(replaced).execute(&mut **tx).await?;
+        }
         sqlx::query("DELETE FROM clusters WHERE id = ?").bind(replaced).execute(&mut **tx).await?;
     }
     Ok(Enrolled::Yes { name })

@@ -32,6 +32,8 @@ pub struct Instance {
     pub last_seen: Option<SystemTime>,
     /// Program and version that it told.
     pub program: String,
+    /// When two live holders of its identity were seen last (THREATS T52).
+    pub duplicate_at: Option<SystemTime>,
     online: bool,
 }
 
@@ -40,6 +42,16 @@ impl Instance {
     pub fn is_online(&self, now: SystemTime) -> bool {
         let fresh = |seen: SystemTime| now < seen + PRESENCE_HOLDS;
         self.online && self.last_seen.is_some_and(fresh)
+    }
+}
+
+/// Without a note for so long two holders of one identity count as one again. They are looked at every few seconds.
+const DUPLICATE_HOLDS: Duration = Duration::from_secs(120);
+
+impl Instance {
+    /// Whether two live holders of its identity were seen just now.
+    pub fn is_duplicate(&self, now: SystemTime) -> bool {
+        self.duplicate_at.is_some_and(|at| now < at + DUPLICATE_HOLDS)
     }
 }
 
@@ -136,6 +148,27 @@ impl Registry {
         tx.commit().await.map_err(|error| self.error(error))
     }
 
+    /// Notes that each of these instances' identities has two live holders.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub async fn note_duplicates(
+        &self,
+        instances: &[InstanceId],
+        now: SystemTime,
+    ) -> Result<(), RegistryError> {
+        let mut tx = self.writing().await?;
+        for instance in instances {
+            sqlx::query("UPDATE instances SET duplicate_at = ? WHERE id = ?")
+                .bind(seconds(now))
+                .bind(instance.to_string())
+                .execute(&mut *tx)
+                .await
+                .map_err(|error| self.error(error))?;
+        }
+        tx.commit().await.map_err(|error| self.error(error))
+    }
+
     /// For the start of a relay: nobody is online yet, and what ended long ago is forgotten.
     ///
     /// # Errors
@@ -159,7 +192,8 @@ impl Registry {
     /// If the file can't be read.
     pub async fn instances(&self) -> Result<Vec<Instance>, RegistryError> {
         let rows = sqlx::query(
-            "SELECT id, cluster, serial, not_after, revoked_at, last_seen, online, program FROM instances
+            "SELECT id, cluster, serial, not_after, revoked_at, last_seen, online, program, duplicate_at
+             FROM instances
              ORDER BY cluster, last_seen DESC, id",
         )
         .fetch_all(&self.pool)
@@ -187,8 +221,7 @@ impl Registry {
             .execute(&mut *tx)
             .await
             .map_err(|error| self.error(error))?;
-        tx.commit().await.map_err(|error| self.error(error))?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(done.rows_affected() > 0)
     }
 }
@@ -204,6 +237,7 @@ fn instance(row: &SqliteRow) -> Result<Option<Instance>, sqlx::Error> {
         revoked_at: row.try_get::<Option<i64>, _>("revoked_at")?.map(time),
         last_seen: row.try_get::<Option<i64>, _>("last_seen")?.map(time),
         program: row.try_get("program")?,
+        duplicate_at: row.try_get::<Option<i64>, _>("duplicate_at")?.map(time),
         online: row.try_get("online")?,
     }))
 }

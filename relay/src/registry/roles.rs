@@ -122,8 +122,7 @@ impl Registry {
         .execute(&mut *tx)
         .await
         .map_err(|error| self.error(error))?;
-        tx.commit().await.map_err(|error| self.error(error))?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(!removed)
     }
 
@@ -134,8 +133,7 @@ impl Registry {
     pub async fn remove_role(&self, assignment: &RoleAssignment) -> Result<bool, RegistryError> {
         let mut tx = self.writing().await?;
         let removed = delete(assignment, &mut tx).await.map_err(|error| self.error(error))?;
-        tx.commit().await.map_err(|error| self.error(error))?;
-        self.refresh().await?;
+        self.commit(tx).await?;
         Ok(removed)
     }
 

@@ -13,7 +13,7 @@ use towline_tunnel::{
 };
 use tracing::error;
 
-use super::{Role, SubjectKind, time};
+use super::{Documents, Duties, Revocations, Role, SubjectKind, time};
 
 /// A connected cluster, as enrolled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,9 @@ pub struct Snapshot {
     names: HashMap<String, ClusterId>,
     grants: HashMap<ClusterId, Grants>,
     revoked: HashSet<InstanceId>,
+    duties: Duties,
+    revocations: Revocations,
+    documents: Documents,
 }
 
 impl Snapshot {
@@ -104,6 +107,21 @@ impl Snapshot {
         self.revoked.contains(&instance)
     }
 
+    /// Who may look into the relay, or act on it.
+    pub fn duties(&self) -> &Duties {
+        &self.duties
+    }
+
+    /// Whose tokens are refused.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+
+    /// What the organisation signed about roles.
+    pub fn documents(&self) -> &Documents {
+        &self.documents
+    }
+
     pub(super) async fn load(pool: &SqlitePool) -> Result<Self, sqlx::Error> {
         // One read transaction: all tables as of one moment.
         let mut tx = pool.begin().await?;
@@ -118,9 +136,12 @@ impl Snapshot {
                 .await?;
         let revoked =
             sqlx::query("SELECT id FROM instances WHERE revoked_at IS NOT NULL").fetch_all(&mut *tx).await?;
+        let duties = Duties::load(&mut tx).await?;
+        let revocations = Revocations::load(&mut tx).await?;
+        let documents = Documents::load(&mut tx).await?;
         tx.rollback().await?;
 
-        let mut snapshot = Self { revision, ..Self::default() };
+        let mut snapshot = Self { revision, duties, revocations, documents, ..Self::default() };
         for row in clusters {
             if let Some(cluster) = cluster(&row)? {
                 snapshot.names.insert(cluster.name.clone(), cluster.id);

@@ -325,3 +325,90 @@ async fn the_file_is_its_owners_alone() {
         assert_eq!(mode & 0o077, 0, "{name}");
     }
 }
+
+fn revocation(
+    subject: &str,
+    cluster: Option<towline_tunnel::ids::ClusterId>,
+    until: SystemTime,
+) -> Revocation {
+    Revocation {
+        kind: SubjectKind::User,
+        subject: subject.into(),
+        cluster,
+        issued_until: until,
+        revoked_at: now(),
+        revoked_by: "a test".into(),
+    }
+}
+
+#[tokio::test]
+async fn of_two_revocations_the_later_time_holds_and_the_forgotten_make_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::open(folder.path()).await.unwrap();
+    assert!(registry.revoke(&revocation("alice", None, later(3600))).await.unwrap());
+    assert!(registry.revoke(&revocation("alice", None, now())).await.unwrap());
+    let [held] = &registry.revocations().await.unwrap()[..] else { panic!("one row for each subject") };
+    assert_eq!(held.issued_until, later(3600));
+    registry.refresh().await.unwrap();
+    let of = |subject: &str, at| registry.snapshot().revocations().of(SubjectKind::User, subject, None, at);
+    assert_eq!(of("alice", now()), Some(later(3600)));
+    assert_eq!(of("alice", later(3600) + REMEMBERED_FOR), None);
+    let long_after =
+        Revocation { revoked_at: later(3601) + REMEMBERED_FOR, ..revocation("bob", None, later(9_000_000)) };
+    assert!(registry.revoke(&long_after).await.unwrap());
+    let held: Vec<_> = registry.revocations().await.unwrap().into_iter().map(|of| of.subject).collect();
+    assert_eq!(held, ["bob"]);
+}
+
+/// Otherwise a new key under the old name would let back in whom somebody has put out.
+#[tokio::test]
+async fn what_is_revoked_at_a_cluster_and_who_has_duties_there_stays_with_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::open(folder.path()).await.unwrap();
+    let (first, second) = (SigningKey::generate(), SigningKey::generate());
+    enrol(&registry, 1, "edge-7", &first).await;
+    let (old, new) = (first.public().cluster_id(), second.public().cluster_id());
+    let duty = DutyAssignment {
+        kind: SubjectKind::Group,
+        subject: "ops".into(),
+        duty: Duty::Operator,
+        cluster: Some(old),
+        expires_at: Some(later(60)),
+    };
+    assert!(registry.assign_duty(&duty, now()).await.unwrap());
+    assert!(registry.revoke(&revocation("alice", Some(old), now())).await.unwrap());
+    let hash = offer(&registry, 2, "edge-7", true).await;
+    assert!(matches!(registry.enrol(&hash, &second.public(), now()).await.unwrap(), Enrolled::Yes { .. }));
+    let known = registry.snapshot();
+    assert_eq!(known.revocations().of(SubjectKind::User, "alice", Some(new), now()), Some(now()));
+    assert_eq!(known.revocations().of(SubjectKind::User, "alice", None, now()), None);
+    let places =
+        |at| -> Vec<_> { known.duties().places(SubjectKind::Group, "ops", Duty::Operator, at).collect() };
+    assert_eq!((places(now()), places(later(60))), (vec![Some(new)], vec![]));
+    registry.remove_cluster(new).await.unwrap();
+    assert!(registry.duties().await.unwrap().is_empty() && registry.revocations().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_duty_everywhere_and_one_somewhere_are_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::open(folder.path()).await.unwrap();
+    let key = SigningKey::generate();
+    enrol(&registry, 1, "edge-7", &key).await;
+    let everywhere = DutyAssignment {
+        kind: SubjectKind::User,
+        subject: "olga".into(),
+        duty: Duty::Auditor,
+        cluster: None,
+        expires_at: None,
+    };
+    let somewhere = DutyAssignment { cluster: Some(key.public().cluster_id()), ..everywhere.clone() };
+    for held in [&everywhere, &somewhere] {
+        assert!(registry.assign_duty(held, now()).await.unwrap());
+        assert!(!registry.assign_duty(held, now()).await.unwrap(), "it is there already");
+    }
+    assert_eq!(registry.duties().await.unwrap(), [everywhere.clone(), somewhere.clone()]);
+    assert!(registry.remove_duty(&everywhere).await.unwrap());
+    assert!(!registry.remove_duty(&everywhere).await.unwrap());
+    assert_eq!(registry.duties().await.unwrap(), [somewhere]);
+}

@@ -21,7 +21,6 @@ use towline_identity::{
 };
 use towline_relay::{
     app::{self, AuditConfig, Config, Running},
-    clock::Clock,
     enrol::{TokenRequest as EnrolRequest, make_token},
     limits::Limits,
     registry::{Role, RoleAssignment, SubjectKind},
@@ -29,6 +28,7 @@ use towline_relay::{
 };
 use towline_tunnel::{
     carrier::dial::Dialler,
+    clock::Clock,
     fault::Report,
     ids::{ClusterId, InstanceId, StreamKey},
     keys::SigningKey,

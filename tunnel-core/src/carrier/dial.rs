@@ -1,37 +1,29 @@
 //! Dialling the relay: name, TCP, TLS, upgrade. Each step's failure says what it is.
 
-use std::{io, net::Ipv6Addr, path::Path, sync::Arc, time::Duration};
+use std::{io, net::Ipv6Addr, path::Path, time::Duration};
 
-use rustls::{
-    AlertDescription, CertificateError, ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
-};
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout_at},
-};
+use rustls::{AlertDescription, CertificateError, pki_types::ServerName};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     ReadAhead,
     http::RequestError,
-    tune,
     websocket::{HandshakeError, WebSocketCarrier},
 };
 use crate::{
+    egress::{Destination, Egress, EgressStream, TrustStore},
     fault::{Fault, Report},
-    session::{Exporter, exporter, tls::provider},
+    session::{Exporter, exporter},
 };
 
-/// Outer TLS to a relay.
-pub type OuterTls = TlsStream<ReadAhead<TcpStream>>;
+/// Outer TLS to a relay, over whatever way out there is.
+pub type OuterTls = TlsStream<ReadAhead<EgressStream>>;
 
 /// The name of HTTP/1.1 in ALPN (RFC 7301).
 pub(super) const HTTP1: &[u8] = b"http/1.1";
 /// Dialling takes no longer than this, all steps together.
 pub(super) const DIAL_WITHIN: Duration = Duration::from_secs(10);
-/// Each address of a name gets this long before the next is tried.
-const ADDRESS_WITHIN: Duration = Duration::from_secs(4);
 
 /// What a session is for, as its dialler says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +84,12 @@ impl RelayAddress {
 
     /// `host:port`, for Host and messages.
     pub fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        self.destination().to_string()
+    }
+
+    /// Where a connection to it goes.
+    pub fn destination(&self) -> Destination {
+        Destination::new(self.host.clone(), self.port)
     }
 }
 
@@ -111,7 +104,8 @@ impl std::fmt::Display for RelayAddress {
 pub struct Dialler {
     address: RelayAddress,
     name: ServerName<'static>,
-    config: Arc<ClientConfig>,
+    egress: Egress,
+    trust: TrustStore,
 }
 
 impl std::fmt::Debug for Dialler {
@@ -121,21 +115,28 @@ impl std::fmt::Debug for Dialler {
 }
 
 impl Dialler {
-    /// A dialler that trusts the system's roots, and those in `ca_file`.
+    /// A dialler that goes straight to the relay, and trusts the system's roots and those in `ca_file`.
     ///
     /// # Errors
     /// If the file can't be read or holds no certificate, or the host is no name.
     pub fn new(address: RelayAddress, ca_file: Option<&Path>) -> Result<Self, Report> {
+        let trust = TrustStore::new(ca_file.map(Path::to_owned).into_iter().collect())?;
+        Self::over(address, Egress::direct(), trust)
+    }
+
+    /// A dialler that takes this way out, and trusts these roots.
+    ///
+    /// # Errors
+    /// If the host is no name.
+    pub fn over(address: RelayAddress, egress: Egress, trust: TrustStore) -> Result<Self, Report> {
         let name = ServerName::try_from(address.host.clone())
             .map_err(|_| Report::new(Fault::ConfigInvalid, format!("{} is not a host name", address.host)))?;
-        let roots = roots(ca_file)?;
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Report::caused_by(Fault::Internal, "TLS can't be set up", error))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![HTTP1.to_vec()];
-        Ok(Self { address, name, config: Arc::new(config) })
+        Ok(Self { address, name, egress, trust })
+    }
+
+    /// The proxy in the way, if there is one.
+    pub(super) fn proxy(&self) -> Option<String> {
+        self.egress.proxy_for(&self.address.destination()).map(ToString::to_string)
     }
 
     /// Where it dials.
@@ -163,7 +164,7 @@ impl Dialler {
         let (tls, exporter) = self.secured(HTTP1, deadline).await?;
         let carrier = timeout_at(deadline, WebSocketCarrier::client(tls, &self.address.authority(), errand))
             .await
-            .map_err(|_| self.report(Fault::ConnectTimeout, "the websocket upgrade is not answered"))?
+            .map_err(|_| self.silent("the websocket upgrade is not answered"))?
             .map_err(|error| self.upgrade_failed(error))?;
         Ok((carrier, exporter))
     }
@@ -174,18 +175,14 @@ impl Dialler {
     /// Which step failed, and why.
     pub(super) async fn secured(
         &self,
-        alpn: &[u8],
+        alpn: &'static [u8],
         deadline: Instant,
     ) -> Result<(OuterTls, Option<Exporter>), Report> {
-        let mut config = Arc::clone(&self.config);
-        if alpn != HTTP1 {
-            Arc::make_mut(&mut config).alpn_protocols = vec![alpn.to_vec()];
-        }
-        let tcp = self.connect(deadline).await?;
-        let connecting = TlsConnector::from(config).connect(self.name.clone(), ReadAhead::new(tcp));
-        let tls = timeout_at(deadline, connecting)
+        let stream = self.egress.connect(&self.address.destination(), deadline).await?;
+        let connector = TlsConnector::from(self.trust.client_config(alpn)?);
+        let tls = timeout_at(deadline, connector.connect(self.name.clone(), ReadAhead::new(stream)))
             .await
-            .map_err(|_| self.report(Fault::ConnectTimeout, "the TLS handshake is not answered"))?
+            .map_err(|_| self.silent("the TLS handshake is not answered"))?
             .map_err(|error| self.tls_failed(error))?;
         let exporter = exporter(tls.get_ref().1);
         Ok((tls, exporter))
@@ -195,28 +192,21 @@ impl Dialler {
         Report::new(fault, format!("{}: {detail}", self.address))
     }
 
-    async fn connect(&self, deadline: Instant) -> Result<TcpStream, Report> {
-        let found =
-            timeout_at(deadline, tokio::net::lookup_host((self.address.host.as_str(), self.address.port)))
-                .await
-                .map_err(|_| self.report(Fault::NameUnresolved, "DNS does not answer"))?
-                .map_err(|error| Report::caused_by(Fault::NameUnresolved, self.address.to_string(), error))?;
-        let mut last = self.report(Fault::NameUnresolved, "the name has no address");
-        for address in found {
-            let until = deadline.min(Instant::now() + ADDRESS_WITHIN);
-            last = match timeout_at(until, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => match tune(&stream) {
-                    Ok(()) => return Ok(stream),
-                    Err(error) => Report::caused_by(Fault::RelayUnreachable, self.address.to_string(), error),
-                },
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    Report::caused_by(Fault::ConnectionRefused, self.address.to_string(), error)
-                }
-                Ok(Err(error)) => Report::caused_by(Fault::RelayUnreachable, self.address.to_string(), error),
-                Err(_elapsed) => self.report(Fault::ConnectTimeout, &address.to_string()),
-            };
+    /// Where the address is, and behind which proxy, if any.
+    fn place(&self) -> String {
+        match self.proxy() {
+            Some(proxy) => format!("{} through the proxy {proxy}", self.address),
+            None => self.address.to_string(),
         }
-        Err(last)
+    }
+
+    /// The connection stands and nothing comes: a proxy that took CONNECT says nothing of what is behind it.
+    fn silent(&self, what: &str) -> Report {
+        let fault = match self.egress.proxy_for(&self.address.destination()) {
+            Some(_) => Fault::ProxySwallows,
+            None => Fault::ConnectTimeout,
+        };
+        Report::new(fault, format!("{}: {what}", self.place()))
     }
 
     fn tls_failed(&self, error: io::Error) -> Report {
@@ -241,7 +231,7 @@ impl Dialler {
             }
             _ => Fault::TlsFailed,
         };
-        Report::caused_by(fault, self.address.to_string(), error)
+        Report::caused_by(fault, self.place(), error)
     }
 
     pub(super) fn request_failed(&self, what: &str, error: RequestError) -> Report {
@@ -270,40 +260,16 @@ fn presented(error: &io::Error) -> Option<Vec<String>> {
     else {
         return None;
     };
-    // As rustls-webpki writes them: DnsName("relay.test"), IpAddress(192.0.2.1).
+    Some(bare_names(presented))
+}
+
+/// Names as people write them, of those that rustls-webpki writes: DnsName("relay.test"), IpAddress(192.0.2.1).
+pub(crate) fn bare_names(presented: &[String]) -> Vec<String> {
     let bare = |name: &String| match name.split_once('(') {
         Some((_, name)) => name.trim_end_matches(')').trim_matches('"').to_owned(),
         None => name.clone(),
     };
-    Some(presented.iter().map(bare).collect())
-}
-
-/// The system's roots, and those in `ca_file`.
-///
-/// # Errors
-/// If the file can't be read or holds no certificate.
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Report> {
-    let mut roots = RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(native.certs);
-    if let Some(path) = ca_file {
-        let unreadable = |why: &str| Report::new(Fault::FileUnreadable, format!("{}: {why}", path.display()));
-        let certificates: Vec<CertificateDer<'_>> = CertificateDer::pem_file_iter(path)
-            .and_then(Iterator::collect)
-            .map_err(|error| unreadable(&error.to_string()))?;
-        if certificates.is_empty() {
-            return Err(unreadable("holds no PEM certificate"));
-        }
-        for certificate in certificates {
-            roots.add(certificate).map_err(|error| unreadable(&error.to_string()))?;
-        }
-    }
-    if roots.is_empty() {
-        tracing::warn!(
-            "this system has no certificate authorities: no relay will be trusted (install ca-certificates, or give --relay-ca-file)"
-        );
-    }
-    Ok(roots)
+    presented.iter().map(bare).collect()
 }
 
 #[cfg(test)]

@@ -203,6 +203,8 @@ pub struct Memory(Arc<Mutex<HashMap<Network, Known>>>);
 struct Network {
     /// Another relay may be reached by another way.
     relay: String,
+    /// So may the same one behind a proxy, which lets through what it likes.
+    proxy: Option<String>,
     /// The machine's addresses on it, as its default routes choose them.
     from: [Option<IpAddr>; 2],
 }
@@ -214,7 +216,7 @@ impl Network {
             source(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()),
             source(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()),
         ];
-        Self { relay: dialler.address().authority(), from }
+        Self { relay: dialler.address().authority(), proxy: dialler.proxy(), from }
     }
 }
 
@@ -265,7 +267,11 @@ mod tests {
     use super::*;
 
     fn network(n: u8) -> Network {
-        Network { relay: "relay.test:443".into(), from: [Some(Ipv4Addr::new(10, 0, 0, n).into()), None] }
+        Network {
+            relay: "relay.test:443".into(),
+            proxy: None,
+            from: [Some(Ipv4Addr::new(10, 0, 0, n).into()), None],
+        }
     }
 
     #[test]

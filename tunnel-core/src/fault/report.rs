@@ -112,18 +112,20 @@ impl fmt::Display for Report {
         let seen = self.seen();
         if !seen.is_empty() {
             f.write_str(" (")?;
-            // It may be a peer's words, and this goes to people's terminals.
-            for c in seen.chars() {
-                f.write_char(match c {
-                    c if c.is_whitespace() => ' ',
-                    c if is_printed(c) => c,
-                    _ => char::REPLACEMENT_CHARACTER,
-                })?;
-            }
+            printed(&seen).try_for_each(|c| f.write_char(c))?;
             f.write_str(")")?;
         }
         write!(f, " [{}]. To fix ({}): {}", self.fault.code(), self.fault.who().name(), self.fault.remedy())
     }
+}
+
+/// What of a text goes to people's terminals: it may be a peer's words.
+pub(crate) fn printed(text: &str) -> impl Iterator<Item = char> {
+    text.chars().map(|c| match c {
+        c if c.is_whitespace() => ' ',
+        c if is_printed(c) => c,
+        _ => char::REPLACEMENT_CHARACTER,
+    })
 }
 
 /// Whether a terminal shows this and does nothing else: no escape sequences, no lines of somebody else's, no text in

@@ -28,6 +28,8 @@ macro_rules! faults {
             pub fn title(self) -> &'static str { match self { $(Fault::$name => $title,)* } }
             /// Why it happens.
             pub fn cause(self) -> &'static str { match self { $(Fault::$name => $cause,)* } }
+            /// The fault with this code.
+            pub fn of_code(code: &str) -> Option<Self> { Self::ALL.iter().copied().find(|fault| fault.code() == code) }
             /// What to do.
             pub fn remedy(self) -> &'static str { match self { $(Fault::$name => $remedy,)* } }
         }
@@ -60,6 +62,9 @@ faults! {
     EnrolTokenUnusable = "TL-CFG-008", Here, Usage, You,
         "the file does not hold an enrolment token", "What it holds was damaged on the way, or is something else.",
         "write what `towline-relay enroll NAME` printed, all of it, to the file of --enrolment-token-file";
+    ProxySettingWrong = "TL-CFG-010", Here, Usage, You,
+        "a setting of the outbound proxy is wrong", "A proxy's URL, its credentials or the skip range can't be used as they stand.",
+        "correct the named flag, line of the profile or variable; a proxy is http://HOST:PORT or https://HOST:PORT, and a password with @ : / # or % in it is percent-encoded, or stands in the file of --proxy-credentials-file";
 
     // KUB: kubeconfig and the local endpoint.
     KubeconfigUnreadable = "TL-KUB-001", Client, Usage, You,
@@ -100,6 +105,51 @@ faults! {
     CarrierLost = "TL-NET-006", Network, Cut, NetworkTeam,
         "the connection to the relay was lost", "The relay ended, or the network cut the connection.",
         "try again; towline reconnects by itself";
+    DnsSilent = "TL-NET-010", Network, Unreachable, NetworkTeam,
+        "DNS does not answer", "The name servers of this machine did not answer in time, or could not.",
+        "check the name servers in /etc/resolv.conf and the way to them (port 53, UDP and TCP); where only a proxy resolves names, name it with --proxy-https";
+    NameEmpty = "TL-NET-011", Network, Unreachable, You,
+        "the relay's name has no address", "DNS knows the name, and has neither an A nor an AAAA record for it.",
+        "check the spelling of the relay's address, and its records";
+    AddressesDead = "TL-NET-012", Network, Unreachable, NetworkTeam,
+        "no address of the relay answers", "Its name has several addresses, and each failed, not all in the same way.",
+        "allow outbound connections to the relay's addresses and port, and have old addresses taken out of DNS";
+    ProxyUnreachable = "TL-NET-013", Network, Unreachable, You,
+        "the outbound proxy can't be reached", "Its name does not resolve, or the connection to it failed.",
+        "check the proxy's host and port in the setting that is named here; where no proxy is needed, unset it, or put the destination into --proxy-skip-range";
+    ProxyCredentialsMissing = "TL-NET-014", Network, Unreachable, You,
+        "the outbound proxy wants to know who you are", "It answered 407, and no user name and password for it were given.",
+        "give them in the file of --proxy-credentials-file (USER:PASSWORD), or in the proxy's URL";
+    ProxyCredentialsRefused = "TL-NET-015", Network, Unreachable, You,
+        "the outbound proxy refused the user name or password", "It answered 407 again although both were sent.",
+        "check both; in a URL, the password's special characters are percent-encoded";
+    ProxySchemeUnsupported = "TL-NET-016", Network, Unreachable, NetworkTeam,
+        "the outbound proxy offers no way of logging in that towline knows", "towline knows Basic and Digest; Negotiate (Kerberos) and NTLM need a domain's machine.",
+        "let the relay's host and port through without authentication or with Basic or Digest, or run a local proxy that logs in for you (such as px or cntlm) and name that one";
+    ProxyForbids = "TL-NET-017", Network, Unreachable, NetworkTeam,
+        "the outbound proxy forbids the connection", "Its rules do not allow CONNECT to this host and port.",
+        "allow CONNECT to the host and port that are named here";
+    ProxyNotHttp = "TL-NET-018", Network, Unreachable, You,
+        "what was named as outbound proxy does not speak HTTP", "The host answers, and with something else: another program listens there, or the proxy wants TLS.",
+        "check the proxy's port, and whether its URL begins with http:// or https://";
+    ProxySilent = "TL-NET-019", Network, Unreachable, NetworkTeam,
+        "the outbound proxy does not answer", "It took the connection, and did not answer CONNECT in time; perhaps it tries in vain to reach the relay itself.",
+        "check that the proxy can reach the host and port that are named here, and its log";
+    ProxyLoginPage = "TL-NET-020", Network, Unreachable, You,
+        "the network shows a login page instead of connecting", "Something answered CONNECT with a page or a redirect: a portal waits for somebody to log in.",
+        "open any page in a browser on this network and log in; then try again";
+    ProxyFailed = "TL-NET-021", Network, Unreachable, NetworkTeam,
+        "the outbound proxy can't reach the relay", "It answered that it found no way: it can't resolve the name, or the connection failed or timed out.",
+        "check from the proxy's machine that the host and port that are named here can be reached";
+    ProxySwallows = "TL-NET-022", Network, Unreachable, NetworkTeam,
+        "the outbound proxy opened the way, and nothing comes back through it", "It answered 200 to CONNECT, and then carries no bytes: it waits for something, or a firewall behind it drops them.",
+        "check the proxy's log and the firewall between it and the relay";
+    ProxyCut = "TL-NET-023", Network, Unreachable, NetworkTeam,
+        "the outbound proxy closed the connection instead of answering", "It does not take connections from here, wants TLS, or broke down.",
+        "check the proxy's access rules and log, and whether its URL begins with http:// or https://";
+    ProxyRefused = "TL-NET-024", Network, Unreachable, You,
+        "what was named as outbound proxy opens no connections", "It speaks HTTP, and does not do CONNECT: a web server, or a proxy for plain HTTP only.",
+        "check the proxy's host and port; if they are right, have CONNECT switched on";
 
     CarrierSilentUp = "TL-NET-030", Network, Unreachable, NetworkTeam,
         "nothing arrives of what is sent to the relay", "A proxy on the way accepted the connection and keeps back what goes to the relay.",
@@ -145,6 +195,12 @@ faults! {
     InnerTlsFailed = "TL-TLS-007", Agent, Untrusted, ClusterAdmin,
         "the end-to-end TLS session with the agent failed", "The handshake between proxy and agent did not complete.",
         "look at the agent's log for this stream";
+    ProxyCertificateUntrusted = "TL-TLS-010", Network, Untrusted, You,
+        "the outbound proxy's certificate is not trusted", "It is signed by an authority that this machine does not know, is for another name, or its time is over.",
+        "give the proxy's authority with --proxy-cert, and name the proxy as its certificate does";
+    ProxyTlsFailed = "TL-TLS-011", Network, Untrusted, You,
+        "the TLS handshake with the outbound proxy failed", "What answers does not speak TLS, or ended the handshake.",
+        "name the proxy with http:// where the connection to it is not encrypted (the relay's own still is)";
 
     // REL: the relay's answers.
     RelayTokenRefused = "TL-REL-001", Relay, Unauthenticated, You,
@@ -183,6 +239,15 @@ faults! {
     RelayIssuerUnreachable = "TL-REL-012", Relay, Unavailable, RelayAdmin,
         "the relay can't fetch the identity provider's keys", "It can't reach the issuer, or does not trust its certificate.",
         "look at the relay's log for the cause; check its --oidc-issuer-url, --oidc-ca-file and network";
+    SessionRevoked = "TL-REL-013", Relay, Unauthenticated, You,
+        "your sessions were ended", "An operator of the relay revoked them, or you did (`towline revoke`); tokens from before that are refused.",
+        "run `towline login` again; if that is refused too, ask whoever runs the relay until when";
+    QuestionForbidden = "TL-REL-014", Relay, Forbidden, RelayAdmin,
+        "you may not ask this of the relay", "It needs a role at the relay that no assignment gives you.",
+        "on the relay, run the command that is named here (towline-relay role assign --user USER --role auditor or operator), or the same with --group";
+    QuestionInvalid = "TL-REL-015", Relay, BadRequest, You,
+        "the relay can't answer this question", "A value in it can't be used.",
+        "correct what is named here; `--help` describes it";
 
     // AGT: the agent's answers.
     AgentCredential = "TL-AGT-001", Agent, Unavailable, ClusterAdmin,
@@ -238,6 +303,23 @@ faults! {
     AccountTokenRefused = "TL-IDN-025", Agent, Unauthenticated, You,
         "the token of a service account is not taken here", "The agent takes such tokens only where it is told to, of this cluster's own issuer, and while they last.",
         "use a person's token, or have the agent started with --allow-service-account-tokens";
+
+    // ROL: roles that the organisation signs.
+    RoleEnded = "TL-ROL-001", Relay, Forbidden, OrganisationAdmin,
+        "the role that this was opened with is over", "The role was removed or has ended, or the relay no longer vouches for it.",
+        "run the command again, with the rights that you still have; `towline role explain` says which role you have and why";
+    RoleDocumentRefused = "TL-ROL-002", Relay, Forbidden, OrganisationAdmin,
+        "the relay did not take the role document", "It is malformed, not signed by an organisation key that the relay knows, removed before, or one too many.",
+        "sign with the organisation's key (--key or --sign-command) whose public half `towline-relay role keys` lists; remove documents that are not needed";
+    OrganisationKeyMissing = "TL-ROL-003", Relay, Unavailable, RelayAdmin,
+        "the relay knows no organisation key", "It keeps role documents only of organisations whose public key it was told.",
+        "on the relay: towline-relay role trust-key PUBLIC_KEY (as `towline role key new` prints it)";
+    RoleNotSigned = "TL-ROL-004", Client, Usage, You,
+        "the role document can't be signed", "The key's file or the command that signs can't be used, or its signature is not the public key's.",
+        "check --key, or --sign-command with --public-key: the command gets the bytes to sign on standard input and prints the Ed25519 signature in base64";
+    RoleDocumentUnknown = "TL-ROL-005", Relay, NotFound, You,
+        "there is no such role document", "No document has this id, or it is not one that you may see.",
+        "`towline role list` with --key lists all of them";
 
     // LGN: logging in at the identity provider.
     LoginNeeded = "TL-LGN-001", Client, Unauthenticated, You,
@@ -309,6 +391,45 @@ faults! {
     StreamLost = "TL-WIR-005", Network, Cut, You,
         "the other end no longer knows this stream", "It was away for too long, or was restarted.",
         "run the command again";
+    // DOC: what only doctor can tell apart.
+    AddressDead = "TL-DOC-003", Network, Unreachable, RelayAdmin,
+        "one of the relay's addresses is dead", "Its name has several addresses, and nobody answers at some of them; each dialling loses time there.",
+        "remove the dead address from DNS, or start the relay there; or let the network team allow it";
+    ClockWrong = "TL-DOC-004", Here, Untrusted, You,
+        "this machine's clock is wrong", "The relay's clock says another time, by more than certificates, tokens and tickets bear.",
+        "set the clock, and let it be kept by NTP";
+    TlsIntercepted = "TL-DOC-005", Network, Untrusted, NetworkTeam,
+        "TLS is intercepted on the way to the relay", "The relay itself answers with its identity key, and the TLS connection ends before it, with a certificate of somebody else's authority.",
+        "exempt the relay's name from TLS inspection, or give the inspecting proxy's authority (PEM) with --relay-ca-file";
+    UpgradeStripped = "TL-DOC-006", Network, Unreachable, NetworkTeam,
+        "`Upgrade` is stripped on the way to the relay", "The relay was asked without the headers of a websocket upgrade (RFC 9110, section 7.8), which were sent.",
+        "let the proxy on the way pass `Connection: Upgrade` and `Upgrade: websocket` to the relay's name";
+    FramesLostUp = "TL-DOC-007", Network, Unreachable, NetworkTeam,
+        "what is sent to the relay after the upgrade is swallowed", "The websocket stands, and the relay does not even notice bytes that make it hang up.",
+        "let the proxy on the way pass websocket frames to the relay as they are, without inspecting them";
+    FramesLostDown = "TL-DOC-008", Network, Unreachable, NetworkTeam,
+        "what the relay sends after the upgrade is swallowed", "The relay notices what is sent to it, and nothing that it answers arrives.",
+        "let the proxy on the way pass websocket frames from the relay as they are, without holding them back";
+    LargeFramesLost = "TL-DOC-009", Network, Unreachable, NetworkTeam,
+        "large messages are swallowed on the way", "Small messages cross in both directions, and those of more than a KiB do not: a proxy with a limit, or a path MTU that nobody tells.",
+        "raise the proxy's limit for websocket messages, or let ICMP \"fragmentation needed\" through";
+    ConnectionCut = "TL-DOC-010", Network, Cut, NetworkTeam,
+        "connections to the relay are cut while they are idle", "The session ended within the time for which it was left alone, and the relay did not say why.",
+        "raise the idle timeout, or the connection's longest life, at the firewall or proxy on the way";
+    KubeletUnreachable = "TL-DOC-011", Apiserver, Unavailable, ClusterAdmin,
+        "kube-apiserver can't reach a kubelet", "It answers, and a request that it must pass to a node does not: logs, exec and port-forward fail too.",
+        "look at the node, and at the way from kube-apiserver to port 10250 of it";
+    EnrolTokenExpired = "TL-DOC-012", Here, Unauthenticated, RelayAdmin,
+        "the enrolment token's time is over", "It says itself until when it is good.",
+        "on the relay, make a new one (towline-relay enroll NAME), and write it to the file of --enrolment-token-file";
+    CheckLate = "TL-DOC-013", Here, Timeout, Developers,
+        "a check did not finish in time", "Each check has a deadline of its own; this one's was reached without a better explanation.",
+        "run it again with `--log debug`, and report it with the bundle";
+    CertificateEnds = "TL-DOC-014", Network, Untrusted, RelayAdmin,
+        "the relay's certificate ends soon", "Nothing has renewed it yet.",
+        "renew the relay's certificate";
+
+    // INT: bugs.
     Internal = "TL-INT-001", Client, Internal, Developers,
         "an internal error", "This should not happen.",
         "report it with the log around it";

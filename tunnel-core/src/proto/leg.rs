@@ -397,6 +397,11 @@ impl<R: Clone> Leg<R> {
         }
     }
 
+    /// When bytes came last.
+    pub fn last_inbound(&self) -> Instant {
+        self.link.last_inbound()
+    }
+
     /// Queues a CONTROL message; false where too many wait.
     pub fn control(&mut self, payload: Bytes) -> bool {
         self.link.control(payload)

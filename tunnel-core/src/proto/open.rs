@@ -3,7 +3,10 @@
 use bytes::Bytes;
 
 use super::fields::{CRITICAL, FieldError, FieldWriter, Fields};
-use crate::ids::{ChannelId, ClusterId, InstanceId, StreamKey};
+use crate::{
+    ids::{ChannelId, ClusterId, InstanceId, StreamKey},
+    role::MAX_OFFER,
+};
 
 pub(super) const KEY: u16 = 1 | CRITICAL;
 pub(super) const CLUSTER: u16 = 2 | CRITICAL;
@@ -11,6 +14,8 @@ pub(super) const LIMIT: u16 = 3;
 const SHARE: u16 = 4;
 const CHANNEL: u16 = 5;
 const TICKET: u16 = 6;
+// Behind RESUME's own.
+pub(super) const OFFER: u16 = 13;
 const INSTANCE: u16 = 1;
 
 /// Longest ticket that OPEN carries, in bytes.
@@ -31,22 +36,25 @@ pub struct OpenRequest {
     pub channel: Option<ChannelId>,
     /// The relay's signed ticket (`ticket`), on the agent's leg.
     pub ticket: Option<Bytes>,
+    /// Signed documents that concern the caller's roles (`role`), on the agent's leg.
+    pub offer: Option<Bytes>,
 }
 
 impl OpenRequest {
     /// A client's request.
     pub fn new(key: StreamKey, cluster: ClusterId) -> Self {
-        Self { key, cluster, limit: 0, share: 0, channel: None, ticket: None }
+        Self { key, cluster, limit: 0, share: 0, channel: None, ticket: None, offer: None }
     }
 
     /// The payload of OPEN.
     pub fn encode(&self) -> Bytes {
         let mut fields = FieldWriter::new();
         self.put(&mut fields);
+        fields.put_some(OFFER, self.offer.as_deref());
         fields.finish().into()
     }
 
-    /// Appends its fields, to which RESUME adds its own.
+    /// Appends its fields, to which RESUME adds its own, and then the offer.
     pub(super) fn put(&self, fields: &mut FieldWriter) {
         fields.put(KEY, self.key.as_bytes());
         fields.put(CLUSTER, self.cluster.as_bytes());
@@ -63,7 +71,7 @@ impl OpenRequest {
     /// # Errors
     /// If a field is missing, of the wrong size, or critical and unknown.
     pub fn decode(payload: &Bytes) -> Result<Self, FieldError> {
-        Self::read(&Fields::parse(payload, &[1, 2, 3, 4, 5, 6])?, payload)
+        Self::read(&Fields::parse(payload, &[1, 2, 3, 4, 5, 6, 13])?, payload)
     }
 
     /// Reads its fields, which are `payload`'s.
@@ -71,6 +79,10 @@ impl OpenRequest {
         let ticket = fields.maybe(TICKET);
         if ticket.is_some_and(|ticket| ticket.len() > MAX_TICKET) {
             return Err(FieldError::Value(TICKET));
+        }
+        let offer = fields.maybe(OFFER);
+        if offer.is_some_and(|offer| offer.len() > MAX_OFFER) {
+            return Err(FieldError::Value(OFFER));
         }
         let optional = |tag| fields.maybe(tag).map(|_| fields.need_u64(tag)).transpose();
         Ok(Self {
@@ -80,6 +92,7 @@ impl OpenRequest {
             share: optional(SHARE)?.unwrap_or(0),
             channel: optional(CHANNEL)?.map(ChannelId),
             ticket: ticket.map(|ticket| payload.slice_ref(ticket)),
+            offer: offer.map(|offer| payload.slice_ref(offer)),
         })
     }
 }
@@ -127,6 +140,7 @@ mod tests {
         request.share = 7;
         request.channel = Some(ChannelId(9));
         request.ticket = Some(Bytes::from_static(b"ticket"));
+        request.offer = Some(Bytes::from_static(b"offer"));
         assert_eq!(OpenRequest::decode(&request.encode()), Ok(request));
         let opened = Opened { instance: InstanceId::random(), limit: 16384 };
         assert_eq!(Opened::decode(&opened.encode()), Ok(opened));
@@ -138,5 +152,14 @@ mod tests {
         let mut fields = FieldWriter::new();
         fields.put(KEY, &[0; 15]);
         assert_eq!(OpenRequest::decode(&fields.finish().into()), Err(FieldError::Value(1)));
+    }
+
+    #[test]
+    fn an_offer_that_is_too_long_is_refused() {
+        let mut request = OpenRequest::new(StreamKey::random(), ClusterId::of_spki(b"k"));
+        request.offer = Some(vec![0; MAX_OFFER].into());
+        assert!(OpenRequest::decode(&request.encode()).is_ok());
+        request.offer = Some(vec![0; MAX_OFFER + 1].into());
+        assert_eq!(OpenRequest::decode(&request.encode()), Err(FieldError::Value(OFFER)));
     }
 }

@@ -101,6 +101,18 @@ reasons! {
     AgentLimitReached = 28 => AgentLimit, "limit of the agent reached";
     /// What the stream was opened with is over: the caller's token for the cluster.
     AuthorityEnded = 29 => ClusterTokenExpired, "the caller's authority ended";
+    /// What the stream was opened with is over: the caller's role, which was removed or has ended.
+    RoleEnded = 30 => RoleEnded, "the caller's role ended";
+    /// A role document was not taken.
+    DocumentRefused = 31 => RoleDocumentRefused, "role document refused";
+    /// The relay knows no organisation key, and so takes no documents.
+    OrganisationKeyMissing = 32 => OrganisationKeyMissing, "no organisation key";
+    /// The sessions of this user, or those with this token, were ended by somebody who may.
+    UserRevoked = 33 => SessionRevoked, "the user's sessions were revoked";
+    /// The caller may not ask this of the relay.
+    QuestionForbidden = 34 => QuestionForbidden, "question forbidden";
+    /// The question can't be answered as it stands.
+    QuestionInvalid = 35 => QuestionInvalid, "invalid question";
     /// Of what the dialler sends nothing comes.
     NothingCame = 36 => CarrierSilentUp, "nothing comes of what the dialler sends";
     /// Of what the dialler sends only small messages come.

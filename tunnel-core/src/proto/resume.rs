@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{
     CloseReason,
     fields::{CRITICAL, FieldError, FieldWriter, Fields},
-    open::{CLUSTER, KEY, LIMIT, OpenRequest},
+    open::{CLUSTER, KEY, LIMIT, OFFER, OpenRequest},
 };
 use crate::ids::{ChannelId, ClusterId, InstanceId, StreamKey};
 
@@ -111,6 +111,8 @@ pub struct ResumeRequest {
     pub channel: Option<ChannelId>,
     /// As in OPEN: the relay's.
     pub ticket: Option<Bytes>,
+    /// As in OPEN: the relay's.
+    pub offer: Option<Bytes>,
     /// The agent process that holds the stream, from OPENED.
     pub instance: InstanceId,
     /// Above each one that was used for this stream before; OPEN is 0.
@@ -137,12 +139,14 @@ impl ResumeRequest {
     pub fn encode(&self) -> Bytes {
         let mut fields = FieldWriter::new();
         let Self { key, cluster, limit, share, channel, .. } = *self;
-        OpenRequest { key, cluster, limit, share, channel, ticket: self.ticket.clone() }.put(&mut fields);
+        let (ticket, offer) = (self.ticket.clone(), self.offer.clone());
+        OpenRequest { key, cluster, limit, share, channel, ticket, offer }.put(&mut fields);
         fields.put(INSTANCE, self.instance.as_bytes());
         fields.put_u64(EPOCH, self.epoch);
         self.arrived.put(&mut fields);
         fields.put(PROVEN, &self.proof);
         fields.put(ENDED, &[u8::from(self.arrived.fin)]);
+        fields.put_some(OFFER, self.offer.as_deref());
         fields.finish().into()
     }
 
@@ -151,8 +155,8 @@ impl ResumeRequest {
     /// # Errors
     /// If a field is missing, of the wrong size, or critical and unknown.
     pub fn decode(payload: &Bytes) -> Result<Self, FieldError> {
-        let fields = Fields::parse(payload, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12])?;
-        let OpenRequest { key, cluster, limit, share, channel, ticket } =
+        let fields = Fields::parse(payload, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, OFFER])?;
+        let OpenRequest { key, cluster, limit, share, channel, ticket, offer } =
             OpenRequest::read(&fields, payload)?;
         Ok(Self {
             key,
@@ -161,6 +165,7 @@ impl ResumeRequest {
             share,
             channel,
             ticket,
+            offer,
             instance: InstanceId::from_bytes(fields.need_array(INSTANCE & !CRITICAL)?),
             epoch: fields.need_u64(EPOCH & !CRITICAL)?,
             arrived: Arrived::read(&fields)?,
@@ -250,6 +255,7 @@ impl Claim {
             share: 0,
             channel: None,
             ticket: None,
+            offer: None,
             instance: self.instance,
             epoch: self.epoch,
             arrived,

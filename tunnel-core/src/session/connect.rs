@@ -161,7 +161,11 @@ where
 }
 
 /// The exporter that the relay sees, once its signature over all of this holds.
-fn check_relay_hello(message: Message, hello: &[u8], pin: KeyHash) -> Result<Option<Exporter>, Report> {
+pub(super) fn check_relay_hello(
+    message: Message,
+    hello: &[u8],
+    pin: KeyHash,
+) -> Result<Option<Exporter>, Report> {
     let Message::RelayHello { version, key, nonce, exporter, signature, .. } = message else {
         return Err(match message {
             // Anybody in between could have said it: only that there is no common version is taken from here, and no
@@ -258,7 +262,7 @@ impl Identify<'_> {
     }
 }
 
-fn random() -> [u8; 32] {
+pub(super) fn random() -> [u8; 32] {
     let mut bytes = [0; 32];
     aws_lc_rs::rand::fill(&mut bytes).expect("the system's random source answers");
     bytes

@@ -1,10 +1,14 @@
 //! What CONTROL frames carry: questions to the relay beside the streams, and its answers.
 //!
-//! `kind: u8`, `id: u32` (the answer repeats the question's), tagged fields.
+//! `kind: u8`, `id: u32` (the answer repeats the question's), tagged fields. Questions that a person asks by a command are
+//! [`Control::Ask`], whatever they are about: see [`super::question`].
 
 use bytes::Bytes;
 
-use super::message::{MAX_CERTIFICATE, MAX_NAME, MessageError};
+use super::{
+    message::{MAX_CERTIFICATE, MAX_NAME, MessageError},
+    question::{MAX_BODY, MAX_CURSOR, Topic},
+};
 use crate::{
     ids::ClusterId,
     keys::VerifyingKey,
@@ -49,6 +53,22 @@ pub enum Control {
         /// A few words more.
         detail: String,
     },
+    /// Client: a person's question.
+    Ask {
+        /// What it is about.
+        topic: Topic,
+        /// Where the answer before ended; empty where there was none. At most [`MAX_CURSOR`] bytes.
+        cursor: Bytes,
+        /// The topic's own, JSON; at most [`MAX_BODY`] bytes.
+        body: Bytes,
+    },
+    /// Relay: an answer, or the next part of one.
+    Answer {
+        /// Where the next part begins; empty where this was the last. At most [`MAX_CURSOR`] bytes.
+        cursor: Bytes,
+        /// The topic's own, JSON; at most [`MAX_BODY`] bytes.
+        body: Bytes,
+    },
 }
 
 const RESOLVE: u8 = 1;
@@ -56,6 +76,8 @@ const RESOLVED: u8 = 2;
 const RENEW: u8 = 3;
 const RENEWED: u8 = 4;
 const FAILED: u8 = 5;
+const ASK: u8 = 6;
+const ANSWER: u8 = 7;
 
 impl Control {
     /// The payload of a CONTROL frame.
@@ -82,6 +104,14 @@ impl Control {
                 fields.put(1, &reason.code().to_be_bytes()).put(2, bounded_detail(detail).as_bytes());
                 FAILED
             }
+            Self::Ask { topic, cursor, body } => {
+                fields.put(1, &topic.0.to_be_bytes()).put(2, cursor).put(3, body);
+                ASK
+            }
+            Self::Answer { cursor, body } => {
+                fields.put(2, cursor).put(3, body);
+                ANSWER
+            }
         };
         let mut bytes = vec![kind];
         bytes.extend_from_slice(&id.to_be_bytes());
@@ -99,7 +129,8 @@ impl Control {
         let known: &[u16] = match head[0] {
             RESOLVE | RENEW | RENEWED => &[1],
             FAILED => &[1, 2],
-            RESOLVED => &[1, 2, 3],
+            RESOLVED | ASK => &[1, 2, 3],
+            ANSWER => &[2, 3],
             other => return Err(MessageError::Type(other)),
         };
         let fields = Fields::parse(body, known)?;
@@ -124,10 +155,27 @@ impl Control {
                 reason: CloseReason::from_code(u16::from_be_bytes(fields.need_array(1)?)),
                 detail: fields.need_text(2, MAX_DETAIL)?.to_owned(),
             },
+            ASK => Self::Ask {
+                topic: Topic(u16::from_be_bytes(fields.need_array(1)?)),
+                cursor: bounded(&fields, 2, MAX_CURSOR)?,
+                body: bounded(&fields, 3, MAX_BODY)?,
+            },
+            ANSWER => Self::Answer {
+                cursor: bounded(&fields, 2, MAX_CURSOR)?,
+                body: bounded(&fields, 3, MAX_BODY)?,
+            },
             other => return Err(MessageError::Type(other)),
         };
         Ok((id, control))
     }
+}
+
+fn bounded(fields: &Fields<'_>, tag: u16, most: usize) -> Result<Bytes, FieldError> {
+    let value = fields.need(tag)?;
+    if value.len() > most {
+        return Err(FieldError::Value(tag));
+    }
+    Ok(Bytes::copy_from_slice(value))
 }
 
 #[cfg(test)]
@@ -143,9 +191,16 @@ mod tests {
             Control::Renew { key: SigningKey::generate().public() },
             Control::Renewed { certificate: vec![1, 2, 3] },
             Control::Failed { reason: CloseReason::ClusterUnknown, detail: "no".into() },
+            Control::Ask { topic: Topic::AUDIT, cursor: Bytes::new(), body: Bytes::from_static(b"{}") },
+            Control::Answer { cursor: Bytes::from_static(b"7"), body: Bytes::from_static(b"[]") },
         ] {
             assert_eq!(Control::decode(&control.encode(7)), Ok((7, control)));
         }
+        let long =
+            Control::Ask { topic: Topic(1), cursor: Bytes::new(), body: vec![b' '; MAX_BODY + 1].into() };
+        assert_eq!(Control::decode(&long.encode(1)), Err(FieldError::Value(3).into()));
+        let longest = Control::Answer { cursor: vec![1; MAX_CURSOR].into(), body: vec![1; MAX_BODY].into() };
+        assert!(longest.encode(1).len() <= crate::proto::frame::MAX_PAYLOAD, "it fits into one frame");
         assert_eq!(Control::decode(b"abc"), Err(MessageError::Length(3)));
         assert_eq!(Control::decode(&[99, 0, 0, 0, 1]), Err(MessageError::Type(99)));
     }

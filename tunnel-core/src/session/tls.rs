@@ -55,10 +55,18 @@ pub(super) fn server_config(
 }
 
 pub(super) fn client_config(pin: KeyHash) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+    client_config_with(pin, provider())
+}
+
+/// The same with other cryptography.
+pub(super) fn client_config_with(
+    pin: KeyHash,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedKey { pin, provider: provider() }))
+        .with_custom_certificate_verifier(Arc::new(PinnedKey { pin, provider }))
         .with_no_client_auth();
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))

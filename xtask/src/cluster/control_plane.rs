@@ -13,12 +13,22 @@ pub(super) struct ControlPlane {
     pub(super) admin_token: String,
 }
 
+/// The file that says whose tokens kube-apiserver takes; it looks at it again when it changes.
+pub(super) const AUTHENTICATION: &str = "authentication.yaml";
+
 const AUDIT_POLICY: &str = "\
 apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules:
 - level: Metadata
+";
+
+/// Nobody's tokens at first: [`super::Cluster::trust`] names issuers.
+const NO_ISSUERS: &str = "\
+apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+jwt: []
 ";
 
 /// Starts etcd and kube-apiserver, without waiting for them.
@@ -53,6 +63,7 @@ pub(super) fn start(
         format!("{admin_token},admin,admin,system:masters\n").as_bytes(),
     )?;
     write(&folder.join("audit-policy.yaml"), AUDIT_POLICY)?;
+    write(&folder.join(AUTHENTICATION), NO_ISSUERS)?;
     let mut arguments = vec![
         format!("--etcd-servers=http://127.0.0.1:{etcd}"),
         format!("--secure-port={port}"),
@@ -74,6 +85,7 @@ pub(super) fn start(
         "--allow-privileged=true".into(),
         format!("--audit-log-path={}", at("audit.log")),
         format!("--audit-policy-file={}", at("audit-policy.yaml")),
+        format!("--authentication-config={}", at(AUTHENTICATION)),
     ];
     arguments.extend_from_slice(more);
     processes.start("kube-apiserver", &programs.path("kube-apiserver"), &arguments, &[])?;

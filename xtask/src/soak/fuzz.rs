@@ -23,12 +23,14 @@ const TARGETS: &[(&str, u32)] = &[
     ("session", 1024),
     ("control", 512),
     ("ticket", 512),
+    ("role", 2048),
     ("enrolment", 512),
     ("head", 1024),
     ("websocket", 1024),
     ("identity_token", 1024),
     ("identity_claims", 1024),
     ("exec_credential", 512),
+    ("headers", 1024),
 ];
 
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

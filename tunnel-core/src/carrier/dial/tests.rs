@@ -1,10 +1,10 @@
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::ids::StreamKey;
+use crate::{ids::StreamKey, session::tls::provider};
 
 /// A CA file that is removed with its folder.
 struct Files(PathBuf);
@@ -178,4 +178,27 @@ fn a_ca_file_without_certificates_is_refused() {
     let report = Dialler::new(RelayAddress::parse("a").unwrap(), Some(&path)).unwrap_err();
     assert_eq!(report.fault, Fault::FileUnreadable);
     assert!(Dialler::new(RelayAddress::parse("a").unwrap(), Some(Path::new("/nowhere"))).is_err());
+}
+
+#[test]
+fn silence_behind_a_proxy_is_told_as_the_proxys() {
+    use crate::egress::{EgressSettings, ProxyArgs, SkipRange, Sources};
+
+    let flags = ProxyArgs {
+        proxy_https: Some("http://me:canary@proxy.test:3128".to_owned().into()),
+        ..ProxyArgs::default()
+    };
+    let silence = |skipped: &str| {
+        let (never, _) = SkipRange::parse(skipped, crate::egress::BareNames::Exact);
+        let sources = Sources { flags: &flags, profile: None, environment: &|_| None, never };
+        let egress = Egress::new(EgressSettings::resolve(&sources).unwrap()).unwrap();
+        let trust = egress.trust(None).unwrap();
+        let dialler = Dialler::over(RelayAddress::parse("relay.test").unwrap(), egress, trust).unwrap();
+        dialler.silent("the TLS handshake is not answered")
+    };
+    let report = silence("");
+    let said = report.to_string();
+    assert_eq!(report.fault, Fault::ProxySwallows);
+    assert!(said.contains("http://proxy.test:3128") && !said.contains("canary"), "{said}");
+    assert_eq!(silence("relay.test").fault, Fault::ConnectTimeout);
 }

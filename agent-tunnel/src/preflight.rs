@@ -1,0 +1,147 @@
+//! What the agent needs, looked at from where it runs: before its first session (`towline-agent preflight`), and on demand while it
+//! runs (`docs/doctor.md`).
+//!
+//! Nothing is used up: an enrolment token is read, and its secret shown to nobody.
+
+mod afar;
+mod cluster;
+mod enrolment;
+mod place;
+
+use std::time::Duration;
+
+use tokio::{net::TcpListener, time::Instant};
+use towline_tunnel::{
+    clock::Clock,
+    doctor::{Diagnosis, Examination, Finding, Network, Step, Verdict},
+    fault::{Fault, Report},
+};
+
+pub use afar::SelfLook;
+
+use crate::{
+    app::{Config, verifier},
+    dial::Apiserver,
+    rights::Duties,
+    roles::Roles,
+    state::DataDir,
+};
+use enrolment::Home;
+
+/// All of it ends within this: a chart's hook waits for it.
+pub const WITHIN: Duration = Duration::from_secs(60);
+/// The program's name and version.
+pub(crate) const PROGRAM: &str = concat!("towline-agent ", env!("CARGO_PKG_VERSION"));
+
+/// Looks at everything that an agent with this configuration needs. `tell` hears of each finding as it is made.
+pub async fn examine(config: Config, tell: impl FnMut(&Finding) + Send) -> Diagnosis {
+    let deadline = Instant::now() + WITHIN;
+    let mut examination = Examination::new(tell).until(deadline);
+    let clock = config.clock.clone();
+    let data_dir = config.data_dir.display().to_string();
+    examination.say(Step::Configuration, Verdict::ok((), format!("the data directory is {data_dir}")));
+
+    let opened = Apiserver::new(&config.apiserver, config.impersonator.as_deref());
+    let opened = Verdict::of(opened, |apiserver| format!("for kube-apiserver at {}", apiserver.address()));
+    let apiserver = examination.say(Step::Credential, opened);
+    let membership = examination.check(Step::State, place::state(&config, apiserver.as_ref())).await;
+    let home = match membership {
+        Some(membership) => {
+            let judged = enrolment::judge(config.enrolment.as_ref(), membership.as_ref(), clock.now());
+            examination.say(Step::Enrolment, judged)
+        }
+        None => {
+            examination.skip(&[Step::Enrolment], "not looked at: what the agent keeps can't be read");
+            None
+        }
+    };
+    let network = home.and_then(|home| network(&config, home, &clock, &mut examination));
+    if let Some(network) = &network {
+        network.examine(&mut examination).await;
+    } else {
+        examination.skip(&[Step::Dns], "not looked at: which relay is meant is not known");
+    }
+
+    match &apiserver {
+        Some(apiserver) => {
+            cluster::examine(apiserver, &duties(&config, role_groups(&config)), &mut examination).await
+        }
+        None => examination.skip(
+            &[Step::Apiserver, Step::Rights],
+            "not looked at: there is no credential for kube-apiserver",
+        ),
+    }
+    examination.check(Step::Issuer, issuer(&config)).await;
+    examination.check(Step::Port, port(&config)).await;
+    let relay = network.map(|network| network.relay.to_string());
+    examination.finish(PROGRAM, relay, clock.now())
+}
+
+/// Their names end with what is made of the cluster's identity: before the first start there are none.
+fn role_groups(config: &Config) -> Vec<String> {
+    let Some(settings) = config.roles.clone().filter(|_| config.data_dir.is_dir()) else {
+        return Vec::new();
+    };
+    let identity = DataDir::open(&config.data_dir)
+        .and_then(|dir| if dir.has_identity() { dir.identity().map(Some) } else { Ok(None) });
+    // What can't be read is told at its own step.
+    identity
+        .ok()
+        .flatten()
+        .map(|identity| Roles::new(settings, &identity).possible_groups())
+        .unwrap_or_default()
+}
+
+fn duties(config: &Config, role_groups: Vec<String>) -> Duties {
+    Duties {
+        mode: config.access.mode,
+        impersonator: config.impersonator.clone(),
+        state_secret: config.state_secret.as_ref().map(|secret| secret.name().to_owned()),
+        role_groups,
+    }
+}
+
+/// The way to the relay, as the agent would go it.
+fn network(config: &Config, home: Home, clock: &Clock, examination: &mut Examination<'_>) -> Option<Network> {
+    let relay = config.relay.clone().unwrap_or(home.relay);
+    let ca_file = match (&config.relay_ca_file, &home.ca_pem) {
+        (Some(file), _) => Ok(Some(file.clone())),
+        (None, Some(pem)) => DataDir::open(&config.data_dir).and_then(|dir| dir.relay_ca(pem)).map(Some),
+        (None, None) => Ok(None),
+    };
+    match ca_file {
+        Ok(ca_file) => {
+            let way = Network::over(config.egress.clone(), relay, home.relay_key, ca_file);
+            Some(Network { clock: clock.clone(), ..way })
+        }
+        Err(report) => examination.say(Step::State, Verdict::failed(report, "")),
+    }
+}
+
+/// The identity provider's keys, by which callers' tokens are verified.
+async fn issuer(config: &Config) -> Verdict<()> {
+    let names = config.issuer.trust.names();
+    let asked = async {
+        let unusable =
+            |error: towline_identity::FetchError| Report::new(Fault::IssuerUnreachable, error.to_string());
+        let verifier = verifier(config.issuer.trust.clone(), config.egress.clone()).map_err(unusable)?;
+        verifier.refresh().await.map_err(unusable)
+    };
+    Verdict::of(asked.await, |()| format!("{names}: metadata and keys were had"))
+}
+
+/// The address for metrics.
+async fn port(config: &Config) -> Verdict<()> {
+    let address = config.metrics_listen;
+    let bound = TcpListener::bind(address).await.map(drop);
+    let bound = bound
+        .map_err(|error| Report::caused_by(Fault::PortBusy, format!("--metrics-listen {address}"), error));
+    Verdict::of(bound, |()| format!("{address} is free"))
+}
+
+/// Says why nothing could be looked at.
+pub fn unusable(report: &Report, tell: impl FnMut(&Finding) + Send) -> Diagnosis {
+    let mut examination = Examination::new(tell);
+    examination.say(Step::Configuration, Verdict::<()>::failed(report.clone(), ""));
+    examination.finish(PROGRAM, None, std::time::SystemTime::now())
+}

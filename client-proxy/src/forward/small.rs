@@ -1,0 +1,42 @@
+//! Small requests of our own to a cluster, for whoever looks at it.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Limited};
+use towline_tunnel::{
+    fault::{Fault, Report},
+    ids::ClusterId,
+};
+
+use super::{Forwarder, authorization, build, exchange, note_told, nothing, onward, told};
+use crate::dial::report_of;
+
+impl Forwarder {
+    /// Asks a cluster for a path, and reads the answer whole, of at most so many bytes.
+    ///
+    /// # Errors
+    /// If there is no answer, it is longer, or relay or agent refuse: their own faults. kube-apiserver's refusals are answers.
+    pub async fn get(
+        &self,
+        cluster: ClusterId,
+        path: &str,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), Report> {
+        let pool = self.pool(cluster)?;
+        let token = self.token()?;
+        let uri: Uri = path.parse().map_err(|error| Report::caused_by(Fault::Internal, path, error))?;
+        let headers = onward(HeaderMap::new(), cluster, authorization(&token)?)?;
+        let request = build(Method::GET, uri, headers, nothing());
+        let (connection, response) = exchange(pool, request).await.map_err(|unanswered| unanswered.report)?;
+        note_told(pool, &token, &response);
+        let status = response.status();
+        let body = Limited::new(response.into_body(), most).collect().await;
+        let body = body.map_err(|error| report_of(error.as_ref()))?.to_bytes();
+        pool.put_back(connection);
+        // Ours are refusals; what a cluster has may be large, and is not read here.
+        match (!status.is_success()).then(|| told(&body)).flatten() {
+            Some(report) => Err(report),
+            None => Ok((status, body)),
+        }
+    }
+}

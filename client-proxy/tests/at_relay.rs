@@ -1,0 +1,284 @@
+//! Commands that ask a real relay: `towline list`, `audit` and `revoke`, as a person runs them.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails here says where")]
+
+use std::{
+    path::PathBuf,
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use serde_json::Value;
+use tokio::{process::Command, time::timeout};
+use towline::{
+    app::{Config, RESUME_TIMEOUT},
+    relay::Relay,
+    token::TokenFrom,
+};
+use towline_identity::{
+    IssuerConfig, IssuerSettings,
+    dev::{DevIssuer, TokenRequest},
+};
+use towline_relay::{
+    app::{AuditConfig, Config as RelayConfig, Running, start},
+    limits::Limits,
+    registry::{Duty, DutyAssignment, EnrolmentOffer, Role, RoleAssignment, SubjectKind},
+    tls::TlsSource,
+};
+use towline_tunnel::{
+    clock::Clock,
+    egress::Egress,
+    fault::{Fault, Report},
+    ids::ClusterId,
+    keys::SigningKey,
+    mux::LineSettings,
+    session::question::{ClusterItem, Topic},
+};
+
+const SOON: Duration = Duration::from_secs(20);
+
+struct Bench {
+    folder: tempfile::TempDir,
+    issuer: Arc<DevIssuer>,
+    relay: Running,
+}
+
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let issuer = DevIssuer::start(0).await.unwrap();
+        let issuer_ca = folder.path().join("issuer.pem");
+        std::fs::write(&issuer_ca, issuer.ca_pem()).unwrap();
+        let data_dir = folder.path().join("relay");
+        std::fs::create_dir(&data_dir).unwrap();
+        let relay = start(RelayConfig {
+            data_dir: data_dir.clone(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            metrics_listen: "127.0.0.1:0".parse().unwrap(),
+            tls: TlsSource::SelfSigned { names: vec!["127.0.0.1".into()], data_dir },
+            public: None,
+            issuer: IssuerConfig::parse(IssuerSettings {
+                issuer_url: issuer.url(),
+                client_id: "towline-relay".into(),
+                username_prefix: Some("-".into()),
+                signing_algs: vec!["ES256".into()],
+                ca_file: Some(issuer_ca),
+                ..IssuerSettings::default()
+            })
+            .unwrap()
+            .into(),
+            certificate_life: Duration::from_secs(3600),
+            audit: AuditConfig::default(),
+            drain_timeout: Duration::from_secs(5),
+            limits: Limits::default(),
+            clock: Clock::system(),
+        })
+        .await
+        .unwrap();
+        std::fs::write(folder.path().join("ca.pem"), relay.public().ca_pem.as_ref().unwrap()).unwrap();
+        Self { folder, issuer: Arc::new(issuer), relay }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes this person's two tokens, and says where.
+    fn tokens(&self, user: &str) -> [PathBuf; 2] {
+        ["towline-relay", "towline-cluster"].map(|audience| {
+            let path = self.path(&format!("{user}.{audience}"));
+            std::fs::write(&path, self.issuer.mint(&TokenRequest::new(user, &[], audience)).unwrap())
+                .unwrap();
+            path
+        })
+    }
+
+    fn config(&self, user: &str) -> Config {
+        let [relay_token, cluster_token] = self.tokens(user).map(TokenFrom::File);
+        Config {
+            relay: self.relay.public().relay.clone(),
+            relay_key: self.relay.identity_hash(),
+            egress: Egress::direct(),
+            relay_ca_file: Some(self.path("ca.pem")),
+            relay_token,
+            cluster_token,
+            resume_timeout: RESUME_TIMEOUT,
+            lines: LineSettings::new(0, 0),
+            shared_audience: false,
+            clusters: Vec::new(),
+            confirm: None,
+            port: 0,
+            kubeconfig: None,
+            state_dir: self.path("state"),
+        }
+    }
+
+    async fn connect(&self, user: &str) -> Result<Relay, Report> {
+        timeout(SOON, Relay::connect(&self.config(user))).await.expect("an answer in time")
+    }
+
+    async fn run(&self, user: &str, arguments: &[&str]) -> Said {
+        let [relay_token, cluster_token] = self.tokens(user);
+        let output = Command::new(env!("CARGO_BIN_EXE_towline"))
+            .args(arguments)
+            .args(["--relay", &format!("https://{}", self.relay.public().relay.authority())])
+            .args(["--relay-key", &self.relay.identity_hash().to_string()])
+            .args([PathBuf::from("--relay-ca-file"), self.path("ca.pem")])
+            .args([PathBuf::from("--relay-token-file"), relay_token])
+            .args([PathBuf::from("--cluster-token-file"), cluster_token])
+            .args([PathBuf::from("--state-dir"), self.path("state")])
+            .env_clear()
+            .env("HOME", self.folder.path())
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = timeout(SOON, output).await.expect("it ends").unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// A cluster that is enrolled, and whose agent is away.
+    async fn cluster(&self, name: &str, number: u8) -> ClusterId {
+        let now = SystemTime::now();
+        let offer = EnrolmentOffer {
+            secret_hash: [number; 32],
+            name: name.parse().unwrap(),
+            replaces: false,
+            expires_at: now + Duration::from_secs(60),
+        };
+        let (registry, key) = (self.relay.registry(), SigningKey::generate().public());
+        registry.offer_enrolment(&offer, now).await.unwrap();
+        registry.enrol(&offer.secret_hash, &key, now).await.unwrap();
+        key.cluster_id()
+    }
+
+    async fn allow(&self, user: &str, cluster: ClusterId) {
+        let assignment = RoleAssignment {
+            kind: SubjectKind::User,
+            subject: user.into(),
+            role: Role::ClusterUser,
+            cluster,
+            expires_at: None,
+        };
+        self.relay.registry().assign_role(&assignment, SystemTime::now()).await.unwrap();
+    }
+
+    async fn duty(&self, user: &str, duty: Duty) {
+        let held = DutyAssignment {
+            kind: SubjectKind::User,
+            subject: user.into(),
+            duty,
+            cluster: None,
+            expires_at: None,
+        };
+        self.relay.registry().assign_duty(&held, SystemTime::now()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_person_lists_the_clusters_that_they_may_open() {
+    let bench = Bench::new().await;
+    let id = bench.cluster("edge-7", 1).await;
+    bench.cluster("edge-8", 2).await;
+    bench.allow("ada", id).await;
+    let said = bench.run("ada", &["list"]).await;
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    let lines: Vec<_> = said.out.lines().collect();
+    assert!(lines.len() == 2 && lines[1].starts_with("edge-7   no"), "{}", said.out);
+    assert!(lines[1].ends_with(&id.to_string()));
+    let said = bench.run("ada", &["list", "-o", "json"]).await;
+    let read: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(read.as_array().unwrap().len(), 1);
+    assert_eq!((&read[0]["name"], &read[0]["online"]), (&"edge-7".into(), &false.into()));
+    let nobody = bench.run("bob", &["list", "-o", "json"]).await;
+    assert_eq!((nobody.code, nobody.out.trim()), (Some(0), "[]"));
+}
+
+#[tokio::test]
+async fn a_list_comes_whole_however_many_parts_it_has() {
+    let bench = Bench::new().await;
+    for number in 0..100 {
+        let id = bench.cluster(&format!("a-cluster-with-quite-a-long-name-{number:03}"), number).await;
+        bench.allow("ada", id).await;
+    }
+    let relay = bench.connect("ada").await.unwrap();
+    let all: Vec<ClusterItem> = relay.list(Topic::CLUSTERS, &(), 1000).await.unwrap();
+    assert!(all.len() == 100 && all.is_sorted_by(|a, b| a.name < b.name), "{}", all.len());
+    let some: Vec<ClusterItem> = relay.list(Topic::CLUSTERS, &(), 7).await.unwrap();
+    assert_eq!(some, all[..7]);
+    let unknown = relay.ask::<Value>(Topic(19), &()).await.unwrap_err();
+    assert_eq!(unknown.fault, Fault::VersionUnsupported, "as an older relay answers");
+    timeout(SOON, relay.close()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_operator_revokes_and_an_auditor_reads_of_it() {
+    let bench = Bench::new().await;
+    bench.duty("olga", Duty::Operator).await;
+    bench.duty("carol", Duty::Auditor).await;
+    let ada = bench.connect("ada").await.unwrap();
+    let principal = format!("{}#ada", bench.issuer.url());
+
+    let no = bench.run("bob", &["revoke", "--principal", &principal]).await;
+    assert!(no.code == Some(13) && no.err.contains("TL-REL-014"), "{}", no.err);
+    assert!(no.err.contains("towline-relay role assign --user bob --role operator"), "{}", no.err);
+
+    let done = bench.run("olga", &["revoke", "--principal", &principal, "--for", "1h"]).await;
+    assert_eq!(done.code, Some(0), "{}", done.err);
+    assert!(done.out.contains(&format!("principal {principal} (revoked): 1 sessions")), "{}", done.out);
+    drop(ada);
+    let refused = bench.connect("ada").await.unwrap_err();
+    assert_eq!(refused.fault, Fault::SessionRevoked);
+    assert!(refused.to_string().contains("towline login"), "{refused}");
+
+    let read = async || {
+        let said = bench.run("carol", &["audit", "--user", &principal, "-o", "json"]).await;
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        serde_json::from_str::<Vec<Value>>(&said.out).unwrap()
+    };
+    let told = timeout(SOON, async {
+        loop {
+            if let Some(record) = read().await.into_iter().find(|record| record["verdict"] == "revoked") {
+                return record;
+            }
+        }
+    });
+    let told = told.await.expect("the audit tells of it");
+    assert!(told["why"].as_str().unwrap().contains("#olga"), "{told}");
+    let table = bench.run("carol", &["audit"]).await;
+    assert!(table.out.starts_with("BEGAN") && table.out.contains("revoked"), "{}", table.out);
+    let own = bench.run("bob", &["audit", "-o", "json"]).await;
+    assert_eq!(own.out.trim(), "[]", "not his to see");
+}
+
+/// Its own session ends with the others, and that is no news.
+#[tokio::test]
+async fn somebody_revokes_their_own_sessions() {
+    let bench = Bench::new().await;
+    let elsewhere = bench.connect("ada").await.unwrap();
+    let done = bench.run("ada", &["revoke", "--mine", "-o", "json"]).await;
+    assert_eq!(done.code, Some(0), "{}", done.err);
+    assert_eq!(done.err, "");
+    let read: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!((&read["sessions"], &read["streams"]), (&2.into(), &0.into()));
+    let report = timeout(SOON, async {
+        loop {
+            // With the token that it began with, until it has ended.
+            if let Err(report) = elsewhere.list::<Value>(Topic::CLUSTERS, &(), 1).await {
+                return report;
+            }
+        }
+    });
+    let report = report.await.expect("its session ends");
+    assert!(
+        matches!(report.fault, Fault::SessionRevoked | Fault::CarrierLost | Fault::RelayDraining),
+        "{report}"
+    );
+}

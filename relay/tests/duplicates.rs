@@ -1,0 +1,114 @@
+//! Two live holders of one agent instance's identity (THREATS T52).
+#![allow(clippy::unwrap_used, reason = "a test that fails here says where")]
+
+mod common;
+
+use std::time::{Duration, SystemTime};
+
+use common::{Agent, Bench, SOON, eventually, limits};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::timeout,
+};
+use towline_relay::{
+    duplicates::{Alarm, HANDED_OVER},
+    registry::AuditFilter,
+};
+use towline_tunnel::{
+    ids::StreamKey,
+    mux::{CloseReason, Connection, OpenRequest},
+    session::Identify,
+};
+
+/// Another session with the key and certificate of this agent: a thief's, or its own next one.
+async fn another(bench: &Bench, agent: &Agent) -> Connection {
+    let identify = Identify::Agent {
+        cluster: agent.identity.public(),
+        instance: agent.instance,
+        key: &agent.key,
+        certificate: &agent.certificate,
+        line: false,
+    };
+    bench.session(identify, agent.instance).await.unwrap().0
+}
+
+/// Bytes of this agent reach the relay. A CONTROL message that nobody understands is answered, so that they have come.
+async fn sign_of_life(connection: &Connection) {
+    assert!(connection.control(vec![0_u8, 0, 0, 0, 1].into()));
+    timeout(SOON, connection.next_control()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn t52_two_holders_of_an_instances_identity_raise_the_alarm_and_neither_displaces_the_other() {
+    let bench = Bench::new(limits()).await;
+    let agent = bench.agent("edge").await;
+    let thief = another(&bench, &agent).await;
+    let mut alarm = Alarm::default();
+    // Nothing was heard of the first since: it may be the same process, which has lost it.
+    assert!(alarm.look(bench.relay.relay(), Duration::ZERO).await.is_empty());
+    sign_of_life(&agent.connection).await;
+    assert!(alarm.look(bench.relay.relay(), HANDED_OVER).await.is_empty(), "that may have been on its way");
+    let found = alarm.look(bench.relay.relay(), Duration::ZERO).await;
+    assert_eq!(found.iter().map(|of| of.instance).collect::<Vec<_>>(), [agent.instance]);
+    assert_eq!(alarm.look(bench.relay.relay(), Duration::ZERO).await.len(), 1);
+
+    assert_eq!(bench.metric("towline_relay_duplicate_holders").await, 1);
+    assert_eq!(bench.metric("towline_relay_duplicate_alarms_total").await, 1, "told once");
+    let registry = bench.relay.registry();
+    let [instance] = &registry.instances().await.unwrap()[..] else { panic!("one instance") };
+    assert!(instance.is_duplicate(SystemTime::now()), "the command line shows it");
+    let all = AuditFilter { limit: 10, ..AuditFilter::default() };
+    eventually("the audit has it", async || {
+        let records = registry.audit(&all).await.unwrap();
+        records.iter().any(|record| {
+            record.verdict == "duplicate holder"
+                && record.cluster == "edge"
+                && record.user.contains(&agent.instance.to_string())
+                && record.ended_at.is_some()
+        })
+    })
+    .await;
+
+    // Both are there, and both serve.
+    bench.allow("alice", agent.cluster()).await;
+    let client = bench.client("alice").await;
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut stream =
+            client.connection.open(OpenRequest::new(StreamKey::random(), agent.cluster())).unwrap();
+        stream.write_all(b"x").await.unwrap();
+        streams.push(stream);
+    }
+    let (ours, theirs) =
+        tokio::join!(timeout(SOON, agent.connection.accept()), timeout(SOON, thief.accept()));
+    for accepted in [ours, theirs] {
+        let (_, mut stream) = accepted.unwrap().unwrap();
+        assert_eq!(timeout(SOON, stream.read_u8()).await.unwrap().unwrap(), b'x');
+    }
+
+    // Until an operator revokes the identity: then both go, and the cluster's own agent comes with another.
+    assert!(registry.revoke_instance(agent.instance, SystemTime::now()).await.unwrap());
+    for connection in [&agent.connection, &thief] {
+        let closed = timeout(SOON, connection.closed()).await.expect("it ends");
+        assert!(
+            matches!(closed.reason, CloseReason::CertificateRefused | CloseReason::Detached),
+            "{closed:?}"
+        );
+    }
+    eventually("nobody is left", async || alarm.look(bench.relay.relay(), Duration::ZERO).await.is_empty())
+        .await;
+    assert_eq!(bench.metric("towline_relay_duplicate_holders").await, 0);
+}
+
+/// Its next session begins when the relay has told it to go, or it says so itself: no alarm.
+#[tokio::test]
+async fn an_agent_that_changes_its_session_is_one_holder() {
+    let bench = Bench::new(limits()).await;
+    let agent = bench.agent("edge").await;
+    let next = another(&bench, &agent).await;
+    agent.connection.go_away(CloseReason::Draining, Duration::ZERO, "");
+    sign_of_life(&agent.connection).await;
+    sign_of_life(&next).await;
+    let found = Alarm::default().look(bench.relay.relay(), Duration::ZERO).await;
+    assert!(found.is_empty(), "{found:?}");
+}
