@@ -7,7 +7,7 @@ use std::{io, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
     time::timeout,
 };
 
@@ -26,6 +26,8 @@ use crate::{
 const COMES_WITHIN: Duration = Duration::from_secs(2);
 /// The dialler waits so long: the relay's word, and a slow path's round trip.
 const SAID_WITHIN: Duration = Duration::from_secs(3);
+/// The relay leaves the end to the dialler for so long: until the dialler, which waits longer, has said what it misses.
+const LEAVES_WITHIN: Duration = Duration::from_secs(2);
 /// More than what goes into one packet, and than the small messages that some proxies let through.
 const BYTES: usize = 4096;
 
@@ -66,9 +68,13 @@ where
 
 async fn refuse<IO>(carrier: &mut IO, reason: CloseReason) -> io::Result<AcceptError>
 where
-    IO: AsyncWrite + Unpin,
+    IO: AsyncRead + AsyncWrite + Unpin,
 {
     send(carrier, &message::encode(&Message::Refused(Refused::new(reason, "")))).await?;
+    // Where that does not come through either, an end that does would look like a connection that broke.
+    let mut rest = [0; 1024];
+    let left = async { while matches!(carrier.read(&mut rest).await, Ok(1..)) {} };
+    let _late = timeout(LEAVES_WITHIN, left).await;
     Ok(AcceptError::Carrier(reason))
 }
 
@@ -77,7 +83,15 @@ pub(super) async fn answer<IO>(carrier: &mut IO) -> Result<Received, Report>
 where
     IO: AsyncRead + Unpin,
 {
-    within(Fault::CarrierSilentDown, carrier).await
+    within(Fault::CarrierSilentDown, carrier).await.map_err(before_challenge)
+}
+
+/// Before its challenge has come, the relay misses its answer because that did not come, alone or with what was sent just before.
+fn before_challenge(report: Report) -> Report {
+    match report.fault {
+        Fault::CarrierLargeUp => Fault::CarrierLargeDown.into(),
+        _ => report,
+    }
 }
 
 /// At the dialler, once the relay announced it.
@@ -85,7 +99,9 @@ pub(super) async fn of_dialler<IO>(carrier: &mut IO) -> Result<(), Report>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let (Message::Challenge { bytes, .. }, _) = within(Fault::CarrierLargeDown, carrier).await? else {
+    let (Message::Challenge { bytes, .. }, _) =
+        within(Fault::CarrierLargeDown, carrier).await.map_err(before_challenge)?
+    else {
         return Err(broken(MessageError::Unexpected));
     };
     let heard = Some(hash(&bytes));

@@ -32,12 +32,9 @@ fn small(bytes: Vec<u8>) -> Option<Vec<u8>> {
     (bytes.len() <= 1024).then_some(bytes)
 }
 
-/// As a proxy that reads texts does.
+/// As a proxy that reads texts does; what comes first, and has signatures, is spared.
 fn seven_bits(bytes: Vec<u8>) -> Option<Vec<u8>> {
-    match bytes.len() {
-        ..=1024 => Some(bytes),
-        _ => Some(bytes.into_iter().enumerate().map(|(n, b)| if n > 100 { b & 0x7f } else { b }).collect()),
-    }
+    Some(bytes.into_iter().enumerate().map(|(n, b)| if n > 1024 { b & 0x7f } else { b }).collect())
 }
 
 async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, rule: Rule) {
