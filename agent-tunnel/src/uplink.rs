@@ -18,8 +18,9 @@ use tokio::{
 use towline_tunnel::{
     backoff::{self, Backoff},
     carrier::{
-        dial::{Dialler, Errand, OuterTls, RelayAddress},
-        websocket::WebSocketCarrier,
+        dial::{Dialler, Errand, RelayAddress},
+        ladder::{Climbed, Ladder, Memory},
+        rung::Carrier,
     },
     clock::Clock,
     doctor::Network,
@@ -52,8 +53,6 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10);
 const STREAMS_WAIT: Duration = Duration::from_secs(1);
 /// A session that stood this long was a good one: what was before is forgotten.
 const STEADY: Duration = Duration::from_secs(10);
-
-type Carrier = WebSocketCarrier<OuterTls>;
 
 /// Whether the agent is connected, for whoever started it.
 #[derive(Clone, Debug)]
@@ -103,6 +102,8 @@ pub(crate) struct Uplink {
     ending: Ending,
     drain_timeout: Duration,
     line_settings: LineSettings,
+    /// Which carriers got through.
+    carriers: Memory,
     status: watch::Sender<Status>,
 }
 
@@ -170,6 +171,7 @@ impl Uplink {
             ending: Ending::default(),
             drain_timeout: parts.drain_timeout,
             line_settings: parts.lines,
+            carriers: Memory::default(),
             status,
         };
         // What is wrong with a certificate file or an address is told at start.
@@ -318,14 +320,16 @@ impl Uplink {
         &self,
         errand: Errand,
         identify: Identify<'_>,
-    ) -> Result<(RelayAddress, session::Session<Carrier>), Report> {
+    ) -> Result<(RelayAddress, Climbed), Report> {
         let (dialler, pin) = self.dialler()?;
-        let (carrier, exporter) = dialler.dial_for(errand).await?;
-        let mut session = session::connect(carrier, exporter, pin, identify).await?;
-        if let Some(certificate) = session.welcome.certificate.take() {
+        let relay = dialler.address().clone();
+        let ladder = Ladder::new(dialler, self.carriers.clone());
+        let mut climbed = ladder.connect(errand, pin, identify).await?;
+        self.metrics.connected_by(climbed.rung);
+        if let Some(certificate) = climbed.session.welcome.certificate.take() {
             self.instance.keep(certificate);
         }
-        Ok((dialler.address().clone(), session))
+        Ok((relay, climbed))
     }
 
     async fn begin(&mut self) -> Result<Begun, Report> {
@@ -345,11 +349,12 @@ impl Uplink {
             None => Identify::Enrol { secret, cluster: &self.cluster, instance: id, key },
         };
         let errand = Errand::of_parked(self.keeper.parked());
-        let (relay, session::Session { channel, welcome }) = self.connect(errand, identify).await?;
+        let (relay, Climbed { session, rung }) = self.connect(errand, identify).await?;
+        let session::Session { channel, welcome } = session;
         let tickets = self.joined(welcome.ticket_key).await?;
         let name = welcome.name;
         info!(
-            channel = %welcome.channel, %relay, name, instance = %id,
+            channel = %welcome.channel, %relay, carrier = rung.name(), name, instance = %id,
             cluster = %self.cluster.public().cluster_id(), "connected"
         );
         let session = self.session(welcome.channel, tickets, false);

@@ -98,6 +98,7 @@ pub struct Relay {
     authenticator: Authenticator,
     sessions: Sessions,
     places: Places,
+    pairs: accept::Pairs,
     budget: Arc<AcceptBudget>,
     switchboard: Arc<Switchboard>,
     audit: Audit,
@@ -128,6 +129,9 @@ impl Relay {
     }
     pub(crate) fn places(&self) -> &Places {
         &self.places
+    }
+    pub(crate) fn pairs(&self) -> &accept::Pairs {
+        &self.pairs
     }
     pub(crate) fn budget(&self) -> &Arc<AcceptBudget> {
         &self.budget
@@ -271,6 +275,10 @@ async fn start_on(
             clock.clone(),
         ),
         places: Places::new(&config.limits),
+        // Each is a session, or a handshake.
+        pairs: accept::Pairs::new(
+            config.limits.max_sessions.saturating_add(config.limits.max_handshakes) as usize
+        ),
         budget: Arc::new(AcceptBudget::new(&config.limits)),
         switchboard: Arc::new(Switchboard::new(
             access,

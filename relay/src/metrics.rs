@@ -16,7 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use tokio::runtime::Handle;
-use towline_tunnel::carrier::dial::Errand;
+use towline_tunnel::carrier::{dial::Errand, rung::Rung};
 use towline_tunnel::proto::{CloseReason, ledger::Ledger};
 
 /// Where something was refused.
@@ -52,6 +52,11 @@ struct Kind {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OnCarrier {
+    carrier: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Direction {
     direction: &'static str,
 }
@@ -67,6 +72,8 @@ pub struct Metrics {
     pub client_sessions_opened: Counter,
     /// Sessions of agents, ever.
     pub agent_sessions_opened: Counter,
+    /// Sessions, open now, by how their bytes travel.
+    carriers: [Gauge; 3],
     /// Streams, open now.
     pub streams: Gauge,
     /// Streams that were opened.
@@ -105,6 +112,8 @@ impl Metrics {
         registry.register("sessions", "Authenticated sessions open now", sessions.clone());
         let opened = Family::<Kind, Counter>::default();
         registry.register("sessions_opened", "Authenticated sessions that began", opened.clone());
+        let carriers = Family::<OnCarrier, Gauge>::default();
+        registry.register("carriers", "Authenticated sessions open now, by carrier", carriers.clone());
         let streams = Gauge::default();
         registry.register("streams", "Streams open now", streams.clone());
         let opens = Counter::default();
@@ -170,6 +179,7 @@ impl Metrics {
             agent_sessions: sessions.get_or_create_owned(&kind("agent")),
             client_sessions_opened: opened.get_or_create_owned(&kind("client")),
             agent_sessions_opened: opened.get_or_create_owned(&kind("agent")),
+            carriers: Rung::ALL.map(|rung| carriers.get_or_create_owned(&OnCarrier { carrier: rung.name() })),
             streams,
             opens,
             bytes_to_agents: bytes.get_or_create_owned(&direction("to_agent")),
@@ -191,6 +201,16 @@ impl Metrics {
     /// Counts a refusal. Reasons are few and of our own making: a peer can't make up labels.
     pub fn refused(&self, stage: Stage, reason: CloseReason) {
         self.refusals.get_or_create(&Refusal { stage: stage.name(), reason: reason.text() }).inc();
+    }
+
+    /// A session is on a carrier of this kind, until this is dropped.
+    pub fn carries(&self, rung: Rung) -> Present {
+        let [websocket, http2, pair] = &self.carriers;
+        Present::in_gauge(match rung {
+            Rung::WebSocket => websocket,
+            Rung::Http2 => http2,
+            Rung::Pair => pair,
+        })
     }
 
     /// A peer waits for its turn, until this is dropped.
@@ -278,11 +298,14 @@ mod tests {
         metrics.accepted(Errand::GoOn, Duration::from_millis(3));
         let waits = [metrics.waits(), metrics.waits()];
         drop(metrics.waits());
+        let carried = metrics.carries(Rung::Http2);
         assert!(ledger.reserve(300, true));
         let page = metrics.clone().page();
         for line in [
             r#"towline_relay_sessions{kind="client"} 1"#,
             r#"towline_relay_sessions{kind="agent"} 2"#,
+            r#"towline_relay_carriers{carrier="http2"} 1"#,
+            r#"towline_relay_carriers{carrier="websocket"} 0"#,
             "towline_relay_streams 0",
             "towline_relay_opens_total 1",
             r#"towline_relay_bytes_total{direction="to_agent"} 5"#,
@@ -303,6 +326,6 @@ mod tests {
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");
         }
-        drop(waits);
+        drop((waits, carried));
     }
 }

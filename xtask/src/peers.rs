@@ -43,6 +43,8 @@ pub enum PeersCommand {
 pub enum Peer {
     /// The proxy (Debian package haproxy).
     Haproxy,
+    /// The web server and proxy (Debian package nginx).
+    Nginx,
     /// Client and server (Debian packages openssh-client, openssh-server).
     Openssh,
     /// The reverse proxy (crate rathole).
@@ -100,6 +102,7 @@ impl Peer {
     pub fn name(self) -> &'static str {
         match self {
             Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
             Self::Openssh => "openssh",
             Self::Rathole => "rathole",
             Self::Remotedialer => "remotedialer",
@@ -112,6 +115,7 @@ impl Peer {
     fn programs(self) -> &'static [&'static str] {
         match self {
             Self::Haproxy => &["haproxy"],
+            Self::Nginx => &["nginx"],
             Self::Openssh => &["sshd", "ssh", "ssh-keygen"],
             Self::Rathole => &["rathole"],
             Self::Remotedialer => &["remotedialer"],
@@ -124,6 +128,7 @@ impl Peer {
     pub fn fix(self) -> String {
         let by_hand = match self {
             Self::Haproxy => ", or install it: apt-get install haproxy",
+            Self::Nginx => ", or install it: apt-get install nginx",
             Self::Openssh => ", or install it: apt-get install openssh-client openssh-server",
             Self::Rathole => " (4 min; needs a C compiler, pkg-config and libssl-dev)",
             Self::Remotedialer => " (1 min; needs Go 1.26 or later)",
@@ -163,6 +168,7 @@ impl Peer {
         }
         let made = match self {
             Self::Haproxy => unpack(&["haproxy"], &folder),
+            Self::Nginx => unpack(&["nginx"], &folder),
             Self::Openssh => unpack(&["openssh-client", "openssh-server"], &folder),
             Self::Rathole => build_rathole(&folder),
             Self::Remotedialer => build_remotedialer(&folder),
@@ -175,7 +181,9 @@ impl Peer {
 
     fn folder(self) -> PathBuf {
         let version = match self {
-            Self::Haproxy | Self::Openssh | Self::Squid | Self::Tinyproxy => "debian".to_owned(),
+            Self::Haproxy | Self::Nginx | Self::Openssh | Self::Squid | Self::Tinyproxy => {
+                "debian".to_owned()
+            }
             Self::Rathole => RATHOLE.to_owned(),
             // Its version stands in go.mod; the program around it changes, too.
             Self::Remotedialer => remotedialer_version(),

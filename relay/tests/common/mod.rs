@@ -1,6 +1,8 @@
 //! A real relay on loopback, and peers that speak its protocol by the real library.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod ladder;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
