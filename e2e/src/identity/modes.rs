@@ -6,7 +6,7 @@ use anyhow::ensure;
 use tokio::runtime::Handle;
 use towline_tunnel::{fault::Fault, ids::StreamKey};
 
-use super::{SHARED, Scene, home::Home, logins::PEOPLE, provider::Provider};
+use super::{SHARED, Scene, home::Home, logins::PEOPLE, provider::Provider, rights::Organisation};
 use crate::{
     case::run_within,
     stage::{AgentSetup, Stage, Tokens},
@@ -17,7 +17,7 @@ use crate::{
 const REFUSED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A profile whose tokens are in files.
-fn with_files(stage: &Stage, name: &str, tokens: &Tokens) -> anyhow::Result<Home> {
+pub(super) fn with_files(stage: &Stage, name: &str, tokens: &Tokens) -> anyhow::Result<Home> {
     let files = format!(
         "relay-token-file = '{}'\ncluster-token-file = '{}'",
         tokens.relay.display(),
@@ -68,6 +68,7 @@ pub(super) fn pass_through(
     provider: &Provider,
     runtime: &Handle,
     namespace: &str,
+    organisation: &Organisation,
 ) -> anyhow::Result<String> {
     let nobody = format!("nobody-{}", StreamKey::random());
     stage.agent_setup = AgentSetup {
@@ -75,7 +76,7 @@ pub(super) fn pass_through(
         flags: ["--mode", "passthrough"].map(str::to_owned).to_vec(),
     };
     stage.restart_agent()?;
-    let scene = Scene { stage, provider, runtime, namespace: namespace.to_owned() };
+    let scene = Scene { stage, provider, runtime, namespace: namespace.to_owned(), organisation };
     let clients = "relay.client-id = 'towline-relay'\ncluster.client-id = 'towline-cluster'";
     let home = Home::at(&scene, "pass-through", "", clients)?;
     home.log_in(&scene, &[], "ada")?;
