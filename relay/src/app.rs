@@ -39,7 +39,7 @@ use crate::{
     limits::Limits,
     metrics::Metrics,
     places::Places,
-    questions::SEARCHES,
+    questions::{CHANGES, SEARCHES},
     registry::{self, Registry},
     sessions::Sessions,
     tls::{OuterTls, TlsSource},
@@ -109,6 +109,7 @@ pub struct Relay {
     clock: Clock,
     registry: Registry,
     searches: Semaphore,
+    changes: Semaphore,
     drain: DrainWatcher,
 }
 
@@ -164,6 +165,11 @@ impl Relay {
     pub(crate) async fn question_turn(&self) -> Option<SemaphorePermit<'_>> {
         // Nobody closes it.
         self.searches.acquire().await.ok()
+    }
+
+    /// A turn to change the registry by a question that everybody may ask; over when it is dropped.
+    pub(crate) async fn change_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.changes.acquire().await.ok()
     }
 
     /// What newcomers are told while the relay drains.
@@ -289,6 +295,7 @@ async fn start_on(
         clock: clock.clone(),
         registry: registry.clone(),
         searches: Semaphore::new(SEARCHES),
+        changes: Semaphore::new(CHANGES),
         drain: watcher.clone(),
         tls: tls.clone(),
     });
