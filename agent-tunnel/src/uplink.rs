@@ -29,7 +29,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
     ids::{ChannelId, KeyHash},
     keys::{SigningKey, VerifyingKey},
-    mux::{EndpointConfig, Keeper, Ledger, LineSettings, Lines, Side},
+    mux::{Connection, EndpointConfig, Keeper, Ledger, LineSettings, Lines, Side},
     session::{self, Channel, Identify, message::Secret},
 };
 use tracing::{error, info, warn};
@@ -104,6 +104,7 @@ pub(crate) struct Uplink {
     drain_timeout: Duration,
     line_settings: LineSettings,
     status: watch::Sender<Status>,
+    carrying: watch::Sender<Option<Connection>>,
 }
 
 /// What an uplink is made of.
@@ -122,6 +123,8 @@ pub(crate) struct Parts {
     pub(crate) keeper: Keeper,
     pub(crate) drain_timeout: Duration,
     pub(crate) lines: LineSettings,
+    /// Told the session on which streams begin.
+    pub(crate) carrying: watch::Sender<Option<Connection>>,
 }
 
 /// A session that began, and what is needed to run it.
@@ -171,6 +174,7 @@ impl Uplink {
             drain_timeout: parts.drain_timeout,
             line_settings: parts.lines,
             status,
+            carrying: parts.carrying,
         };
         // What is wrong with a certificate file or an address is told at start.
         uplink.dialler()?;
@@ -242,6 +246,7 @@ impl Uplink {
         let channel = begun.session.channel;
         self.status.send_replace(Status::Connected { channel, name: begun.name });
         let mux = begun.session.mux(begun.channel, begun.config);
+        self.carrying.send_replace(Some(mux.0.clone()));
         sessions.spawn(begun.session.run(mux, sender, drain.clone()));
         tokio::select! {
             () = drain.begun() => None,

@@ -81,6 +81,7 @@ impl Bench {
             })
             .unwrap()
             .into(),
+            issuer_hosts: Vec::new(),
             certificate_life: Duration::from_secs(3600),
             audit: AuditConfig::default(),
             drain_timeout: Duration::from_secs(5),

@@ -98,6 +98,7 @@ const SLOW: &[Planned] = &[
     ("end-revoked-own", "the same, revoked by the person; a new token", rights::revoked_own),
 ];
 
+const VIA_RELAY: &str = "token-issuer-via-relay";
 const PASS_THROUGH: &str = "token-pass-through";
 const AUDIT: &str = "audit-join";
 
@@ -117,7 +118,7 @@ pub fn is_asked_for(only: Option<&str>) -> bool {
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
-    QUICK.iter().chain(SLOW).map(|(name, ..)| *name).chain([PASS_THROUGH])
+    QUICK.iter().chain(SLOW).map(|(name, ..)| *name).chain([VIA_RELAY, PASS_THROUGH])
 }
 
 fn is_chosen(name: &str, only: Option<&str>) -> bool {
@@ -194,6 +195,11 @@ pub fn run(
             Ok(format!("{events} events of {requests} requests on {channels} channels, all of them"))
         }));
     }
+    if is_chosen(VIA_RELAY, only) {
+        done(row(VIA_RELAY, "an agent that has its keys through the relay alone", || {
+            modes::issuer_via_relay(&mut stage, &provider, runtime, &namespace, &organisation)
+        }));
+    }
     if is_chosen(PASS_THROUGH, only) {
         done(row(PASS_THROUGH, "kube-apiserver judges the token itself", || {
             cluster.trust(&authentication(&trusted, &[CLUSTER_AUDIENCE]))?;
@@ -218,10 +224,15 @@ fn trust(folder: &Path, issuers: &[(String, String, &str)]) -> anyhow::Result<Tr
         fs::write(&path, authentication(issuers, audiences))?;
         Ok(vec!["--authentication-config".to_owned(), path.display().to_string()])
     };
-    Ok(Trust {
+    let mut trust = Trust {
         relay: file("relay.yaml", &[RELAY_AUDIENCE, SHARED, BRIEF[0], RELAY_RESOURCE])?,
         agent: file("agent.yaml", &[CLUSTER_AUDIENCE, SHARED, BRIEF[1], CLUSTER_RESOURCE])?,
-    })
+    };
+    for (url, ..) in issuers {
+        let host = url.trim_start_matches("https://").to_owned();
+        trust.relay.extend(["--issuer-host".to_owned(), host]);
+    }
+    Ok(trust)
 }
 
 /// kube-apiserver's own file, for it and for ours.

@@ -18,6 +18,7 @@ use towline_tunnel::{
     drain::{DrainTrigger, DrainWatcher, drain},
     fault::{Fault, Report},
     ids::KeyHash,
+    issuer_host::IssuerHost,
     proto::{CloseReason, ledger::Ledger},
     session::{Refused, RelayIdentity},
 };
@@ -35,6 +36,7 @@ use crate::{
     duplicates,
     enrol::PublicAddress,
     health::{self, Readiness},
+    issuers,
     keys::RelayKeys,
     limits::Limits,
     metrics::Metrics,
@@ -69,6 +71,8 @@ pub struct Config {
     pub public: Option<RelayAddress>,
     /// Whose tokens for the relay's audience are accepted.
     pub issuer: TrustSource,
+    /// Identity providers that agents may reach through it.
+    pub issuer_hosts: Vec<IssuerHost>,
     /// How long an agent instance's certificate lasts.
     pub certificate_life: Duration,
     /// How long streams may go on after a drain began.
@@ -278,13 +282,16 @@ async fn start_on(
         ),
         places: Places::new(&config.limits),
         budget: Arc::new(AcceptBudget::new(&config.limits)),
-        switchboard: Arc::new(Switchboard::new(
-            access,
-            sessions.clone(),
-            Arc::clone(&keys.tickets),
-            clock.clone(),
-            metrics.clone(),
-        )),
+        switchboard: Arc::new(
+            Switchboard::new(
+                access,
+                sessions.clone(),
+                Arc::clone(&keys.tickets),
+                clock.clone(),
+                metrics.clone(),
+            )
+            .leading_to(config.issuer_hosts),
+        ),
         sessions: sessions.clone(),
         audit,
         metrics: metrics.clone(),
@@ -308,6 +315,7 @@ async fn start_on(
     tasks.spawn(withdraw(Arc::clone(&relay), registry.clone()));
     tasks.spawn(duplicates::watch(Arc::clone(&relay)));
     tasks.spawn(keep_keys_fresh(Arc::clone(&relay)));
+    tasks.spawn(issuers::serve(Arc::clone(&relay)));
     if let Some(settings) = config.issuer.settings {
         tasks.spawn(keep_trust_loaded(Arc::clone(&relay), settings));
     }

@@ -8,6 +8,7 @@ use towline_tunnel::{fault::Fault, ids::StreamKey};
 
 use super::{SHARED, Scene, home::Home, logins::PEOPLE, provider::Provider, rights::Organisation};
 use crate::{
+    bad_days::until,
     case::run_within,
     stage::{AgentSetup, Stage, Tokens},
     table::{TOKEN_LIFETIME, direct_kubeconfig},
@@ -60,6 +61,30 @@ pub(super) fn shared_audience(scene: &Scene) -> anyhow::Result<String> {
     let home = Home::at(scene, "shared", "allow-shared-audience = true", &login)?;
     home.log_in(scene, &[], "ada")?;
     home.works(scene, &[], "idp:ada", PEOPLE)
+}
+
+/// With an agent that asks no issuer itself.
+pub(super) fn issuer_via_relay(
+    stage: &mut Stage,
+    provider: &Provider,
+    runtime: &Handle,
+    namespace: &str,
+    organisation: &Organisation,
+) -> anyhow::Result<String> {
+    stage.agent_setup.flags.push("--issuer-via-relay".to_owned());
+    stage.restart_agent()?;
+    let scene = Scene { stage, provider, runtime, namespace: namespace.to_owned(), organisation };
+    let tokens = stage.tokens("alice", &["people"], TOKEN_LIFETIME)?;
+    let home = with_files(stage, "via-relay", &tokens)?;
+    let worked = home.works(&scene, &[], "dev:alice", &["dev:people"])?;
+    let host = stage.issuer.url().trim_start_matches("https://").to_owned();
+    let led = format!("to the identity provider {host}");
+    until(|| {
+        let audit = stage.relay_command(&["audit", "-o", "json"])?;
+        ensure!(audit.contains(&led), "the relay led nobody {led}: {audit}");
+        Ok(())
+    })?;
+    Ok(format!("{worked}; the relay tells of it"))
 }
 
 /// With an agent that may do nothing at kube-apiserver.
