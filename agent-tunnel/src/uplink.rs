@@ -30,7 +30,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
     ids::{ChannelId, KeyHash},
     keys::{SigningKey, VerifyingKey},
-    mux::{EndpointConfig, Keeper, Ledger, LineSettings, Lines, Side},
+    mux::{Connection, EndpointConfig, Keeper, Ledger, LineSettings, Lines, Side},
     session::{self, Channel, Identify, message::Secret},
 };
 use tracing::{error, info, warn};
@@ -105,6 +105,7 @@ pub(crate) struct Uplink {
     /// Which carriers got through.
     carriers: Memory,
     status: watch::Sender<Status>,
+    carrying: watch::Sender<Option<Connection>>,
 }
 
 /// What an uplink is made of.
@@ -123,6 +124,8 @@ pub(crate) struct Parts {
     pub(crate) keeper: Keeper,
     pub(crate) drain_timeout: Duration,
     pub(crate) lines: LineSettings,
+    /// Told the session on which streams begin.
+    pub(crate) carrying: watch::Sender<Option<Connection>>,
 }
 
 /// A session that began, and what is needed to run it.
@@ -173,6 +176,7 @@ impl Uplink {
             line_settings: parts.lines,
             carriers: Memory::default(),
             status,
+            carrying: parts.carrying,
         };
         // What is wrong with a certificate file or an address is told at start.
         uplink.dialler()?;
@@ -244,6 +248,7 @@ impl Uplink {
         let channel = begun.session.channel;
         self.status.send_replace(Status::Connected { channel, name: begun.name });
         let mux = begun.session.mux(begun.channel, begun.config);
+        self.carrying.send_replace(Some(mux.0.clone()));
         sessions.spawn(begun.session.run(mux, sender, drain.clone()));
         tokio::select! {
             () = drain.begun() => None,

@@ -100,6 +100,10 @@ pub struct Metrics {
     pub duplicate_holders: Gauge,
     /// Times that such a second holder was found.
     pub duplicate_alarms: Counter,
+    /// Ways to identity providers that agents were given.
+    pub issuer_opens: Counter,
+    /// Bytes on them, both ways.
+    pub issuer_bytes: Counter,
     refusals: Family<Refusal, Counter>,
     registry: Arc<Registry>,
 }
@@ -170,6 +174,18 @@ impl Metrics {
             "Second live holders of an agent instance's identity that were found",
             duplicate_alarms.clone(),
         );
+        let issuer_opens = Counter::default();
+        registry.register(
+            "issuer_opens",
+            "Connections to identity providers that were made for agents",
+            issuer_opens.clone(),
+        );
+        let issuer_bytes = Counter::default();
+        registry.register(
+            "issuer_bytes",
+            "Bytes passed on between agents and identity providers, both ways",
+            issuer_bytes.clone(),
+        );
         registry.register_collector(Box::new(State(ledger)));
 
         let kind = |kind| Kind { kind };
@@ -193,6 +209,8 @@ impl Metrics {
             registry_available,
             duplicate_holders,
             duplicate_alarms,
+            issuer_opens,
+            issuer_bytes,
             refusals,
             registry: Arc::new(registry),
         }
@@ -322,6 +340,8 @@ mod tests {
             "towline_relay_registry_available 0",
             "towline_relay_duplicate_holders 0",
             "towline_relay_duplicate_alarms_total 0",
+            "towline_relay_issuer_opens_total 0",
+            "towline_relay_issuer_bytes_total 0",
             "towline_relay_tasks 0",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");

@@ -49,6 +49,9 @@
 {{- if ne $v.mode "impersonate" -}}
 {{- $_ := set $texts "MODE" $v.mode -}}
 {{- end -}}
+{{- if $v.issuerViaRelay -}}
+{{- $_ := set $texts "ISSUER_VIA_RELAY" "true" -}}
+{{- end -}}
 {{- if $v.allowSystemMasters -}}
 {{- $_ := set $texts "ALLOW_SYSTEM_MASTERS" "true" -}}
 {{- end -}}
