@@ -7,7 +7,12 @@ use std::{
 };
 
 use proptest::prelude::*;
-use towline_tunnel::fault::{Fault, Report};
+use serde_norway::{Mapping, Value};
+use towline_tunnel::{
+    fault::{Fault, Report},
+    ids::ClusterId,
+    session::message::Secret,
+};
 
 use super::*;
 

@@ -31,6 +31,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("identity_claims", 1024),
     ("exec_credential", 512),
     ("headers", 1024),
+    ("kubeconfig", 2048),
 ];
 
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
