@@ -32,7 +32,7 @@ use crate::{
     rights::{Duties, Findings},
     roles::{RoleSettings, Roles},
     secret::StateSecret,
-    state::DataDir,
+    state::{DataDir, METRICS_ADDRESS},
     uplink::{Overrides, Parts, Uplink},
 };
 
@@ -131,6 +131,9 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         .local_addr()
         .map_err(|error| Report::caused_by(Fault::PortBusy, config.metrics_listen.to_string(), error))?;
     let dir = DataDir::open(&config.data_dir)?;
+    if let Err(error) = std::fs::write(dir.path(METRICS_ADDRESS), format!("{metrics_address}\n")) {
+        warn!(%error, "`towline-agent health` will not find this agent");
+    }
     let apiserver = Apiserver::new(&config.apiserver, config.impersonator.as_deref())?;
     if let Some(secret) = &config.state_secret {
         secret.join(&apiserver, &dir).await?;

@@ -3,6 +3,7 @@
 //! Every argument of `run` can stand in the environment as well, so that a manifest needs no command line. None of them
 //! is a secret: those are in files.
 
+mod health;
 mod roles;
 
 use std::{
@@ -58,6 +59,8 @@ enum Command {
     Preflight(Box<Preflight>),
     /// Print the cluster's id
     Id(Place),
+    /// Say whether the agent that runs with this folder has a session with the relay: exit code 0 if so (for probes)
+    Health(health::Health),
     /// Roles by the relay in this cluster
     #[command(subcommand)]
     Roles(roles::Command),
@@ -460,6 +463,7 @@ pub fn main() -> ExitCode {
         Command::Run(run) => runtime.block_on(run.run()).map(|()| ExitCode::SUCCESS),
         Command::Preflight(preflight) => runtime.block_on(preflight.look()),
         Command::Id(place) => id(&place).map(|()| ExitCode::SUCCESS),
+        Command::Health(health) => runtime.block_on(health.ask()),
         Command::Roles(command) => command.run().map(|()| ExitCode::SUCCESS),
     };
     // What a second signal left behind is not waited for.

@@ -24,6 +24,8 @@ use towline_tunnel::{
 pub const IDENTITY: &str = "identity-key.pem";
 /// Which relay was joined.
 pub const RELAY: &str = "relay.json";
+/// Where the agent that runs serves its metrics, for `towline-agent health`.
+pub const METRICS_ADDRESS: &str = "metrics-address";
 /// The authority of that relay's outer TLS, where it is its own.
 const RELAY_CA: &str = "relay-ca.pem";
 

@@ -4,16 +4,17 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    fs,
     fs::File,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use towline_tunnel::carrier::SUBPROTOCOL;
+use xtask::needs::{self, Need};
 
 use crate::{case::run_within, echo::Echo};
 
@@ -115,7 +116,8 @@ fn installed(mut say: impl FnMut(&str)) -> anyhow::Result<PathBuf> {
         return Ok(program);
     }
     say("installing Autobahn|Testsuite into the cache (once, 1 min)");
-    let python2 = python2()?;
+    needs::check(&[Need::Python3, Need::Pip, Need::Python2])?;
+    let python2 = needs::python2().context("Python 2.7 is gone")?;
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
@@ -159,23 +161,6 @@ fn install(command: &mut Command) -> anyhow::Result<()> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
-}
-
-/// Python 2.7: on PATH, or one of pyenv's.
-fn python2() -> anyhow::Result<PathBuf> {
-    let versions = env::var_os("PYENV_ROOT").map(PathBuf::from);
-    let versions = versions.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".pyenv")));
-    let versions = versions.and_then(|root| fs::read_dir(root.join("versions")).ok());
-    let of_pyenv =
-        versions.into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path().join("bin/python2.7"));
-    for python in std::iter::once(PathBuf::from("python2.7")).chain(of_pyenv) {
-        // pyenv's own `python2.7` on PATH fails where another version is chosen.
-        let works = Command::new(&python).arg("--version").stdin(Stdio::null()).output();
-        if works.is_ok_and(|output| output.status.success()) {
-            return Ok(python);
-        }
-    }
-    bail!("Autobahn|Testsuite needs Python 2.7, and there is none on PATH or of pyenv (`pyenv install 2.7`)")
 }
 
 #[cfg(test)]

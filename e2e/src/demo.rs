@@ -8,15 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
-use xtask::cluster::{BUSYBOX_IMAGE, Cluster, Options};
+use xtask::{
+    cluster::{BUSYBOX_IMAGE, Cluster, Options},
+    interrupt,
+};
 
 use crate::{case::run_within, process::Process, programs::Programs};
 
 /// Who plays in the demo; what they may do is granted in the cluster.
 const USER: &str = "alice";
-const NAMESPACE: &str = "demo";
 /// What `towline dev` may take until it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// No step takes longer.
@@ -29,12 +31,15 @@ pub struct Arguments {
     /// End after the last step; the exit code is 0 only if each did what it should
     #[arg(long)]
     exit: bool,
-    /// A cluster that you already have, with an image of busybox that it can run (--image); otherwise one is made
-    #[arg(long, value_name = "FILE")]
+    /// A cluster that you already have; otherwise one is made. What the demo makes there is gone when it ends
+    #[arg(long, value_name = "FILE", requires = "image")]
     kubeconfig: Option<PathBuf>,
-    /// The image of the demo's pod
-    #[arg(long, default_value = BUSYBOX_IMAGE)]
-    image: String,
+    /// Context of that kubeconfig; its current one if not given
+    #[arg(long, value_name = "NAME", requires = "kubeconfig")]
+    context: Option<String>,
+    /// The image of the demo's pod: busybox, where your cluster pulls it from (such as busybox:1.37)
+    #[arg(long)]
+    image: Option<String>,
 }
 
 /// One command that is shown.
@@ -120,17 +125,21 @@ fn steps(image: &str) -> Vec<Step> {
 /// If the stage can't be set.
 pub fn run(arguments: &Arguments, mut say: impl FnMut(&str)) -> anyhow::Result<bool> {
     let begun = Instant::now();
+    if arguments.kubeconfig.is_some() {
+        let found = Command::new("kubectl").args(["version", "--client"]).output();
+        found.context("kubectl is not on PATH: install it, https://kubernetes.io/docs/tasks/tools")?;
+    }
     let programs = Programs::build()?;
-    let (admin, cluster) = match &arguments.kubeconfig {
-        Some(kubeconfig) => (kubeconfig.clone(), None),
+    let cluster = match &arguments.kubeconfig {
+        Some(_) => None,
         None => {
             say("-- A real Kubernetes cluster is started on this machine.");
-            let options = Options { name: "demo".into(), node: true, apiserver_arguments: Vec::new() };
-            let cluster = Cluster::up(&options)?;
-            (cluster.kubeconfig(), Some(cluster))
+            let name = format!("demo-{}", std::process::id());
+            Some(Cluster::up(&Options { name, node: true, apiserver_arguments: Vec::new() })?)
         }
     };
-    let shown = show(arguments, &admin, &programs, begun, &mut say);
+    let shown = Admin::of(arguments, cluster.as_ref())
+        .and_then(|admin| show(arguments, &admin, &programs, begun, &mut say));
     if let Some(cluster) = cluster {
         say("-- The cluster is stopped.");
         cluster.down()?;
@@ -138,51 +147,127 @@ pub fn run(arguments: &Arguments, mut say: impl FnMut(&str)) -> anyhow::Result<b
     shown
 }
 
-fn kubectl_folder() -> anyhow::Result<PathBuf> {
-    Ok(xtask::cluster::build::ensure_built()?.folder().to_owned())
+/// Whoever administers the cluster.
+#[derive(Clone, Debug)]
+struct Admin {
+    kubeconfig: PathBuf,
+    context: Option<String>,
+    /// The programs of the cluster that was made; otherwise kubectl is on PATH.
+    programs: Option<PathBuf>,
+}
+
+impl Admin {
+    fn of(arguments: &Arguments, cluster: Option<&Cluster>) -> anyhow::Result<Self> {
+        Ok(match (cluster, &arguments.kubeconfig) {
+            (Some(cluster), _) => Self {
+                kubeconfig: cluster.kubeconfig(),
+                context: None,
+                programs: Some(cluster.programs().folder().to_owned()),
+            },
+            (None, Some(file)) => Self {
+                kubeconfig: std::path::absolute(file)?,
+                context: arguments.context.clone(),
+                programs: None,
+            },
+            (None, None) => bail!("there is neither a cluster nor a kubeconfig"),
+        })
+    }
+
+    /// What kubectl is found by.
+    fn path(&self) -> String {
+        let path = std::env::var("PATH").unwrap_or_default();
+        self.programs.as_ref().map_or(path.clone(), |folder| format!("{}:{path}", folder.display()))
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let mut command = Command::new("kubectl");
+        command.env("PATH", self.path()).env("KUBECONFIG", &self.kubeconfig).args(arguments);
+        command.args(self.context.iter().flat_map(|context| ["--context", context]));
+        let outcome = run_within(command, STEP_WITHIN)?;
+        ensure!(outcome.ended == "exit 0", "kubectl {}: {}", arguments.join(" "), outcome.stderr.trim());
+        Ok(())
+    }
+}
+
+/// What alice may do, and the namespace for it, all of one name; gone on every way out of the demo.
+#[derive(Debug)]
+struct Rights {
+    admin: Admin,
+    name: String,
+}
+
+impl Rights {
+    /// Grants them. Nothing that is there already is changed.
+    fn grant(admin: &Admin) -> anyhow::Result<Self> {
+        let name = format!("towline-demo-{}", std::process::id());
+        // One that is there already is not the demo's to remove.
+        admin.kubectl(&["create", "namespace", &name])?;
+        let rights = Self { admin: admin.clone(), name: name.clone() };
+        let (undoer, undone) = (admin.clone(), name.clone());
+        interrupt::promise(&name, move || {
+            let _gone = Self::delete(&undoer, &undone);
+        })?;
+        let user = format!("--user={USER}");
+        admin.kubectl(&["create", "rolebinding", USER, "--clusterrole=edit", &user, "--namespace", &name])?;
+        admin.kubectl(&["create", "clusterrole", &name, "--verb=get,list", "--resource=nodes"])?;
+        let role = format!("--clusterrole={name}");
+        admin.kubectl(&["create", "clusterrolebinding", &name, &role, &user])?;
+        Ok(rights)
+    }
+
+    fn delete(admin: &Admin, name: &str) -> anyhow::Result<()> {
+        let [binding, role, namespace] =
+            ["clusterrolebinding", "clusterrole", "namespace"].map(|kind| format!("{kind}/{name}"));
+        admin.kubectl(&["delete", "--ignore-not-found", "--wait=false", &binding, &role, &namespace])
+    }
+}
+
+impl Drop for Rights {
+    fn drop(&mut self) {
+        if let Err(error) = interrupt::keep(&self.name, || Self::delete(&self.admin, &self.name)) {
+            eprintln!("-- What the demo made is still there: {error:#}");
+        }
+    }
 }
 
 fn show(
     arguments: &Arguments,
-    admin: &Path,
+    admin: &Admin,
     programs: &Programs,
     begun: Instant,
     say: &mut impl FnMut(&str),
 ) -> anyhow::Result<bool> {
     let folder = tempfile::Builder::new().prefix("towline-demo-").tempdir()?;
-    let path = format!("{}:{}", kubectl_folder()?.display(), std::env::var("PATH").unwrap_or_default());
+    let scratch = folder.path().to_owned();
+    interrupt::promise("the demo's files", move || {
+        let _gone = fs::remove_dir_all(scratch);
+    })?;
     let bash = |kubeconfig: &Path, script: &str| {
         let mut command = Command::new("bash");
         command
             .args(["-c", &format!("exec 2>&1; {script}")])
             .env("KUBECONFIG", kubeconfig)
-            .env("PATH", &path)
+            .env("PATH", admin.path())
             .env("HOME", folder.path())
             .current_dir(folder.path());
         run_within(command, STEP_WITHIN)
     };
-    say(
-        "-- As the cluster's administrator: alice may edit what is in the namespace `demo`, and look at nodes.",
-    );
-    let granted = bash(
-        admin,
-        &format!(
-            "set -e; kubectl create namespace {NAMESPACE} --dry-run=client -o yaml | kubectl apply -f - >/dev/null\n\
-             kubectl create rolebinding alice -n {NAMESPACE} --clusterrole=edit --user={USER} --dry-run=client -o yaml | kubectl apply -f - >/dev/null\n\
-             kubectl create clusterrole node-watcher --verb=get,list --resource=nodes --dry-run=client -o yaml | kubectl apply -f - >/dev/null\n\
-             kubectl create clusterrolebinding alice-nodes --clusterrole=node-watcher --user={USER} --dry-run=client -o yaml | kubectl apply -f - >/dev/null"
-        ),
-    )?;
-    ensure!(granted.ended == "exit 0", "the rights of the demo can't be granted: {}", granted.stdout);
+    let rights = Rights::grant(admin).context("the rights of the demo can't be granted")?;
+    say(&format!(
+        "-- As the cluster's administrator: alice may edit what is in the namespace `{}`, and look at nodes.",
+        rights.name
+    ));
     let kubeconfig = folder.path().join("kubeconfig");
-    let command_line =
-        format!("towline dev --kubeconfig {} --user {USER} --group developers", admin.display());
-    say(&format!("$ {command_line}"));
+    let context = admin.context.iter().flat_map(|context| ["--context", context]);
+    let mut flags = vec!["dev", "--user", USER, "--group", "developers"];
+    flags.extend(context);
+    say(&format!("$ towline {} --kubeconfig {}", flags.join(" "), admin.kubeconfig.display()));
     let mut command = Command::new(&programs.client);
     command
-        .args(["dev", "--user", USER, "--group", "developers", "--port", "0", "--kubeconfig"])
-        .arg(admin)
-        .arg("--write-kubeconfig")
+        .args(flags)
+        .arg("--kubeconfig")
+        .arg(&admin.kubeconfig)
+        .args(["--port", "0", "--write-kubeconfig"])
         .arg(&kubeconfig)
         .arg("--state-dir")
         .arg(folder.path().join("state"));
@@ -196,11 +281,11 @@ fn show(
     say(&format!("   ({:.1} s)\n", started.elapsed().as_secs_f64()));
     let namespaced = bash(
         &kubeconfig,
-        &format!("kubectl config set-context --current --namespace={NAMESPACE} >/dev/null"),
+        &format!("kubectl config set-context --current --namespace={} >/dev/null", rights.name),
     )?;
     ensure!(namespaced.ended == "exit 0", "the context can't be changed: {}", namespaced.stdout);
     let mut all_well = true;
-    for Step { title, command, code, shows } in steps(&arguments.image) {
+    for Step { title, command, code, shows } in steps(arguments.image.as_deref().unwrap_or(BUSYBOX_IMAGE)) {
         say(&format!("-- {title}\n$ {command}"));
         let outcome = bash(&kubeconfig, &command)?;
         let well = outcome.ended == code && outcome.stdout.contains(shows);
@@ -215,21 +300,19 @@ fn show(
     }
     say(&format!("-- {:.0} s in all.", begun.elapsed().as_secs_f64()));
     if !arguments.exit {
+        let path = admin.programs.as_ref().map(|folder| format!(" PATH={}:$PATH", folder.display()));
         say(&format!(
-            "-- Now you:\n   export KUBECONFIG={} PATH={}:$PATH\n   kubectl get pods\n-- Press Enter to end.",
+            "-- Now you:\n   export KUBECONFIG={}{}\n   kubectl get pods\n-- Press Enter to end.",
             kubeconfig.display(),
-            kubectl_folder()?.display()
+            path.unwrap_or_default()
         ));
         let mut line = String::new();
         let _read = std::io::stdin().read_line(&mut line);
     }
-    let _cleaned = bash(admin, &format!("kubectl delete namespace {NAMESPACE} --wait=false"));
+    drop(rights);
     let ended = dev.terminate(Duration::from_secs(15)).context("towline dev does not end")?;
     ensure!(ended.success(), "towline dev ended with {ended}:\n{}", dev.log());
-    fs::remove_file(&kubeconfig).or_else(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
-    })?;
+    interrupt::keep("the demo's files", || folder.close())?;
     std::io::stderr().flush()?;
     Ok(all_well)
 }

@@ -13,11 +13,15 @@ use towline_e2e::{
     stage::Stage,
     table::{self, Selection},
 };
-use xtask::cluster::{Cluster, Options};
+use xtask::{
+    cluster::{Cluster, Options},
+    interrupt,
+};
 
 /// Runs every case directly and through towline, on a real cluster, and prints whether the two are equal; then every login, kind of
 /// token, role and end of a right.
 #[derive(Debug, Parser)]
+#[command(name = "cargo xtask e2e")]
 struct Arguments {
     /// Print the table (it is printed anyway)
     #[arg(long)]
@@ -41,6 +45,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    interrupt::end_when_nobody_reads();
     match run().await {
         Ok(code) => code,
         Err(error) => {
@@ -57,7 +62,7 @@ async fn run() -> anyhow::Result<ExitCode> {
     let cluster = match found {
         Some(cluster) => cluster,
         None => Cluster::up(&Options {
-            name: arguments.cluster.clone().unwrap_or_else(|| "e2e".into()),
+            name: arguments.cluster.clone().unwrap_or_else(|| format!("e2e-{}", std::process::id())),
             node: true,
             apiserver_arguments: Vec::new(),
         })?,
@@ -68,19 +73,23 @@ async fn run() -> anyhow::Result<ExitCode> {
         direct: arguments.direct,
         bless: arguments.bless,
     };
+    let ran = on(&cluster, selection).await;
+    if !keep {
+        cluster.down()?;
+    }
+    Ok(if ran? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn on(cluster: &Cluster, selection: Selection) -> anyhow::Result<bool> {
     let stage = match selection.direct {
         true => None,
         false => Some(Stage::set(cluster.clone(), Programs::build()?).await?),
     };
     let runtime = tokio::runtime::Handle::current();
-    let table_cluster = cluster.clone();
-    let ran = tokio::task::spawn_blocking(move || all(&table_cluster, stage.as_ref(), &selection, &runtime))
+    let cluster = cluster.clone();
+    tokio::task::spawn_blocking(move || all(&cluster, stage.as_ref(), &selection, &runtime))
         .await
-        .context("the table panicked")?;
-    if !keep {
-        cluster.down()?;
-    }
-    Ok(if ran? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        .context("the table panicked")?
 }
 
 /// Prints both tables; whether all is as it must be.

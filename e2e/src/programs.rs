@@ -1,6 +1,9 @@
 //! The programs under test, as cargo built them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::{IsTerminal as _, stderr},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, ensure};
 
@@ -26,7 +29,11 @@ impl Programs {
         let folder = me.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
         let folder = folder.context("this program lies in no folder")?;
         let mut build = std::process::Command::new("cargo");
-        build.args(["build", "--quiet"]);
+        build.arg("build");
+        // A build takes minutes: whoever watches is to see it.
+        if !stderr().is_terminal() {
+            build.arg("--quiet");
+        }
         for (package, program) in
             [("towline-relay", "towline-relay"), ("towline-agent", "towline-agent"), ("towline", "towline")]
         {

@@ -10,6 +10,8 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 
+use crate::{interrupt, needs};
+
 /// What to run.
 #[derive(Args, Debug)]
 pub struct TestArguments {
@@ -27,8 +29,14 @@ struct Counts {
 
 type Step = (&'static str, fn(&mut Counts) -> anyhow::Result<()>);
 
+const TESTS: &str = "tests";
+
+/// `fuzz/` is a workspace of its own: its format and its dependencies are looked at apart.
 const STEPS: &[Step] = &[
-    ("format", |_| cargo(&["fmt", "--all", "--check"])),
+    ("format", |_| {
+        cargo(&["fmt", "--all", "--check"])?;
+        cargo(&["fmt", "--manifest-path", FUZZ, "--check"])
+    }),
     ("cluster programs (in the background)", |_| crate::cluster::build::start_in_background()),
     ("clippy", |_| cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])),
     ("deny", |_| deny()),
@@ -38,9 +46,11 @@ const STEPS: &[Step] = &[
         )
     }),
     ("cluster programs", |_| crate::cluster::build::ensure_built().map(|_| ())),
-    ("tests", tests),
+    (TESTS, tests),
     ("threats", |_| crate::threats::check()),
 ];
+
+const FUZZ: &str = "fuzz/Cargo.toml";
 
 /// Runs the steps.
 ///
@@ -52,6 +62,12 @@ pub fn run(arguments: &TestArguments) -> anyhow::Result<ExitCode> {
         .filter(|(name, _)| arguments.only.as_ref().is_none_or(|only| name.contains(only.as_str())))
         .collect();
     ensure!(!steps.is_empty(), "no step has such a name");
+    interrupt::wait_for_children()?;
+    if steps.iter().any(|(name, _)| *name == TESTS) {
+        // What a machine lacks is said now, and not after half an hour.
+        needs::check(&needs::of_tests())?;
+        crate::cluster::build::check_node_programs()?;
+    }
     let begun = Instant::now();
     let mut counts = Counts::default();
     let mut failed = None;
@@ -94,25 +110,6 @@ fn run_command(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a binary of the workspace; its exit code becomes ours.
-///
-/// # Errors
-/// If cargo can't be run.
-pub fn cargo_run(package: &str, binary: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
-    for (package, binary) in
-        [("towline-relay", "towline-relay"), ("towline-agent", "towline-agent"), ("towline", "towline")]
-    {
-        cargo(&["build", "--quiet", "--package", package, "--bin", binary])?;
-    }
-    let status = Command::new("cargo")
-        .args(["run", "--quiet", "--package", package, "--bin", binary, "--"])
-        .args(arguments)
-        .current_dir(crate::root())
-        .status()
-        .context("cargo can't be run")?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
-}
-
 /// cargo-deny, kept in the cache. Advisories are not checked: their database can't be fetched everywhere.
 fn deny() -> anyhow::Result<()> {
     let folder = crate::cache().join("cargo-deny");
@@ -129,11 +126,16 @@ fn deny() -> anyhow::Result<()> {
     }
     // Offline, cargo-deny needs the sources of every target, not only of this machine's.
     cargo(&["fetch", "--quiet", "--locked"])?;
-    run_command(
-        Command::new(&program)
-            .args(["--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"])
-            .current_dir(crate::root()),
-    )
+    cargo(&["fetch", "--quiet", "--locked", "--manifest-path", FUZZ])?;
+    for manifest in ["Cargo.toml", FUZZ] {
+        run_command(
+            Command::new(&program)
+                .args(["--offline", "--config", "deny.toml", "--manifest-path", manifest, "check"])
+                .args(["--hide-inclusion-graph", "bans", "licenses", "sources"])
+                .current_dir(crate::root()),
+        )?;
+    }
+    Ok(())
 }
 
 /// `cargo test`, line by line, so that its summaries can be counted and each test's result kept for `threats`.

@@ -2,14 +2,16 @@
 //!
 //! Everything of one cluster lives in one folder under the cache (`clusters/NAME`), on loopback ports chosen free at
 //! run time, so that two run side by side. Each process is recorded with its start time before anything waits for
-//! it: a run that is killed half-way leaves a folder that the next `up` or `down` of that name cleans up.
+//! it, and so is the process that made the cluster and is to stop it ([`owner`]): what a run that was killed half-way
+//! leaves, the next `up` of any name removes.
 
 pub mod build;
 mod control_plane;
 mod image;
 mod node;
+mod owner;
 mod pki;
-mod process;
+pub(crate) mod process;
 
 use std::{
     fs,
@@ -22,7 +24,10 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
+use owner::State;
 pub use pki::UserCertificate;
+
+use crate::interrupt;
 
 /// The image that pods of tests run: busybox, with links for its applets.
 pub const BUSYBOX_IMAGE: &str = "towline.test/busybox:1";
@@ -43,12 +48,18 @@ pub enum ClusterCommand {
         /// One more flag for kube-apiserver; may be repeated.
         #[arg(long = "apiserver-arg", allow_hyphen_values = true)]
         apiserver_arguments: Vec<String>,
+        /// Stop one of that name first, if it runs.
+        #[arg(long)]
+        replace: bool,
     },
     /// Stop a cluster and remove what it left.
     Down {
         /// Its name.
         #[arg(long, default_value = "default")]
         name: String,
+        /// Every cluster that no test or demo uses just now.
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
     },
     /// Show what runs.
     Status,
@@ -70,20 +81,28 @@ pub fn run(command: ClusterCommand) -> anyhow::Result<ExitCode> {
             let programs = build::ensure_built()?;
             println!("programs are in {}", programs.folder().display());
         }
-        ClusterCommand::Up { name, no_node, apiserver_arguments } => {
+        ClusterCommand::Up { name, no_node, apiserver_arguments, replace } => {
+            if replace {
+                down(&name)?;
+            }
             let cluster = Cluster::up(&Options { name, node: !no_node, apiserver_arguments })?;
+            // It goes on when this process ends.
+            owner::release(&cluster.folder)?;
             println!("export KUBECONFIG={}", cluster.kubeconfig().display());
             println!("export PATH={}:$PATH", cluster.programs.folder().display());
         }
-        ClusterCommand::Down { name } => {
+        ClusterCommand::Down { name: _, all: true } => down_all()?,
+        ClusterCommand::Down { name, all: false } => {
             down(&name)?;
             println!("cluster {name} is down");
         }
         ClusterCommand::Status => status()?,
         ClusterCommand::Kubeconfig { name } => {
-            let path = folder(&name)?.join("admin.kubeconfig");
-            ensure!(path.exists(), "no cluster {name} is up; start it: cargo xtask cluster up --name {name}");
-            println!("{}", path.display());
+            let up = Cluster::find(&name)?;
+            let cluster = up.with_context(|| {
+                format!("no cluster {name} is up; start it: cargo xtask cluster up --name {name}")
+            })?;
+            println!("{}", cluster.kubeconfig().display());
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -119,24 +138,30 @@ fn folder(name: &str) -> anyhow::Result<PathBuf> {
     let plain =
         !name.is_empty() && name.len() <= 20 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     ensure!(plain, "a cluster's name is at most 20 letters, digits and dashes, not {name:?}");
-    Ok(crate::cache().join("clusters").join(name))
+    Ok(clusters().join(name))
 }
 
 impl Cluster {
-    /// Starts a cluster and waits until it is ready. One of that name that still runs, or was left behind, is
-    /// removed first.
+    /// Starts a cluster and waits until it is ready. What runs that were killed left behind is removed first. A signal that
+    /// ends this process stops it, and so must whoever called this.
     ///
     /// # Errors
-    /// What is missing or failed, and what to do.
+    /// What is missing or failed, and what to do; and if one of that name is up already.
     pub fn up(options: &Options) -> anyhow::Result<Self> {
         let begun = Instant::now();
         let programs = build::ensure_built()?;
         if options.node {
             build::check_node_programs()?;
         }
-        down(&options.name)?;
         let folder = folder(&options.name)?;
-        fs::create_dir_all(&folder).with_context(|| format!("{} can't be made", folder.display()))?;
+        refuse_live(&options.name, &folder)?;
+        sweep();
+        down(&options.name)?;
+        owner::claim(&folder)?;
+        let name = options.name.clone();
+        interrupt::promise(&promise_of(&name), move || {
+            let _cleaned = remove(&name);
+        })?;
         let started = Self::start(options, folder, programs);
         if started.is_err() {
             // What was started is stopped; its logs were shown with the error.
@@ -352,8 +377,7 @@ impl Cluster {
     /// # Errors
     /// If something can't be stopped or removed.
     pub fn down(self) -> anyhow::Result<()> {
-        let name = self.folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        down(name)
+        down(name_of(&self.folder))
     }
 }
 
@@ -362,6 +386,15 @@ impl Cluster {
 /// # Errors
 /// If something can't be stopped or removed.
 pub fn down(name: &str) -> anyhow::Result<()> {
+    interrupt::keep(&promise_of(name), || remove(name))
+}
+
+/// What is promised while this process has a cluster of this name.
+fn promise_of(name: &str) -> String {
+    format!("cluster {name}")
+}
+
+fn remove(name: &str) -> anyhow::Result<()> {
     let folder = folder(name)?;
     if !folder.exists() {
         return Ok(());
@@ -371,13 +404,74 @@ pub fn down(name: &str) -> anyhow::Result<()> {
     fs::remove_dir_all(&folder).with_context(|| format!("{} can't be removed", folder.display()))
 }
 
+/// Stops every cluster but those that a process still uses.
+fn down_all() -> anyhow::Result<()> {
+    for folder in all_folders() {
+        let name = name_of(&folder);
+        match owner::state(&folder)? {
+            State::Owned(pid) => println!("cluster {name} is used by process {pid}, and goes on"),
+            _ => {
+                down(name)?;
+                println!("cluster {name} is down");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One that runs is not stopped by another that wants its name.
+fn refuse_live(name: &str, folder: &Path) -> anyhow::Result<()> {
+    let end = format!(
+        "take another --name, or stop it: cargo xtask cluster down --name {name} (`up --replace` does both)"
+    );
+    match owner::state(folder)? {
+        State::Owned(pid) => bail!("process {pid} uses a cluster {name}; {end}"),
+        State::Runs => bail!("a cluster {name} is up already; {end}"),
+        State::Free | State::Left => Ok(()),
+    }
+}
+
+/// Removes what runs that were killed have left.
+fn sweep() {
+    for folder in owner::left(&clusters()) {
+        let name = name_of(&folder);
+        match down(name) {
+            Ok(()) => eprintln!("   removed cluster {name}, which was left behind"),
+            Err(error) => eprintln!("   cluster {name} was left behind, and can't be removed: {error:#}"),
+        }
+    }
+}
+
+fn clusters() -> PathBuf {
+    crate::cache().join("clusters")
+}
+
+/// In the order of their names.
+fn all_folders() -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> =
+        fs::read_dir(clusters()).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+    all.sort();
+    all
+}
+
+fn name_of(folder: &Path) -> &str {
+    folder.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
 fn status() -> anyhow::Result<()> {
-    let all = crate::cache().join("clusters");
     let mut any = false;
-    for entry in fs::read_dir(&all).into_iter().flatten() {
-        let folder = entry?.path();
+    for folder in all_folders() {
         any = true;
-        println!("{}", folder.file_name().and_then(|name| name.to_str()).unwrap_or_default());
+        let name = name_of(&folder);
+        match owner::state(&folder)? {
+            State::Owned(pid) => println!("{name} (used by process {pid})"),
+            State::Runs | State::Free => println!("{name}"),
+            State::Left => {
+                println!(
+                    "{name} (left behind; the next `up` removes it, or: cargo xtask cluster down --name {name})"
+                );
+            }
+        }
         for process in process::recorded(&folder)? {
             println!(
                 "  {:<26} pid {:<8} {}",

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{checks, cluster, docs, doctor, peers, soak, threats};
+use xtask::{checks, cluster, docs, doctor, interrupt, journey, peers, soak, threats};
 
 #[derive(Debug, Parser)]
 #[command(about, disable_help_subcommand = true)]
@@ -36,12 +36,14 @@ enum Task {
     #[command(subcommand)]
     Soak(soak::SoakCommand),
     /// The direct-or-through table: every case twice, on a real cluster.
+    #[command(disable_help_flag = true)]
     E2e {
         /// Passed on; `--help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
     /// Real kubectl through relay, agent and proxy, before your eyes.
+    #[command(disable_help_flag = true)]
     Demo {
         /// Passed on; `--help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -50,6 +52,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    interrupt::end_when_nobody_reads();
     let done = match Arguments::parse().task {
         Task::Test(arguments) => checks::run(&arguments),
         Task::Cluster(command) => cluster::run(command),
@@ -58,8 +61,8 @@ fn main() -> ExitCode {
         Task::Doctor { table: _ } => doctor::run(),
         Task::Threats(arguments) => threats::run(&arguments),
         Task::Soak(command) => soak::run(command),
-        Task::E2e { rest } => checks::cargo_run("towline-e2e", "towline-e2e", &rest),
-        Task::Demo { rest } => checks::cargo_run("towline-e2e", "towline-demo", &rest),
+        Task::E2e { rest } => journey::e2e(&rest),
+        Task::Demo { rest } => journey::demo(&rest),
     };
     match done {
         Ok(code) => code,

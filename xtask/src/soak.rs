@@ -12,6 +12,7 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 pub enum SoakCommand {
     /// The relay's WebSocket code against Autobahn|Testsuite, with a table of its verdicts.
+    #[command(disable_help_flag = true)]
     Autobahn {
         /// Passed on; `--help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -26,6 +27,7 @@ pub enum SoakCommand {
     /// Feed every decoder and state machine millions of inputs (libFuzzer).
     Fuzz(fuzz::FuzzArguments),
     /// Kill a random program with -9 under load, again and again: nothing hangs, nothing cut looks whole, nothing is left.
+    #[command(disable_help_flag = true)]
     Kill {
         /// Passed on; `--help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -43,10 +45,10 @@ pub enum SoakCommand {
 /// If it can't be run. What it finds is in the exit code.
 pub fn run(command: SoakCommand) -> anyhow::Result<ExitCode> {
     match command {
-        SoakCommand::Autobahn { rest } => crate::checks::cargo_run("towline-e2e", "towline-autobahn", &rest),
+        SoakCommand::Autobahn { rest } => crate::journey::autobahn(&rest),
         SoakCommand::Doctor { runs } => crate::doctor::soak(runs),
         SoakCommand::Fuzz(arguments) => fuzz::run(&arguments),
-        SoakCommand::Kill { rest } => crate::checks::cargo_run("towline-e2e", "towline-kill", &rest),
+        SoakCommand::Kill { rest } => crate::journey::kill(&rest),
         SoakCommand::Mutants(arguments) => mutants::run(&arguments),
         SoakCommand::Sim(arguments) => sim::run(&arguments),
     }

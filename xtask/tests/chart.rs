@@ -276,10 +276,6 @@ fn values_that_can_not_be_are_refused_in_words() {
     let passthrough = ["mode=passthrough", "impersonation.anyGroup=true"];
     refused(&passthrough, &["mean nothing with mode passthrough"]);
     refused(&["audit.stdout=true", "audit.volume.emptyDir.medium=Memory"], &["audit.stdout and"]);
-    for listen in ["", "127.0.0.1:9100", "0.0.0.0:0", "localhost:9100"] {
-        let listen = format!("metrics.listen={listen}");
-        refused(&[&listen, "metrics.probes=true"], &["metrics.probes"]);
-    }
     // All of it at once.
     let many = ["oidc.issuerUrl=", "proxy.http=x", "relay.ca=x"];
     refused(&many, &["whose tokens", "proxy.http", "relay.ca"]);
@@ -368,8 +364,8 @@ TOWLINE_AGENT_RESUME_TIMEOUT: 2m
         ("/containers/0/resources", "{limits: {memory: 1Gi}, requests: {cpu: 50m, memory: 32Mi}}"),
         ("/containers/0/env/4", "{name: KUBERNETES_SERVICE_HOST, value: 10.0.0.1}"),
         ("/containers/0/ports", "[{name: metrics, containerPort: 9100}]"),
-        ("/containers/0/livenessProbe/httpGet/path", "/healthz"),
-        ("/containers/0/readinessProbe/httpGet/path", "/readyz"),
+        ("/containers/0/livenessProbe/exec/command", "[/towline-agent, health, --live]"),
+        ("/containers/0/readinessProbe/exec/command", "[/towline-agent, health]"),
         ("/imagePullSecrets", "[{name: registry}]"),
         ("/priorityClassName", "system-cluster-critical"),
         ("/nodeSelector", "{kubernetes.io/os: linux}"),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use towline_e2e::autobahn::{self, SECTIONS, Verdicts};
+use xtask::interrupt;
 
 /// Runs Autobahn|Testsuite against the relay's WebSocket code.
 #[derive(Debug, Parser)]
@@ -18,6 +19,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    interrupt::end_when_nobody_reads();
     let arguments = Arguments::parse();
     let chosen: Vec<&str> = arguments.case.iter().map(String::as_str).collect();
     let cases = if chosen.is_empty() { SECTIONS } else { &chosen };

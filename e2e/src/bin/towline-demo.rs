@@ -6,8 +6,10 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use towline_e2e::demo;
+use xtask::interrupt;
 
 fn main() -> ExitCode {
+    interrupt::end_when_nobody_reads();
     match demo::run(&demo::Arguments::parse(), |line| println!("{line}")) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {

@@ -7,7 +7,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use towline_e2e::{kill, programs::Programs, stage::Stage, table};
-use xtask::cluster::{Cluster, Options};
+use xtask::{
+    cluster::{Cluster, Options},
+    interrupt,
+};
 
 /// Kills a random program with -9 under load, again and again.
 #[derive(Debug, Parser)]
@@ -23,6 +26,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    interrupt::end_when_nobody_reads();
     match run(Arguments::parse()).await {
         Ok(code) => code,
         Err(error) => {

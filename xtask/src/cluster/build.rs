@@ -10,9 +10,12 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 
 use super::process::pause;
+use crate::needs::{self, Need};
 
 const KUBERNETES: &str = "v1.36.3";
 const ETCD: &str = "v3.6.16";
+/// A build says this often that it goes on.
+const TELL_EVERY: Duration = Duration::from_secs(30);
 const HELM: &str = "v3.22.0";
 
 /// Where a program comes from: the folder of its go.mod, its package, its name.
@@ -127,22 +130,37 @@ pub fn ensure_built() -> anyhow::Result<Programs> {
     fs::create_dir_all(&folder).with_context(|| format!("{} can't be made", folder.display()))?;
     let lock = File::create(folder.with_extension("lock"))?;
     if lock.try_lock().is_err() {
-        println!("   another process builds the cluster programs; waiting for it");
-        lock.lock()?;
+        eprintln!("   another process builds the cluster programs; waiting for it");
+        wait_for(&lock);
     }
     let missing = missing();
     if missing.is_empty() {
         return Ok(Programs(folder));
     }
-    let go = Command::new("go").arg("version").output();
-    ensure!(
-        go.is_ok_and(|output| output.status.success()),
-        "Go is needed to build the cluster's programs, and `go version` does not run; install Go 1.26 or later"
-    );
+    needs::check(&[Need::Go])?;
     for (number, recipe) in missing.iter().enumerate() {
         build(recipe, &folder, number + 1, missing.len())?;
     }
     Ok(Programs(folder))
+}
+
+/// Waits while another process builds, and says how far it is.
+fn wait_for(lock: &File) {
+    let begun = Instant::now();
+    let mut told = Instant::now();
+    while lock.try_lock().is_err() {
+        if told.elapsed() > TELL_EVERY {
+            told = Instant::now();
+            let left: Vec<&str> = missing().iter().map(|recipe| recipe.name).collect();
+            eprintln!("   still to be built after {} s: {}", begun.elapsed().as_secs(), left.join(", "));
+        }
+        pause(Duration::from_millis(200));
+    }
+}
+
+/// Whether all programs are in the cache.
+pub fn is_built() -> bool {
+    missing().is_empty()
 }
 
 /// Starts building at low priority, in a process of its own that outlives nothing: [`ensure_built`] waits for it.
@@ -165,13 +183,13 @@ pub fn start_in_background() -> anyhow::Result<()> {
         .stderr(log)
         .spawn()
         .context("the build can't be started")?;
-    println!("   {} programs are being built meanwhile", missing().len());
+    eprintln!("   {} programs are being built meanwhile", missing().len());
     Ok(())
 }
 
 fn build(recipe: &Recipe, folder: &Path, number: usize, of: usize) -> anyhow::Result<()> {
     let begun = Instant::now();
-    println!("   [{number}/{of}] building {} (about {})", recipe.name, recipe.expected);
+    eprintln!("   [{number}/{of}] building {} (about {})", recipe.name, recipe.expected);
     // A name of its own until it is whole: a build that is killed leaves no half program.
     let partial = folder.join(format!(".{}.{}", recipe.name, std::process::id()));
     let mut version = String::from("-s -w");
@@ -199,9 +217,9 @@ fn build(recipe: &Recipe, folder: &Path, number: usize, of: usize) -> anyhow::Re
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if told.elapsed() > Duration::from_secs(30) {
+        if told.elapsed() > TELL_EVERY {
             told = Instant::now();
-            println!("   [{number}/{of}] building {}: {} s", recipe.name, begun.elapsed().as_secs());
+            eprintln!("   [{number}/{of}] building {}: {} s", recipe.name, begun.elapsed().as_secs());
         }
         pause(Duration::from_millis(200));
     };
@@ -210,7 +228,7 @@ fn build(recipe: &Recipe, folder: &Path, number: usize, of: usize) -> anyhow::Re
         bail!("building {} failed ({status}); what go said is above", recipe.name);
     }
     fs::rename(&partial, folder.join(recipe.name))?;
-    println!("   [{number}/{of}] built {} in {} s", recipe.name, begun.elapsed().as_secs());
+    eprintln!("   [{number}/{of}] built {} in {} s", recipe.name, begun.elapsed().as_secs());
     Ok(())
 }
 
@@ -219,10 +237,7 @@ fn build(recipe: &Recipe, folder: &Path, number: usize, of: usize) -> anyhow::Re
 /// # Errors
 /// What is missing and can't be installed, with its fix.
 pub fn check_node_programs() -> anyhow::Result<()> {
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "a node needs root (containers, mounts, bridges); run as root, or start an apiserver alone with --no-node"
-    );
+    needs::check(&[Need::Root])?;
     let missing: Vec<&str> = NODE_PACKAGES
         .iter()
         .filter(|(_, program)| !Path::new(program).exists())
@@ -231,7 +246,7 @@ pub fn check_node_programs() -> anyhow::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    println!("   installing Debian packages: {}", missing.join(" "));
+    eprintln!("   installing Debian packages: {}", missing.join(" "));
     let apt = |arguments: &[&str]| {
         Command::new("apt-get")
             .args(arguments)

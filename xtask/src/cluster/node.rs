@@ -153,11 +153,11 @@ pub(super) fn start_kubelet(
 /// Unmounts what containers left mounted in the folder, and removes its bridge.
 pub(super) fn clean(folder: &Path) -> anyhow::Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let within = folder.to_string_lossy();
     let mut points: Vec<&str> = mounts
         .lines()
         .filter_map(|line| line.split(' ').nth(1))
-        .filter(|point| point.starts_with(&*within))
+        // As a path: `e2e-1` is not to lose what `e2e-12` has mounted.
+        .filter(|point| Path::new(point).starts_with(folder))
         .collect();
     // The innermost first.
     points.sort_unstable_by_key(|point| std::cmp::Reverse(point.len()));

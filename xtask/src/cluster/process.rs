@@ -19,6 +19,8 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
+use crate::interrupt;
+
 /// What was started. A pid may be given to another process later: with its start time it is unmistakable.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Recorded {
@@ -38,7 +40,7 @@ pub(super) struct Processes {
 
 /// Waits a little between two looks; xtask is not asynchronous.
 #[expect(clippy::disallowed_methods, reason = "no runtime here: this thread has nothing else to do")]
-pub(super) fn pause(time: Duration) {
+pub(crate) fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
@@ -69,7 +71,12 @@ impl Processes {
     }
 }
 
-fn spawn(folder: &Path, mut recorded: Recorded) -> anyhow::Result<()> {
+/// Uninterrupted: what is started is recorded before a signal has everything stopped that is.
+fn spawn(folder: &Path, recorded: Recorded) -> anyhow::Result<()> {
+    interrupt::uninterrupted(|| start_and_record(folder, recorded))
+}
+
+fn start_and_record(folder: &Path, mut recorded: Recorded) -> anyhow::Result<()> {
     let log = OpenOptions::new()
         .create(true)
         .append(true)
@@ -105,24 +112,42 @@ pub(super) fn recorded(folder: &Path) -> anyhow::Result<Vec<Recorded>> {
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
-struct Stat {
-    parent: i32,
-    state: char,
+/// What is known of a process.
+pub(crate) struct Stat {
+    pub(crate) parent: i32,
+    /// Its process group.
+    pub(crate) group: i32,
+    /// `Z` where it has ended and nobody asked how.
+    pub(crate) state: char,
     started: u64,
 }
 
 /// From `/proc/PID/stat` (proc(5)): fields after the program's name in parentheses.
-fn stat(pid: i32) -> Option<Stat> {
+pub(crate) fn stat(pid: i32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     Some(Stat {
         state: fields.first()?.chars().next()?,
         parent: fields.get(1)?.parse().ok()?,
+        group: fields.get(2)?.parse().ok()?,
         started: fields.get(19)?.parse().ok()?,
     })
 }
 
 impl Recorded {
+    /// This process itself.
+    pub(super) fn this() -> Self {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        Self {
+            name: "owner".to_owned(),
+            pid,
+            started: stat(pid).map_or(0, |stat| stat.started),
+            program: PathBuf::new(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
     pub(super) fn is_alive(&self) -> bool {
         stat(self.pid).is_some_and(|stat| stat.started == self.started && stat.state != 'Z')
     }

@@ -62,9 +62,6 @@
 {{- if and $v.audit.stdout $v.audit.volume -}}
 {{- $wrong = append $wrong "audit.stdout and audit.volume are both set: set one of them" -}}
 {{- end -}}
-{{- if and $v.metrics.probes (or (not $v.metrics.listen) (regexMatch "^(127\\.|localhost:|\\[::1\\])|:0$" $v.metrics.listen)) -}}
-{{- $wrong = append $wrong "metrics.probes: the kubelet reaches no loopback address and no port that is not known: set metrics.listen, such as 0.0.0.0:9100" -}}
-{{- end -}}
 {{- if $wrong -}}
 {{- fail (printf "\n\n- %s\n" (join "\n- " $wrong)) -}}
 {{- end -}}

@@ -61,16 +61,21 @@ containers:
   {{- end }}
   envFrom:
   - configMapRef: {name: {{ .name }}}
-  {{- if .probes }}
+  {{- if and .probes $v.metrics.listen (not $v.hostNetwork) }}
   ports:
   - {name: metrics, containerPort: {{ regexFind "[0-9]+$" $v.metrics.listen }}}
+  {{- end }}
+  {{- if .probes }}
+  # The agent listens on loopback alone, so its own program asks it.
   livenessProbe:
-    httpGet: {path: /healthz, port: metrics}
-    periodSeconds: 10
-    failureThreshold: 6
+    exec: {command: [/towline-agent, health, --live]}
+    periodSeconds: 30
+    timeoutSeconds: 5
+    failureThreshold: 4
   readinessProbe:
-    httpGet: {path: /readyz, port: metrics}
+    exec: {command: [/towline-agent, health]}
     periodSeconds: 5
+    timeoutSeconds: 5
   {{- end }}
   securityContext:
     allowPrivilegeEscalation: false
