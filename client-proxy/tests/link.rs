@@ -245,7 +245,7 @@ async fn a_proxy_that_can_not_work_says_why_before_it_writes_anything() {
 
     let mut busy = config();
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    busy.port = taken.local_addr().unwrap().port();
+    busy.port = Some(taken.local_addr().unwrap().port());
     let report = refused(busy).await;
     assert_eq!(report.fault, Fault::PortBusy);
     assert!(report.to_string().contains("--port 0"), "{report}");
