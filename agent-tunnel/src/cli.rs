@@ -4,6 +4,7 @@
 //! is a secret: those are in files.
 
 mod health;
+mod log;
 mod roles;
 
 use std::{
@@ -31,7 +32,6 @@ use towline_tunnel::{
     mux::{LineSettings, MAX_LINES},
     values::{bytes, duration},
 };
-use tracing_subscriber::EnvFilter;
 
 use crate::{
     app::{self, BULK_LINES, Config, Limits, default_lines},
@@ -47,6 +47,9 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "towline-agent", version, about)]
 pub struct Cli {
+    /// How much to log, to stderr: as text on a terminal, as JSON otherwise [default: as RUST_LOG says, or info]
+    #[arg(long, global = true, value_enum)]
+    log: Option<log::Level>,
     #[command(subcommand)]
     command: Command,
 }
@@ -454,7 +457,7 @@ fn id(place: &Place) -> Result<(), Report> {
 pub fn main() -> ExitCode {
     name_program("towline-agent");
     let cli = Cli::parse();
-    log_to_stderr();
+    log::start(cli.log);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Report::caused_by(Fault::Internal, "no runtime can be made", error)),
@@ -480,16 +483,6 @@ fn fail(report: &Report) -> ExitCode {
     ExitCode::from(report.exit_code())
 }
 
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        builder.with_target(false).init();
-    } else {
-        builder.json().init();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -507,6 +500,8 @@ mod tests {
         assert_eq!(config.apiserver, ApiserverConfig::InCluster);
         assert_eq!(config.access, Access::default());
         assert_eq!(config.issuer.trust.audiences(), ["towline-cluster"]);
+        let cli = Cli::try_parse_from(["towline-agent", "id", "--log", "debug"]).unwrap();
+        assert_eq!(cli.log, Some(log::Level::Debug));
     }
 
     #[test]

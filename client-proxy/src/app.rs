@@ -4,6 +4,7 @@
 
 mod choose;
 mod names;
+mod port;
 
 use std::{
     collections::HashMap,
@@ -32,11 +33,11 @@ use towline_tunnel::{
 pub use choose::{Choice, Confirm};
 
 use crate::{
-    accept::{Endpoint, GRACE},
+    accept::{DEFAULT_PORT, GRACE},
     dial::{Link, LinkConfig, Pool},
     forward::Forwarder,
     kubeconfig::{Entry, Location, Merged, standalone},
-    local::{Authority, ClusterLock, EndpointTls, StateFolder},
+    local::{Authority, EndpointTls, ServingLock, StateFolder},
     token::{TokenFrom, Tokens},
 };
 
@@ -77,8 +78,8 @@ pub struct Config {
     pub clusters: Vec<Choice>,
     /// Asked before a name is believed that the relay resolved; without it no such name is.
     pub confirm: Option<Confirm>,
-    /// Of the local endpoint; 0 takes a free one.
-    pub port: u16,
+    /// Of the local endpoint; 0 takes a free one. Where none is named it is the usual one, or a free one where another proxy has that.
+    pub port: Option<u16>,
     /// The kubeconfig to put contexts into, if any.
     pub kubeconfig: Option<Location>,
     /// Keeps the local authority, client certificates and confirmed names.
@@ -111,7 +112,8 @@ pub struct Running {
     _renewed: AbortOnDropHandle<()>,
     link: Arc<Link>,
     drain: DrainWatcher,
-    _locks: Vec<ClusterLock>,
+    _locks: Vec<ServingLock>,
+    _port: Option<ServingLock>,
 }
 
 /// Starts a proxy. When this returns, kubectl works.
@@ -135,7 +137,7 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
         off_runtime(move || Authority::load_or_create(&state, now)).await?
     };
     let tls = Arc::new(EndpointTls::new(authority, now)?);
-    let endpoint = Endpoint::bind(config.port).await?;
+    let (endpoint, port) = port::take(config.port, DEFAULT_PORT, &state, &config.clusters).await?;
     let address = endpoint.address();
 
     let (relay, cluster) = (config.relay_token.clone(), config.cluster_token.clone());
@@ -173,7 +175,18 @@ pub async fn start(config: Config, drain: DrainWatcher) -> Result<Running, Repor
         }
         None => None,
     };
-    Ok(Running { address, served, entries, merged, endpoint, _renewed: renewed, link, drain, _locks: locks })
+    Ok(Running {
+        address,
+        served,
+        entries,
+        merged,
+        endpoint,
+        _renewed: renewed,
+        link,
+        drain,
+        _locks: locks,
+        _port: port,
+    })
 }
 
 /// Begins to dial the relay; `brief` where it is for one question.

@@ -5,6 +5,7 @@ mod ask;
 mod at_relay;
 mod audit;
 mod auth;
+mod completion;
 mod dev;
 mod doctor;
 mod list;
@@ -33,6 +34,7 @@ pub use doctor::{DoctorArguments, EndpointsArguments};
 pub use list::ListArguments;
 pub use log::{Level, start as start_log, start_and_keep as start_kept_log};
 pub use login::{LoginArguments, Output, WhoamiArguments, Whose};
+use profile::Profile;
 pub use revoke::RevokeArguments;
 pub use role::RoleCommand;
 
@@ -80,15 +82,21 @@ pub enum Command {
     Endpoints(EndpointsArguments),
     /// Try towline on a cluster that you have: relay, agent and proxy in one process, with a stand-in for the identity provider.
     Dev(dev::DevArguments),
+    /// Print what makes a shell complete commands and flags.
+    Completion(completion::CompletionArguments),
 }
 
 impl Cli {
     /// How much is logged: a proxy runs for long, and the others have something else to show.
     pub fn level(&self) -> Level {
-        self.log.unwrap_or(match self.command {
-            Command::Proxy(_) => Level::Info,
-            _ => Level::Warn,
-        })
+        let (reach, usual) = match &self.command {
+            Command::Proxy(arguments) => (Some(&arguments.reach), Level::Info),
+            Command::Run(arguments) => (Some(&arguments.reach), Level::Warn),
+            _ => (None, Level::Warn),
+        };
+        // What is wrong with a profile is told once the command reads it.
+        let of_profile = || Profile::load(reach?.profile.as_deref()).ok()?.log;
+        self.log.or_else(of_profile).unwrap_or(usual)
     }
 
     /// Whether what is logged is kept for a bundle, too.
@@ -112,6 +120,7 @@ impl Cli {
             Command::Doctor(arguments) => doctor::doctor(*arguments).await,
             Command::Endpoints(arguments) => doctor::list_endpoints(arguments).await,
             Command::Dev(arguments) => dev::execute(arguments).await,
+            Command::Completion(arguments) => completion::execute(&arguments),
         };
         done.unwrap_or_else(|report| fail(&report))
     }

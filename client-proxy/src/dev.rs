@@ -4,6 +4,8 @@
 //! verified, impersonation. Only the identity provider is a stand-in that lives in this process, and gives its tokens to
 //! nobody else. What it makes lies in a folder that is removed at the end.
 
+mod source;
+
 use std::{
     fs,
     io::Write as _,
@@ -57,7 +59,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The cluster's kubeconfig, whose user must be allowed to impersonate.
-    pub source: PathBuf,
+    pub source: Location,
     /// A context of it; its current one where none is given.
     pub context: Option<String>,
     /// As whom requests run.
@@ -66,8 +68,8 @@ pub struct Config {
     pub groups: Vec<String>,
     /// Where the context for kubectl is put.
     pub kubeconfig: Location,
-    /// Of the local endpoint; 0 takes a free one.
-    pub port: u16,
+    /// Of the local endpoint, as a proxy's.
+    pub port: Option<u16>,
     /// Keeps the local authority and client certificates.
     pub state_dir: PathBuf,
 }
@@ -79,6 +81,7 @@ pub struct Running {
     agent: towline_agent::app::Running,
     relay: towline_relay::app::Running,
     _tokens: AbortOnDropHandle<()>,
+    _source: Option<AbortOnDropHandle<()>>,
     _folder: TempDir,
 }
 
@@ -87,12 +90,9 @@ pub struct Running {
 /// # Errors
 /// If one of them can't be started, or the cluster does not answer. Then no kubeconfig was changed.
 pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Running, Report> {
-    let context = match config.context {
-        Some(context) => context,
-        // Named now: the context that is written below becomes the current one, and must not lead to itself.
-        None => current_context(&config.source)?,
-    };
     let folder = private_folder()?;
+    // Taken now: the context that is written below becomes the current one, and must not lead to itself.
+    let source = source::prepare(config.source.files(), config.context.as_deref(), folder.path()).await?;
     let path = |name: &str| folder.path().join(name);
     let issuer = DevIssuer::start(0).await.map_err(|error| {
         Report::caused_by(Fault::Internal, "the development issuer can't be started", error)
@@ -141,7 +141,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         // All of it is on this machine.
         egress: Egress::direct(),
         issuer_via_relay: false,
-        apiserver: ApiserverConfig::Kubeconfig { path: config.source, context: Some(context) },
+        apiserver: ApiserverConfig::Kubeconfig { path: source.path, context: None },
         impersonator: None,
         access: towline_agent::forward::Access::default(),
         roles: None,
@@ -188,7 +188,9 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
     )
     .await?;
     let tokens = AbortOnDropHandle::new(tokio::spawn(mint.keep_fresh()));
-    Ok(Running { proxy, agent, relay, _tokens: tokens, _folder: folder })
+    let renewal = source.renewal.map(|(plugin, next)| plugin.keep_fresh(next));
+    let source = renewal.map(|renewal| AbortOnDropHandle::new(tokio::spawn(renewal)));
+    Ok(Running { proxy, agent, relay, _tokens: tokens, _source: source, _folder: folder })
 }
 
 impl Running {
@@ -253,19 +255,6 @@ async fn enrolment(relay: &towline_relay::app::Running) -> Result<EnrolmentToken
         address: relay.public().clone(),
     };
     enrol::make_token(relay.registry(), relay.identity_hash(), request, SystemTime::now()).await
-}
-
-fn current_context(kubeconfig: &Path) -> Result<String, Report> {
-    let unreadable =
-        |why: String| Report::new(Fault::KubeconfigUnreadable, format!("{}: {why}", kubeconfig.display()));
-    let text = fs::read_to_string(kubeconfig).map_err(|error| unreadable(error.to_string()))?;
-    let read: serde_norway::Value =
-        serde_norway::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
-    read.get("current-context")
-        .and_then(serde_norway::Value::as_str)
-        .filter(|context| !context.is_empty())
-        .map(str::to_owned)
-        .ok_or_else(|| unreadable("it has no current context; name one with --context".into()))
 }
 
 fn private_folder() -> Result<TempDir, Report> {

@@ -8,6 +8,6 @@ mod resolve;
 
 pub use cause::report_of;
 pub use link::{Link, LinkConfig, Session};
-pub use pool::{InnerConnection, Pool, RequestBody};
+pub use pool::{InnerConnection, Pool, RequestBody, StreamAt, Unopened};
 pub use question::Part;
 pub use resolve::Resolved;

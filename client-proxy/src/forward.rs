@@ -1,9 +1,10 @@
 //! One request of a Kubernetes client, carried to its cluster on one inner connection.
 //!
-//! What the client says about who it is goes: the cluster token takes its place. Bodies stream both ways. An answer
+//! The cluster token says who asks; whoever brings a token of their own is refused. Bodies stream both ways. An answer
 //! that is cut short never looks whole: its error goes on to the client as a reset stream or a broken connection.
 
 mod body;
+mod discovery;
 mod renew;
 mod small;
 mod upgrade;
@@ -27,15 +28,17 @@ use towline_tunnel::{
     ids::ClusterId,
     session::message::Secret,
 };
+use tracing::field::display;
 
 pub use body::ResponseBody;
 pub use upgrade::UpgradedCopy;
 
 use crate::{
-    dial::{InnerConnection, Pool, RequestBody, report_of},
+    dial::{InnerConnection, Pool, RequestBody, StreamAt, Unopened, report_of},
     token::Tokens,
 };
 use body::{Download, Upload};
+use discovery::{Asked, Discovery};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -44,6 +47,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 #[derive(Debug)]
 pub struct Forwarder {
     clusters: HashMap<ClusterId, Arc<Pool>>,
+    discoveries: HashMap<ClusterId, Arc<Discovery>>,
     tokens: Arc<Tokens>,
 }
 
@@ -65,7 +69,8 @@ type Answered = (Response<ResponseBody>, Option<UpgradedCopy>);
 impl Forwarder {
     /// To these clusters, with this person's tokens.
     pub fn new(clusters: HashMap<ClusterId, Arc<Pool>>, tokens: Arc<Tokens>) -> Self {
-        Self { clusters, tokens }
+        let discoveries = clusters.keys().map(|cluster| (*cluster, Arc::default())).collect();
+        Self { clusters, discoveries, tokens }
     }
 
     fn pool(&self, cluster: ClusterId) -> Result<&Arc<Pool>, Report> {
@@ -79,8 +84,32 @@ impl Forwarder {
     ///
     /// # Errors
     /// If there was no answer.
-    pub async fn forward(&self, arrival: Arrival) -> Result<Answered, Report> {
+    pub async fn forward(&self, mut arrival: Arrival) -> Result<Answered, Unanswered> {
+        let (cluster, asked) = (arrival.cluster, Asked::of(&arrival));
+        let Some((asked, discovery)) = asked.zip(self.discoveries.get(&cluster)) else {
+            return self.carry(arrival).await;
+        };
+        discovery.ask_for_all(&asked, &mut arrival.parts.headers);
+        match self.carry(arrival).await {
+            Ok((response, copy)) if !discovery::is_refused(response.status()) => {
+                Ok((discovery.keep(asked, response), copy))
+            }
+            refused => match discovery.last(&asked) {
+                Some(last) => {
+                    let report = refused.as_ref().err().map(|unanswered| display(&unanswered.report));
+                    tracing::info!(%cluster, report, "discovery is answered as the cluster did last");
+                    Ok((last, None))
+                }
+                None => refused,
+            },
+        }
+    }
+
+    async fn carry(&self, arrival: Arrival) -> Result<Answered, Unanswered> {
         let pool = self.pool(arrival.cluster)?;
+        if arrival.parts.headers.contains_key(AUTHORIZATION) {
+            return Err(Report::from(Fault::OwnTokenGiven).into());
+        }
         let token = self.token()?;
         if is_upgrade(&arrival.parts.headers) {
             return upgrade::forward(pool, arrival, &token).await;
@@ -92,18 +121,16 @@ impl Forwarder {
         let again = (sent.is_whole() && matches!(method, Method::GET | Method::HEAD))
             .then(|| (method.clone(), uri.clone(), headers.clone()));
         let first = build(method, uri, headers, upload.boxed_unsync());
-        let (connection, response) = match exchange(pool, first).await {
-            Err(Unanswered { reused: true, .. }) if again.is_some() => {
-                let (method, uri, headers) = again.ok_or(Fault::Internal)?;
+        let (connection, response) = match (exchange(pool, first).await, again) {
+            (Err(Unanswered { reused: true, .. }), Some((method, uri, headers))) => {
                 exchange_on(pool.dial().await?, build(method, uri, headers, nothing())).await
             }
-            other => other,
-        }
-        .map_err(|unanswered| unanswered.report)?;
+            (other, _) => other,
+        }?;
         note_told(pool, &token, &response);
         let (mut parts, body) = response.into_parts();
         drop_hop_by_hop(&mut parts.headers);
-        tracing::debug!(cluster = %arrival.cluster, channel = %connection.channel, stream = %connection.stream,
+        tracing::debug!(cluster = %arrival.cluster, channel = %connection.at.channel, stream = %connection.at.stream,
             status = parts.status.as_u16(), "answered");
         let download = Download::new(body, connection, Arc::clone(pool), sent);
         Ok((Response::from_parts(parts, download.boxed_unsync()), None))
@@ -155,7 +182,7 @@ async fn ask(
 ) -> Result<(StatusCode, Bytes), Report> {
     let headers = onward(HeaderMap::new(), cluster, authorization(token)?)?;
     let request = build(method, Uri::from_static(path), headers, nothing());
-    let (connection, response) = exchange(pool, request).await.map_err(|unanswered| unanswered.report)?;
+    let (connection, response) = exchange(pool, request).await?;
     note_told(pool, token, &response);
     let status = response.status();
     let body = Limited::new(response.into_body(), 64 * 1024).collect().await;
@@ -202,15 +229,31 @@ fn build(method: Method, uri: Uri, headers: HeaderMap, body: RequestBody) -> Req
 }
 
 /// Why there is no answer.
-struct Unanswered {
-    report: Report,
+#[derive(Debug)]
+pub struct Unanswered {
+    /// The fault.
+    pub report: Report,
+    /// The stream that the request was on, or was to be on.
+    pub at: Option<StreamAt>,
     /// The connection had carried other requests before: the agent may have ended it.
     reused: bool,
 }
 
 impl From<Report> for Unanswered {
     fn from(report: Report) -> Self {
-        Self { report, reused: false }
+        Self { report, at: None, reused: false }
+    }
+}
+
+impl From<Unopened> for Unanswered {
+    fn from(Unopened { report, at }: Unopened) -> Self {
+        Self { report, at, reused: false }
+    }
+}
+
+impl From<Unanswered> for Report {
+    fn from(unanswered: Unanswered) -> Self {
+        unanswered.report
     }
 }
 
@@ -225,8 +268,7 @@ async fn exchange(pool: &Arc<Pool>, mut request: Request<RequestBody>) -> Exchan
             Err(mut error) => match error.take_message() {
                 Some(unsent) if connection.reused => request = unsent,
                 _ => {
-                    let report = report_of(&error.into_error());
-                    return Err(Unanswered { report, reused: connection.reused });
+                    return Err(connection.broke(&error.into_error()));
                 }
             },
         }
@@ -236,7 +278,13 @@ async fn exchange(pool: &Arc<Pool>, mut request: Request<RequestBody>) -> Exchan
 async fn exchange_on(mut connection: InnerConnection, request: Request<RequestBody>) -> Exchanged {
     match connection.send(request).await {
         Ok(response) => Ok((connection, response)),
-        Err(error) => Err(report_of(&error.into_error()).into()),
+        Err(error) => Err(connection.broke(&error.into_error())),
+    }
+}
+
+impl InnerConnection {
+    fn broke(&self, error: &hyper::Error) -> Unanswered {
+        Unanswered { report: report_of(error), at: Some(self.at), reused: self.reused }
     }
 }
 
@@ -250,7 +298,7 @@ fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(UPGRADE) && headers.get_all(CONNECTION).iter().any(listed)
 }
 
-/// The headers that go on: the client's, without what is this hop's and without its own idea of who it is.
+/// The headers that go on: the client's, without what is this hop's, and with who asks.
 fn onward(mut headers: HeaderMap, cluster: ClusterId, token: HeaderValue) -> Result<HeaderMap, Report> {
     drop_hop_by_hop(&mut headers);
     // Answered here: hyper sends 100 Continue when the body is asked for.
@@ -289,7 +337,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_clients_own_credential_and_this_hops_headers_go() {
+    fn this_hops_headers_go_and_who_asks_is_said_once() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("authorization", "Bearer theirs"),

@@ -12,7 +12,7 @@ mod state;
 
 pub use authority::{Authority, ClientIdentity};
 pub use endpoint::{EndpointTls, caller};
-pub use state::{ClusterLock, StateFolder};
+pub use state::{ServingLock, StateFolder};
 
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use towline_tunnel::fault::Report;
 
+pub(crate) use command::plugin;
 pub use exec_credential::{Decoded, decode as decode_exec_credential};
 pub use prompt::Prompt;
 pub use session::{Session, interactive, log_out};

@@ -122,7 +122,7 @@ impl Bench {
             shared_audience: false,
             clusters: Vec::new(),
             confirm: None,
-            port: 0,
+            port: Some(0),
             kubeconfig: None,
             state_dir: self.path("state"),
         }

@@ -85,7 +85,7 @@ async fn a_client_certificate_outlives_the_proxy_that_made_it() {
     let (kubeconfig, address) = (running.kubeconfig(), running.address());
     let long_lived = Kubectl::new(&kubeconfig, 0);
     drop(running);
-    let again = Config { port: address.port(), ..home.config(&peer) };
+    let again = Config { port: Some(address.port()), ..home.config(&peer) };
     let running = soon("again", async {
         loop {
             match start(again.clone(), watcher.clone()).await {

@@ -99,10 +99,19 @@ async fn a_context_opens_its_own_cluster_only() {
     let away = soon("its own", other.h2().await.send(other.get("/api/v1/pods"))).await.unwrap();
     assert_eq!(away.status(), 404);
     assert_eq!(code(away).await, "TL-REL-004");
-    // kubectl reads discovery without looking for a Status.
-    let words = soon("discovery", other.h2().await.send(other.get("/api"))).await.unwrap();
+    // kubectl reads discovery without looking for a Status; others look for one.
+    let mut discovery = other.get("/api");
+    discovery.headers_mut().insert("accept", "application/json, */*".parse().unwrap());
+    let words = soon("discovery", other.h2().await.send(discovery)).await.unwrap();
     assert_eq!(words.headers()["content-type"], "text/plain; charset=utf-8");
     assert!(text(words).await.contains("TL-REL-004"));
+    for path in ["/api", "/version"] {
+        let mut as_curl = other.get(path);
+        as_curl.headers_mut().insert("accept", "*/*".parse().unwrap());
+        let response = soon("a Status", other.h2().await.send(as_curl)).await.unwrap();
+        assert_eq!(response.status(), 404, "{path}");
+        assert_eq!(code(response).await, "TL-REL-004");
+    }
     assert_eq!(fixture.reached(), 0);
     assert_eq!(fixture.running.served()[1].trouble.as_ref().unwrap().fault.code(), "TL-REL-004");
 }

@@ -52,7 +52,6 @@ async fn a_request_reaches_the_cluster_with_its_path_and_our_token() {
     let path = "/api/v1//pods%2F?labelSelector=a%3Db&x=%7e";
     let request = || {
         let mut request = kubectl.get(path);
-        request.headers_mut().insert("authorization", "Bearer theirs".parse().unwrap());
         request.headers_mut().insert("impersonate-user", "root".parse().unwrap());
         request
     };
@@ -75,6 +74,31 @@ async fn a_request_reaches_the_cluster_with_its_path_and_our_token() {
         fixture.peer.script.tokens.lock().unwrap()[..],
         [support::jwt("towline-relay", 4_000_000_000)]
     );
+}
+
+/// `kubectl --token X` must not run as whoever is logged in at the proxy.
+#[tokio::test]
+async fn a_request_with_a_token_of_its_own_is_refused_and_reaches_nobody() {
+    let fixture = Fixture::new().await;
+    let kubectl = &fixture.kubectl;
+    let with_token = |mut request: http::Request<_>| {
+        request.headers_mut().insert("authorization", "Bearer theirs".parse().unwrap());
+        request
+    };
+    for answered in [
+        kubectl.h2().await.send(with_token(kubectl.get("/mine"))).await,
+        kubectl.h1().await.send(with_token(kubectl.get("/mine"))).await,
+        kubectl.h1().await.send(with_token(kubectl.upgrade("/mine", "SPDY/3.1"))).await,
+    ] {
+        let response = answered.unwrap();
+        assert_eq!(response.status(), 400);
+        let status: serde_json::Value = serde_json::from_str(&text(response).await).unwrap();
+        assert_eq!(status["details"]["causes"][0]["reason"], "TL-KUB-007");
+        let message = status["message"].as_str().unwrap();
+        assert!(message.contains("--service-account-token-file"), "{message}");
+        assert!(!message.contains("theirs"), "{message}");
+    }
+    assert_eq!(fixture.seen_of("/mine"), 0);
 }
 
 #[tokio::test]

@@ -144,6 +144,44 @@ async fn what_the_relay_refuses_reaches_the_person() {
     assert_eq!(response.status(), 200);
 }
 
+/// kubectl that remembers nothing asks for discovery first, and prints a line for each refusal of it.
+#[tokio::test]
+async fn discovery_is_answered_while_there_is_no_way_and_only_the_request_itself_is_refused() {
+    let peer = Peer::start().await;
+    let home = Home::new(&peer);
+    let (_running, kubectl, _trigger) = begin(&peer, &home).await;
+    let discover = async |path: &str| {
+        let mut request = kubectl.get(path);
+        let aggregated =
+            "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+        request.headers_mut().insert("accept", aggregated.parse().unwrap());
+        let response = soon("discovery", kubectl.h2().await.send(request)).await.unwrap();
+        (response.status().as_u16(), text(response).await)
+    };
+    let apis = |path: &str| (200, format!("the APIs of {path}"));
+    assert_eq!(discover("/api").await, apis("/api"));
+    assert_eq!(discover("/apis").await, apis("/apis"));
+    *peer.script.refuse_open.lock().unwrap() = Some(CloseReason::Forbidden);
+    let connections = peer.script.connections.lock().unwrap().clone();
+    connections.iter().for_each(|connection| connection.close());
+    for path in ["/api", "/apis", "/api"] {
+        assert_eq!(discover(path).await, apis(path));
+    }
+    let response = soon("a refusal", kubectl.h2().await.send(kubectl.get("/api/v1/pods"))).await.unwrap();
+    assert_eq!(response.status(), 403);
+    assert_eq!(code(response).await, "TL-REL-003");
+    // Nobody has asked like this while there was a way: there is nothing to give.
+    let response = soon("a refusal", kubectl.h2().await.send(kubectl.get("/api"))).await.unwrap();
+    assert_eq!(code(response).await, "TL-REL-003");
+    // The agent is there, and its apiserver is not.
+    *peer.script.refuse_open.lock().unwrap() = None;
+    peer.script.apiserver.refuses_discovery.store(true, Ordering::SeqCst);
+    let asked = || peer.script.apiserver.seen().iter().filter(|seen| seen.path == "/api").count();
+    let before = asked();
+    assert_eq!(discover("/api").await, apis("/api"));
+    assert_eq!(asked(), before + 1, "whoever can be asked is asked");
+}
+
 #[tokio::test]
 async fn an_expired_relay_token_is_told_until_the_file_holds_a_new_one() {
     let peer = Peer::start().await;
@@ -207,7 +245,7 @@ async fn a_proxy_that_can_not_work_says_why_before_it_writes_anything() {
 
     let mut busy = config();
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    busy.port = taken.local_addr().unwrap().port();
+    busy.port = Some(taken.local_addr().unwrap().port());
     let report = refused(busy).await;
     assert_eq!(report.fault, Fault::PortBusy);
     assert!(report.to_string().contains("--port 0"), "{report}");

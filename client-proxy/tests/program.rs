@@ -137,6 +137,35 @@ async fn a_relay_that_is_not_there_is_told_once() {
     assert!(code == Some(10) && said.matches("TL-NET-003").count() == 1, "{said}");
 }
 
+/// What a request failed at can be looked up at the other hops: the log names the stream as they do.
+#[tokio::test]
+async fn the_log_names_streams_and_those_that_failed() {
+    let bench = Bench::new().await;
+    let mut child =
+        bench.towline("proxy").args(["--cluster", &bench.cluster(), "--port", "0"]).spawn().unwrap();
+    soon("ready", lines(&mut child).next_line()).await.unwrap().unwrap();
+    let kubectl = Kubectl::new(&fs::read_to_string(bench.kubeconfig()).unwrap(), 0);
+    *bench.peer.script.refuse_open.lock().unwrap() = Some(CloseReason::Forbidden);
+    let connections = bench.peer.script.connections.lock().unwrap().clone();
+    connections.iter().for_each(|connection| connection.close());
+    let response = soon("a refusal", kubectl.h2().await.send(kubectl.get("/api/v1/pods"))).await.unwrap();
+    assert_eq!(response.status(), 403);
+    signal(&child, rustix::process::Signal::TERM);
+    let mut log = String::new();
+    soon("its log", child.stderr.take().unwrap().read_to_string(&mut log)).await.unwrap();
+    let said: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names = |message: &str| -> Vec<(String, String)> {
+        let told = said.iter().filter(|line| line["message"] == message);
+        told.map(|line| ["channel", "stream"].map(|name| line[name].as_str().unwrap_or_default().to_owned()))
+            .map(|[channel, stream]| (channel, stream))
+            .collect()
+    };
+    let (opened, failed) = (names("stream opened"), names("request failed"));
+    let [failed] = failed.as_slice() else { panic!("one has failed: {log}") };
+    assert!(opened.contains(failed) && !failed.1.is_empty(), "{failed:?} is one of {opened:?}");
+    assert!(opened.len() >= 2, "{opened:?}");
+}
+
 #[tokio::test]
 async fn one_command_runs_with_a_kubeconfig_of_its_own_and_its_exit_code_is_ours() {
     let bench = Bench::new().await;
@@ -226,6 +255,7 @@ async fn t29_secrets_are_in_no_log_no_argument_and_no_environment() {
     }
     let kubectl = Kubectl::new(&kubeconfig, 0);
     for path in ["/version", "/unauthorized", "/elsewhere"] {
+        kubectl.h2().await.send(kubectl.get(path)).await.unwrap();
         let mut request = kubectl.get(path);
         request.headers_mut().insert("authorization", "Bearer theirs-canary".parse().unwrap());
         kubectl.h2().await.send(request).await.unwrap();

@@ -4,6 +4,7 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -22,6 +23,7 @@ use crate::{
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// The cause is gone, and a command works, within this time.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
+const GET: [&str; 5] = ["get", "namespace", "default", "-o", "name"];
 
 /// A user with a proxy of their own, for trouble.
 #[derive(Debug)]
@@ -31,12 +33,26 @@ pub struct Trouble {
 
 /// kubectl through a proxy.
 pub(crate) fn kubectl(stage: &Stage, proxy: &Proxy, arguments: &[&str]) -> anyhow::Result<Outcome> {
+    kubectl_at(stage, proxy, stage.folder(), arguments)
+}
+
+/// The same with another home folder, in which it keeps what it learned of a cluster.
+fn kubectl_at(stage: &Stage, proxy: &Proxy, home: &Path, arguments: &[&str]) -> anyhow::Result<Outcome> {
     let mut command = Command::new(stage.cluster.programs().kubectl());
-    command.env("KUBECONFIG", &proxy.kubeconfig).env("HOME", stage.folder()).args(arguments);
+    command.env("KUBECONFIG", &proxy.kubeconfig).env("HOME", home).args(arguments);
     run_within(command, ANSWER_WITHIN)
 }
 
-/// kubectl fails, in time, with exactly this fault in its words, and one line of them.
+/// kubectl fails as [`fails_with`] has it, and says nothing else.
+fn fails_in_one_line_with(outcome: &Outcome, fault: Fault) -> anyhow::Result<()> {
+    fails_with(outcome, fault)?;
+    let said = &outcome.stderr;
+    ensure!(said.trim_end().lines().count() == 1, "kubectl prints more than one line: {said}");
+    ensure!(said.starts_with("Error from server ("), "kubectl does not say whose error it is: {said}");
+    Ok(())
+}
+
+/// kubectl fails, in time, with exactly this fault in its words.
 pub(crate) fn fails_with(outcome: &Outcome, fault: Fault) -> anyhow::Result<()> {
     let (said, code) = (&outcome.stderr, fault.code());
     ensure!(outcome.ended == "exit 1", "kubectl: {} after {:?}: {said}", outcome.ended, outcome.took);
@@ -79,7 +95,13 @@ impl Trouble {
     }
 
     fn get(&self, stage: &Stage) -> anyhow::Result<Outcome> {
-        kubectl(stage, &self.proxy, &["get", "namespace", "default", "-o", "name"])
+        kubectl(stage, &self.proxy, &GET)
+    }
+
+    /// By a kubectl that remembers nothing, as in a CI job: it asks for discovery first.
+    fn get_cold(&self, stage: &Stage) -> anyhow::Result<Outcome> {
+        let home = tempfile::tempdir_in(stage.folder())?;
+        kubectl_at(stage, &self.proxy, home.path(), &GET)
     }
 
     /// Tries until it works; no try may hang.
@@ -96,9 +118,10 @@ impl Trouble {
         }
     }
 
-    /// Tries until it fails with this fault: what was just done takes a moment to be noticed.
+    /// Tries until it fails with this fault, in one line: what was just done takes a moment to be noticed.
     fn fails_soon_with(&self, stage: &Stage, fault: Fault) -> anyhow::Result<()> {
-        until(|| fails_with(&self.get(stage)?, fault))
+        until(|| fails_in_one_line_with(&self.get(stage)?, fault))?;
+        fails_in_one_line_with(&self.get_cold(stage)?, fault).context("with an empty HOME")
     }
 
     /// The role is taken away, and given back.
@@ -346,7 +369,8 @@ pub fn leaves_as_it_came(stage: &Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a request is called at each hop joins: the relay's channel and stream, the agent's, and the apiserver's Audit-ID.
+/// What a request is called at each hop joins: one channel and one stream in the logs of proxy, relay and agent, which all have one shape, and
+/// the apiserver's Audit-ID.
 ///
 /// # Errors
 /// Where the trace is lost.
@@ -357,11 +381,17 @@ pub fn can_be_followed(stage: &Stage, trouble: &Trouble) -> anyhow::Result<()> {
     let agent_log = fs::read_to_string(stage.log("agent"))?;
     let line = agent_log.lines().find(|line| line.contains(&marker)).context("the agent logs the request")?;
     let line: serde_json::Value = serde_json::from_str(line)?;
-    let field = |name: &str| {
-        line["fields"][name].as_str().map(str::to_owned).with_context(|| format!("no {name}: {line}"))
-    };
-    let (channel, audit_id) = (field("channel")?, field("audit_id")?);
-    field("stream")?;
+    let field =
+        |name: &str| line[name].as_str().map(str::to_owned).with_context(|| format!("no {name}: {line}"));
+    let (channel, stream, audit_id) = (field("channel")?, field("stream")?, field("audit_id")?);
+    for log in ["proxy-trouble", "relay", "agent"] {
+        let text = fs::read_to_string(stage.log(log))?;
+        // The proxy's first line is for people.
+        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let found =
+            lines.any(|line| line["channel"] == channel.as_str() && line["stream"] == stream.as_str());
+        ensure!(found, "no line of the log {log} has channel {channel} and stream {stream}: {text}");
+    }
     let since = Instant::now();
     loop {
         let audit = fs::read_to_string(stage.cluster.audit_log())?;
@@ -373,7 +403,6 @@ pub fn can_be_followed(stage: &Stage, trouble: &Trouble) -> anyhow::Result<()> {
         pause(Duration::from_millis(100));
     }
     let relay_log = fs::read_to_string(stage.log("relay"))?;
-    ensure!(relay_log.contains(&channel), "the relay's log does not have channel {channel}");
     ensure!(!relay_log.contains(&marker), "the relay knows what was asked for");
     Ok(())
 }

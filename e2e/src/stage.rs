@@ -443,7 +443,7 @@ fn keep_logs(from: &Path, to: &Path) -> std::io::Result<()> {
 /// A field of a line of log, which is JSON where no terminal reads it.
 fn field(line: &str, name: &str) -> anyhow::Result<String> {
     let read: serde_json::Value = serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
-    Ok(read["fields"][name].as_str().with_context(|| format!("no field {name} in {line}"))?.to_owned())
+    Ok(read[name].as_str().with_context(|| format!("no field {name} in {line}"))?.to_owned())
 }
 
 /// What a command prints, without the end of the line.

@@ -207,7 +207,7 @@ fn begun(log: &str) -> Begun {
 /// The time of day and how long since the turn, from `…"timestamp":"2026-01-01T12:34:56.789012Z"…"micros":1700…`.
 fn times(line: &str) -> Option<(Duration, Duration)> {
     let read: serde_json::Value = serde_json::from_str(line).ok()?;
-    let handshake = Duration::from_micros(read["fields"]["micros"].as_u64()?);
+    let handshake = Duration::from_micros(read["micros"].as_u64()?);
     let (_, time) = read["timestamp"].as_str()?.trim_end_matches('Z').split_once('T')?;
     let mut parts = time.split(':');
     let mut next = || parts.next()?.parse::<f64>().ok().filter(|part| (0.0..61.0).contains(part));
@@ -269,9 +269,7 @@ mod tests {
     #[test]
     fn a_log_says_when_turns_came_and_sessions_began() {
         let line = |time: &str, message: &str| {
-            format!(
-                r#"{{"timestamp":"2026-01-01T{time}Z","fields":{{"message":"{message}","micros":250000}}}}"#
-            )
+            format!(r#"{{"timestamp":"2026-01-01T{time}Z","message":"{message}","micros":250000}}"#)
         };
         let log = [
             line("23:59:59.500000", "an agent's session began"),

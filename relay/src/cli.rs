@@ -4,17 +4,13 @@ mod audit;
 mod clusters;
 mod documents;
 mod enroll;
+mod log;
 mod revoke;
 mod roles;
 mod serve;
 pub mod table;
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-    time::SystemTime,
-};
+use std::{io::Write as _, path::PathBuf, process::ExitCode, time::SystemTime};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use table::table;
@@ -22,7 +18,6 @@ use towline_tunnel::{
     carrier::dial::RelayAddress,
     fault::{Fault, Report, name_program},
 };
-use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
 use crate::{data_dir, keys::RelayKeys, registry::Registry};
 
@@ -30,6 +25,9 @@ use crate::{data_dir, keys::RelayKeys, registry::Registry};
 #[derive(Debug, Parser)]
 #[command(name = "towline-relay", version)]
 struct Cli {
+    /// How much to log, to stderr: as text on a terminal, as JSON otherwise [default: as RUST_LOG says, or info]
+    #[arg(long, global = true, value_enum)]
+    log: Option<log::Level>,
     #[command(subcommand)]
     command: Command,
 }
@@ -141,7 +139,7 @@ enum Format {
 pub fn main() -> ExitCode {
     name_program("towline-relay");
     let cli = Cli::parse();
-    log_to_stderr();
+    log::start(cli.log);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Report::caused_by(Fault::Internal, "no runtime can be made", error)),
@@ -186,19 +184,6 @@ fn print(text: &str) -> Result<(), Report> {
     }
 }
 
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_span_events(FmtSpan::NONE)
-        .with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        builder.with_target(false).init();
-    } else {
-        builder.json().init();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -208,5 +193,7 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+        let cli = Cli::try_parse_from(["towline-relay", "key", "--log", "debug"]).unwrap();
+        assert_eq!(cli.log, Some(log::Level::Debug));
     }
 }

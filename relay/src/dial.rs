@@ -142,7 +142,7 @@ impl Switchboard {
         wanted: Wanted,
         from: Route,
     ) -> Result<Route, Refusal> {
-        let cluster = wanted.cluster();
+        let (cluster, key) = (wanted.cluster(), wanted.key());
         let until = self.allowed(client, cluster)?;
         // This one is counted already: of two at the limit that come at once, both may be refused, and none too many is let in.
         if from.conn.user().is_some_and(User::has_too_many) {
@@ -184,7 +184,7 @@ impl Switchboard {
             }
             _ => (CloseReason::AgentOffline, "the agent is going away".into()),
         })?;
-        Ok(Route { conn: agent, stream, documents })
+        Ok(Route { conn: agent, stream, key, documents })
     }
 
     /// Whether the role documents that went with a stream still stand.

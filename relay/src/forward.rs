@@ -47,6 +47,8 @@ pub struct Route {
     pub conn: Arc<RelayConn>,
     /// The stream's id there.
     pub stream: StreamId,
+    /// The stream's name, the same at every hop: logs have it.
+    pub key: StreamKey,
     /// The role documents that went with it to an agent.
     pub documents: Option<Arc<[DocumentId]>>,
 }
@@ -329,8 +331,8 @@ impl RelayConn {
         }
         drop(state);
         self.output.notify_one();
-        for (stream, route, (reason, detail)) in ended {
-            info!(channel = %self.channel(), stream, reason = reason.text(), detail, "a stream was ended");
+        for (_, route, (reason, detail)) in ended {
+            info!(channel = %self.channel(), stream = %route.key, reason = reason.text(), detail, "a stream was ended");
             route.conn.reset(route.stream, reason, "");
         }
     }
@@ -357,8 +359,8 @@ impl RelayConn {
         if !ended.is_empty() {
             self.output.notify_one();
         }
-        for (stream, route) in ended {
-            info!(channel = %self.channel(), stream, "a stream was ended: a role document that came with it is gone");
+        for (_, route) in ended {
+            info!(channel = %self.channel(), stream = %route.key, "a stream was ended: a role document that came with it is gone");
             route.conn.reset(route.stream, CloseReason::RoleEnded, "");
         }
     }
@@ -553,10 +555,10 @@ impl RelayConn {
             client,
             self.channel(),
             wanted,
-            Route { conn: me, stream, documents: None },
+            Route { conn: me, stream, key, documents: None },
         ) {
             Ok(route) => {
-                let (agent_stream, documents) = (route.stream, route.documents.clone());
+                let documents = route.documents.clone();
                 let mut state = self.lock();
                 if let Some(account) = &mut state.account {
                     account.allowed(cluster, resumes, || self.switchboard.why(client, cluster));
@@ -564,7 +566,7 @@ impl RelayConn {
                 state.leg.bind(stream, route, 0);
                 drop(state);
                 self.metrics().opens.inc();
-                debug!(channel = %self.channel(), stream, agent_stream, %key, %cluster, "a stream was opened");
+                info!(channel = %self.channel(), stream = %key, %cluster, resumes, "a stream was opened");
                 // The role may have gone between the decision and now, when nobody knew of the stream.
                 if let Err((reason, _)) = self.switchboard.allowed(client, cluster) {
                     self.refuse_route(stream, reason);
@@ -581,7 +583,7 @@ impl RelayConn {
                     });
                 }
                 info!(
-                    channel = %self.channel(), stream, %cluster, principal = client.caller.principal, reason = reason.text(),
+                    channel = %self.channel(), stream = %key, %cluster, principal = client.caller.principal, reason = reason.text(),
                     detail = &*detail, "a stream was refused"
                 );
                 self.reset(stream, reason, &detail);

@@ -97,15 +97,22 @@ pub(super) fn read(path: &Path, context: Option<&str>) -> Result<Target, Report>
     let bytes =
         fs::read(path).map_err(|error| Report::caused_by(Fault::FileUnreadable, name.clone(), error))?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    parse(&bytes, context, folder).map_err(|why| Report::new(Fault::FileUnreadable, format!("{name}: {why}")))
+    let told = |fault, why: String| Report::new(fault, format!("{name}: {why}"));
+    let config = decode(&bytes).map_err(|why| told(Fault::FileUnreadable, why))?;
+    // It can be read: what is wrong with it is what it says.
+    choose(config, context, folder).map_err(|why| told(Fault::ConfigInvalid, why))
 }
 
-fn parse(bytes: &[u8], context: Option<&str>, folder: &Path) -> Result<Target, String> {
+fn decode(bytes: &[u8]) -> Result<Kubeconfig, String> {
     // The parser's own message may repeat what stands in the file.
-    let config: Kubeconfig = serde_norway::from_slice(bytes).map_err(|error| match error.location() {
+    serde_norway::from_slice(bytes).map_err(|error| match error.location() {
         Some(at) => format!("not a kubeconfig (line {})", at.line()),
         None => "not a kubeconfig".to_owned(),
-    })?;
+    })
+}
+
+/// The context's cluster and user.
+fn choose(config: Kubeconfig, context: Option<&str>, folder: &Path) -> Result<Target, String> {
     let wanted = context.or(config.current_context.as_deref()).filter(|name| !name.is_empty());
     let wanted = wanted.ok_or("it has no current context: give --context")?;
     let contexts = config.contexts.unwrap_or_default();
@@ -127,7 +134,7 @@ fn target(cluster: Cluster, user: User, folder: &Path) -> Result<Target, String>
         return Err("proxy-url is not supported: the agent must reach kube-apiserver directly".into());
     }
     for (is_there, what) in [
-        (user.exec.is_some(), "an exec plugin"),
+        (user.exec.is_some(), "an exec plugin (a credential command)"),
         (user.auth_provider.is_some(), "an auth-provider"),
         (user.username.is_some(), "a username and password"),
         (user.as_user.is_some(), "impersonation (as)"),
@@ -212,7 +219,7 @@ users:
 ";
 
     fn read_text(text: &str, context: Option<&str>) -> Result<Target, String> {
-        parse(text.as_bytes(), context, Path::new("/etc/kube"))
+        choose(decode(text.as_bytes())?, context, Path::new("/etc/kube"))
     }
 
     #[test]
@@ -260,5 +267,19 @@ users:
         let report = read(Path::new("/nowhere/config"), None).unwrap_err();
         assert_eq!(report.fault, Fault::FileUnreadable);
         assert!(report.to_string().contains("/nowhere/config"), "{report}");
+        // What can be read and not be used is another fault.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        for (text, fault) in [
+            (
+                WHOLE.replace("{tokenFile: /run/token, token: old}", "{exec: {command: aws}}"),
+                Fault::ConfigInvalid,
+            ),
+            (WHOLE.replace("current-context: one", "current-context: gone"), Fault::ConfigInvalid),
+            ("users: no list".to_owned(), Fault::FileUnreadable),
+        ] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(read(&path, None).unwrap_err().fault, fault);
+        }
     }
 }

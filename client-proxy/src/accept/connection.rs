@@ -35,10 +35,11 @@ use towline_tunnel::{
     head::{GuardHandle, HeadGuard, MAX_HEAD, Patience, Steady},
     ids::ClusterId,
 };
+use tracing::field::display;
 
 use super::{Hosts, rules};
 use crate::{
-    forward::{Arrival, Forwarder, ResponseBody, UpgradedCopy, refusal},
+    forward::{Arrival, Forwarder, ResponseBody, Unanswered, UpgradedCopy, refusal},
     local::{EndpointTls, caller},
 };
 
@@ -219,8 +220,9 @@ async fn answer(
     let read_raw = is_read_raw(rules::within_cluster(request.uri().path()), request.headers());
     let (mut response, copy) = match forward(&caller, request).await {
         Ok(answered) => answered,
-        Err(report) => {
-            tracing::info!(%report, cluster = %caller.cluster, "request failed");
+        Err(Unanswered { report, at, .. }) => {
+            let (channel, stream) = (at.map(|at| display(at.channel)), at.map(|at| display(at.stream)));
+            tracing::info!(channel, stream, %report, cluster = %caller.cluster, "request failed");
             (refusal(&report, read_raw), None)
         }
     };
@@ -254,17 +256,18 @@ async fn end(connection: OnUpgrade) -> bool {
 async fn forward(
     caller: &Caller,
     request: Request<Incoming>,
-) -> Result<(Response<ResponseBody>, Option<UpgradedCopy>), Report> {
+) -> Result<(Response<ResponseBody>, Option<UpgradedCopy>), Unanswered> {
     let (parts, body) = request.into_parts();
     if let Some(error) = caller.guard.as_ref().and_then(|guard| guard.refusal(&parts.headers)) {
-        return Err(error.into());
+        return Err(Report::from(error).into());
     }
     caller.scope.hosts.check(&parts)?;
     rules::check_head(&parts)?;
     let (cluster, path) = rules::split(parts.uri.path_and_query(), caller.cluster)?;
     if cluster != caller.cluster {
         let own = caller.cluster;
-        return Err(Report::new(Fault::LocalCallerUnknown, format!("its certificate is for cluster {own}")));
+        let what = format!("its certificate is for cluster {own}");
+        return Err(Report::new(Fault::LocalCallerUnknown, what).into());
     }
     caller.scope.forwarder.forward(Arrival { cluster, path, parts, body }).await
 }

@@ -17,15 +17,20 @@ use towline_tunnel::{
     values::duration,
 };
 
-use super::{AtRelay, ask, profile::Profile};
+use super::{
+    AtRelay, ask,
+    profile::{Profile, is_printed},
+};
 use crate::{
-    accept::DEFAULT_PORT,
     app::{BULK_LINES, Choice, Config, RESUME_TIMEOUT, default_lines},
     kubeconfig::Location,
     local::StateFolder,
     login::{self, LoginTable, Store},
     token::{Purpose, Token, TokenFrom},
 };
+
+/// Whoever lacks it is told where it is to be had.
+const RELAY_KEY: &str = "--relay-key (the HASH that `towline-relay key` prints on the relay)";
 
 /// Which clusters, and how they are reached. What is not given is taken from the profile.
 #[derive(Args, Clone, Debug, Default)]
@@ -34,7 +39,7 @@ pub struct Reach {
     #[command(flatten)]
     pub at: AtRelay,
     /// Holds a service account's token, which the cluster's apiserver itself judges, in place of a cluster token; `-` reads it once from standard input.
-    #[arg(long, value_name = "FILE", conflicts_with = "cluster_token_file")]
+    #[arg(long, visible_alias = "token-file", value_name = "FILE", conflicts_with = "cluster_token_file")]
     pub service_account_token_file: Option<PathBuf>,
     /// A cluster, by id, as NAME=ID, or by a name that you confirm on a terminal. May be repeated.
     #[arg(long = "cluster", value_name = "CLUSTER")]
@@ -53,7 +58,7 @@ pub struct ProxyArguments {
     /// Which clusters, and how they are reached.
     #[command(flatten)]
     pub reach: Reach,
-    /// The local port; 0 takes a free one [default: 47011].
+    /// The local port; 0 takes a free one [default: 47011, or a free one where another towline has that].
     #[arg(long)]
     pub port: Option<u16>,
     /// The context's name, where one cluster is served.
@@ -76,21 +81,17 @@ pub struct RunArguments {
 }
 
 impl ProxyArguments {
-    /// Whether the kubeconfig is to be printed.
-    pub(super) fn prints(&self) -> bool {
-        self.kubeconfig.as_deref().is_some_and(|path| path.as_os_str() == "-")
-    }
-
+    /// Without a kubeconfig where one is to be printed.
     pub(super) fn config(self) -> Result<Config, Report> {
         let profile = Profile::load(self.reach.at.profile.as_deref())?;
         let kubeconfig = match self.kubeconfig.clone().or_else(|| profile.kubeconfig.clone()) {
-            _ if self.prints() => None,
+            Some(path) if is_printed(&path) => None,
             Some(path) => Some(Location::file(path)),
             None => Some(Location::from_environment()?),
         };
-        let port = self.port.or(profile.port).unwrap_or(DEFAULT_PORT);
+        let port = self.port.or(profile.port);
         let mut config = Config { port, kubeconfig, ..self.reach.config(&profile)? };
-        if let Some(name) = self.context_name {
+        if let Some(name) = self.context_name.or(profile.context_name) {
             let [only] = config.clusters.as_mut_slice() else {
                 return Err(Report::new(Fault::ConfigInvalid, "--context-name is for one cluster"));
             };
@@ -132,7 +133,7 @@ impl Reach {
     ) -> Result<Config, Report> {
         let mut missing = Vec::new();
         let relay = given(&self.at.relay, &profile.relay, "--relay", &mut missing);
-        let relay_key = given(&self.at.relay_key, &profile.relay_key, "--relay-key", &mut missing);
+        let relay_key = given(&self.at.relay_key, &profile.relay_key, RELAY_KEY, &mut missing);
         let state_dir = state_dir(self.at.state_dir.as_ref(), profile)?;
         let egress = profile.egress(&self.at.proxies)?;
         let relay_token = self.relay_token(profile, &egress, &state_dir)?;
@@ -168,7 +169,7 @@ impl Reach {
             shared_audience: self.at.allow_shared_audience || profile.allow_shared_audience,
             clusters,
             confirm: ask::on_terminal(),
-            port: 0,
+            port: Some(0),
             kubeconfig: None,
             state_dir,
         })
@@ -309,6 +310,7 @@ mod tests {
         for flag in ["--relay,", "--relay-key", "--relay-token-file", "--cluster-token-file", "--cluster"] {
             assert!(report.to_string().contains(flag), "{flag}: {report}");
         }
+        assert!(report.to_string().contains("towline-relay key"), "{report}");
     }
 
     #[test]
@@ -316,7 +318,7 @@ mod tests {
         let (folder, path, id) = profile();
         let config = proxy(&["--profile", &path, "-f", "-"]).unwrap();
         assert_eq!(config.clusters, [Choice::named("edge-7", id)]);
-        assert_eq!((config.port, config.kubeconfig), (5, None));
+        assert_eq!((config.port, config.kubeconfig), (Some(5), None));
         let file = |from: &TokenFrom| match from {
             TokenFrom::File(path) => path.clone(),
             other => panic!("{other:?}"),
@@ -340,12 +342,19 @@ mod tests {
             "/k",
         ])
         .unwrap();
-        assert_eq!(config.port, 0);
+        assert_eq!(config.port, Some(0));
         assert_eq!(config.relay.authority(), "other:1");
         assert_eq!(config.kubeconfig, Some(Location::file("/k")));
         assert_eq!((config.clusters[0].id, config.clusters[1].id), (Some(id), None));
         let named = proxy(&["--profile", &path, "--context-name", "mine", "-f", "-"]).unwrap();
         assert_eq!(named.clusters[0].context.as_deref(), Some("mine"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("context-name = 'work'\nkubeconfig = '-'\n{text}")).unwrap();
+        let config = proxy(&["--profile", &path]).unwrap();
+        assert_eq!((config.clusters[0].context.as_deref(), config.kubeconfig), (Some("work"), None));
+        let config = proxy(&["--profile", &path, "--context-name", "mine", "-f", "/k"]).unwrap();
+        assert_eq!(config.clusters[0].context.as_deref(), Some("mine"));
+        assert_eq!(config.kubeconfig, Some(Location::file("/k")));
         let two = ["--profile", &path, "--context-name", "x", "--cluster", "a", "--cluster", "b", "-f", "-"];
         assert_eq!(proxy(&two).unwrap_err().fault, Fault::ConfigInvalid);
     }

@@ -10,7 +10,6 @@ use towline_tunnel::{
 
 use super::{say, signals::Signals};
 use crate::{
-    accept::DEFAULT_PORT,
     dev::{Config, Running, start},
     kubeconfig::Location,
     local::StateFolder,
@@ -34,9 +33,9 @@ pub struct DevArguments {
     /// The kubeconfig to add the context `towline-dev` to while this runs [default: as kubectl].
     #[arg(long, value_name = "FILE")]
     write_kubeconfig: Option<PathBuf>,
-    /// The local port; 0 takes a free one.
-    #[arg(long, default_value_t = DEFAULT_PORT)]
-    port: u16,
+    /// The local port; 0 takes a free one [default: 47011, or a free one where another towline has that].
+    #[arg(long)]
+    port: Option<u16>,
     /// Keeps the local authority and client certificates [default: ~/.local/state/towline].
     #[arg(long, value_name = "FOLDER")]
     state_dir: Option<PathBuf>,
@@ -54,8 +53,8 @@ impl DevArguments {
         }
         let own = Location::from_environment();
         let source = match self.kubeconfig {
-            Some(file) => file,
-            None => own.clone()?.target().to_owned(),
+            Some(file) => Location::file(file),
+            None => own.clone()?,
         };
         Ok(Config {
             source,

@@ -20,7 +20,7 @@ use super::{
     Output, Reach,
     arguments::{given, state_dir},
     log,
-    profile::Profile,
+    profile::{Profile, is_printed},
     say,
 };
 use crate::{
@@ -138,6 +138,7 @@ impl DoctorArguments {
         let ca_file = reach.at.relay_ca_file.clone().or_else(|| profile.relay_ca_file.clone());
         let state_dir = state_dir(reach.at.state_dir.as_ref(), &profile)?;
         let kubeconfig = match self.kubeconfig.clone().or_else(|| profile.kubeconfig.clone()) {
+            Some(path) if is_printed(&path) => None,
             Some(path) => Some(Location::file(path)),
             None => Location::from_environment().ok(),
         };

@@ -6,20 +6,22 @@ use std::{
 };
 
 use clap::ValueEnum;
+use serde::Deserialize;
 use tracing_subscriber::{
     EnvFilter, Layer as _, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
 /// How much is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Level {
     /// What failed for good.
     Error,
     /// What went wrong and is dealt with.
     Warn,
-    /// What happens seldom.
+    /// Sessions and streams, and requests that failed.
     Info,
-    /// Each stream and request.
+    /// Each request.
     Debug,
     /// Everything.
     Trace,

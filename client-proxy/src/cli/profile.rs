@@ -17,6 +17,7 @@ use towline_tunnel::{
     values::duration,
 };
 
+use super::Level;
 use crate::login::{LoginTable, Settings};
 
 /// The profile that is used where none is named.
@@ -43,7 +44,10 @@ pub(super) struct Profile {
     pub(super) resume_timeout: Option<Duration>,
     #[serde(deserialize_with = "lines")]
     pub(super) bulk_lines: Option<u32>,
+    /// `-` prints one, as the flag does.
     pub(super) kubeconfig: Option<PathBuf>,
+    pub(super) context_name: Option<String>,
+    pub(super) log: Option<Level>,
     pub(super) state_dir: Option<PathBuf>,
     /// Names and ids: the ids are pins.
     pub(super) clusters: BTreeMap<String, String>,
@@ -90,11 +94,13 @@ impl Profile {
             &mut profile.relay_token_file,
             &mut profile.cluster_token_file,
             &mut profile.service_account_token_file,
-            &mut profile.kubeconfig,
             &mut profile.state_dir,
         ] {
             *file = file.take().map(|file| within(folder, &file));
         }
+        let kubeconfig = profile.kubeconfig.take();
+        profile.kubeconfig =
+            kubeconfig.map(|file| if is_printed(&file) { file } else { within(folder, &file) });
         for file in profile.login.iter_mut().flat_map(LoginTable::files) {
             *file = file.take().map(|file| within(folder, &file));
         }
@@ -140,6 +146,11 @@ impl Profile {
         };
         Egress::new(EgressSettings::resolve(&sources)?)
     }
+}
+
+/// Whether a kubeconfig is to be printed, and not to be added to.
+pub(super) fn is_printed(kubeconfig: &Path) -> bool {
+    kubeconfig.as_os_str() == "-"
 }
 
 /// Where a profile is, and its name.
@@ -232,10 +243,19 @@ mod tests {
     fn every_flag_that_repeats_can_stand_in_a_profile() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("p.toml");
-        fs::write(&path, "resume-timeout = \"90s\"\nbulk-lines = 0\n").unwrap();
+        let text = "resume-timeout = '90s'\nbulk-lines = 0\ncontext-name = 'mine'\nlog = 'debug'\nkubeconfig = 'k'\n";
+        fs::write(&path, text).unwrap();
         let profile = Profile::load(Some(&path)).unwrap();
+        assert_eq!((profile.context_name.as_deref(), profile.log), (Some("mine"), Some(Level::Debug)));
+        assert_eq!(profile.kubeconfig, Some(folder.path().join("k")));
+        fs::write(&path, "kubeconfig = '-'\n").unwrap();
+        assert_eq!(Profile::load(Some(&path)).unwrap().kubeconfig, Some("-".into()), "no file of that name");
         assert_eq!((profile.resume_timeout, profile.bulk_lines), (Some(Duration::from_secs(90)), Some(0)));
-        for (wrong, why) in [("resume-timeout = \"soon\"", "\"soon\""), ("bulk-lines = 4", "at most 3")] {
+        for (wrong, why) in [
+            ("resume-timeout = \"soon\"", "\"soon\""),
+            ("bulk-lines = 4", "at most 3"),
+            ("log = 'loud'", "loud"),
+        ] {
             fs::write(&path, wrong).unwrap();
             let said = Profile::load(Some(&path)).unwrap_err().to_string();
             assert!(said.contains(why) && said.contains("line 1"), "{said}");

@@ -9,8 +9,8 @@ use crate::app::{Running, start};
 
 /// Serves until asked to end. A second signal ends it at once; then the kubeconfig is restored all the same.
 pub(super) async fn execute(arguments: ProxyArguments) -> Result<ExitCode, Report> {
-    let prints = arguments.prints();
     let config = arguments.config()?;
+    let prints = config.kubeconfig.is_none();
     let mut signals = Signals::new()?;
     let (trigger, watcher) = drain();
     let running = tokio::select! {

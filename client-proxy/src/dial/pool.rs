@@ -16,7 +16,7 @@ use hyper::{
     client::conn::{TrySendError, http1},
 };
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, interval_at, sleep, timeout};
+use tokio::time::{Instant, interval_at, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use towline_tunnel::{
     backoff::{self, Backoff},
@@ -39,11 +39,43 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 const INNER_WITHIN: Duration = Duration::from_secs(10);
 /// While streams are refused because something is being replaced, opening is tried again for this long.
 const HOLD: Duration = Duration::from_secs(10);
+/// Whoever asks for a connection is answered within this time, whatever is slow: a session may take 13 s, and the inner handshake 10 s.
+const DIAL_WITHIN: Duration = Duration::from_secs(14);
 /// A connection that has answered becomes ready as soon as its task runs.
 const READY_WITHIN: Duration = Duration::from_millis(200);
 
 /// What requests to the agent carry.
 pub type RequestBody = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
+
+/// A stream, as every hop's log names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamAt {
+    /// The session that carries it, between here and the relay.
+    pub channel: ChannelId,
+    /// Its own name, the same from here to the agent.
+    pub stream: StreamKey,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub struct Unopened {
+    /// The fault.
+    pub report: Report,
+    /// The stream that was tried last, if it came to that.
+    pub at: Option<StreamAt>,
+}
+
+impl From<Report> for Unopened {
+    fn from(report: Report) -> Self {
+        Self { report, at: None }
+    }
+}
+
+impl From<Unopened> for Report {
+    fn from(unopened: Unopened) -> Self {
+        unopened.report
+    }
+}
 
 /// One inner connection. Dropping it resets its stream.
 pub struct InnerConnection {
@@ -55,16 +87,14 @@ pub struct InnerConnection {
     _task: AbortOnDropHandle<()>,
     _counted: Arc<()>,
     /// The stream that carries it.
-    pub stream: StreamKey,
-    /// The session that carries the stream.
-    pub channel: ChannelId,
+    pub at: StreamAt,
     /// It has carried a request before: the agent may have ended it meanwhile.
     pub reused: bool,
 }
 
 impl fmt::Debug for InnerConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InnerConnection").field("stream", &self.stream).finish_non_exhaustive()
+        f.debug_struct("InnerConnection").field("stream", &self.at.stream).finish_non_exhaustive()
     }
 }
 
@@ -174,7 +204,7 @@ impl Pool {
     ///
     /// # Errors
     /// If there is no session, or the agent can't be reached.
-    pub async fn take(self: &Arc<Self>) -> Result<InnerConnection, Report> {
+    pub async fn take(self: &Arc<Self>) -> Result<InnerConnection, Unopened> {
         let connection = match self.take_idle().await {
             Some(connection) => connection,
             None => self.dial().await?,
@@ -209,33 +239,30 @@ impl Pool {
         idle.push_back((Instant::now(), connection));
     }
 
-    /// A new connection. While relay or agent are being replaced, tries again.
+    /// A new connection, or why there is none, within 14 s. While relay or agent are being replaced, tries again.
     ///
     /// # Errors
     /// If there is no session, or the agent can't be reached.
-    pub async fn dial(&self) -> Result<InnerConnection, Report> {
-        let begun = Instant::now();
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
-        loop {
-            let session = self.link.session().await?;
-            let report = match timeout(INNER_WITHIN, self.open(&session)).await {
-                Ok(Ok(connection)) => {
-                    *self.presence() = Presence::There;
-                    return Ok(connection);
-                }
-                Ok(Err(report)) => report,
-                Err(_elapsed) => Report::new(Fault::AgentTimeout, "the inner handshake is not answered"),
-            };
-            let replaced = match report.fault {
-                Fault::CarrierLost | Fault::RelayDraining | Fault::AgentDraining => true,
-                Fault::AgentOffline => self.may_just_be_away(),
-                _ => false,
-            };
-            if !replaced || begun.elapsed() >= HOLD {
-                return Err(report);
-            }
-            tracing::debug!(%report, cluster = %self.cluster, "the stream was refused; trying again");
-            sleep(backoff.after_failure(Duration::ZERO, backoff::random())).await;
+    pub async fn dial(&self) -> Result<InnerConnection, Unopened> {
+        let connection = held(|| self.attempt(), |report| self.is_replaced(report)).await?;
+        *self.presence() = Presence::There;
+        Ok(connection)
+    }
+
+    async fn attempt(&self) -> Result<InnerConnection, Unopened> {
+        let session = self.link.session().await?;
+        let at = StreamAt { channel: session.channel, stream: StreamKey::random() };
+        let silent = |_elapsed| Report::new(Fault::AgentTimeout, "the inner handshake is not answered");
+        let opened = timeout(INNER_WITHIN, self.open(&session, at)).await.map_err(silent).flatten();
+        opened.map_err(|report| Unopened { report, at: Some(at) })
+    }
+
+    /// Whether what refused a stream may be back in a moment.
+    fn is_replaced(&self, report: &Report) -> bool {
+        match report.fault {
+            Fault::CarrierLost | Fault::RelayDraining | Fault::AgentDraining => true,
+            Fault::AgentOffline => self.may_just_be_away(),
+            _ => false,
         }
     }
 
@@ -256,10 +283,10 @@ impl Pool {
         }
     }
 
-    async fn open(&self, session: &Session) -> Result<InnerConnection, Report> {
-        let key = StreamKey::random();
+    async fn open(&self, session: &Session, at: StreamAt) -> Result<InnerConnection, Report> {
+        let key = at.stream;
         let stream = session.connection.open(OpenRequest::new(key, self.cluster))?;
-        tracing::debug!(channel = %session.channel, stream = %key, cluster = %self.cluster, "stream opened");
+        tracing::info!(channel = %at.channel, stream = %key, cluster = %self.cluster, "stream opened");
         let view = stream.view();
         let tls = self.connector.connect(stream).await?;
         if let Ok(exported) = tls.exporter(EXPORTER_LABEL) {
@@ -278,8 +305,7 @@ impl Pool {
             view,
             _task: AbortOnDropHandle::new(tokio::spawn(task)),
             _counted: Arc::clone(&self.counted),
-            stream: key,
-            channel: session.channel,
+            at,
             reused: false,
         })
     }
@@ -296,7 +322,7 @@ impl Pool {
             let Some(pool) = pool.upgrade() else { return };
             match pool.dial().await {
                 Ok(connection) => pool.put_fresh(connection),
-                Err(report) => tracing::debug!(%report, "no connection made ahead of need"),
+                Err(Unopened { report, .. }) => tracing::debug!(%report, "no connection made ahead of need"),
             }
         };
         *prewarming = Some(AbortOnDropHandle::new(tokio::spawn(task)));
@@ -310,6 +336,34 @@ impl Pool {
     }
 }
 
+/// Tries until it works, until trying again does not help, or until the time is up: then the last fault is told.
+async fn held<T, A: Future<Output = Result<T, Unopened>>>(
+    mut attempt: impl FnMut() -> A,
+    mut helps: impl FnMut(&Report) -> bool,
+) -> Result<T, Unopened> {
+    let begun = Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+    let mut last = None;
+    loop {
+        let unopened = match timeout_at(begun + DIAL_WITHIN, attempt()).await {
+            Ok(Ok(opened)) => return Ok(opened),
+            Ok(Err(unopened)) => unopened,
+            Err(_elapsed) => {
+                let silent =
+                    || Report::new(Fault::AgentTimeout, "there is no connection to it in time").into();
+                return Err(last.unwrap_or_else(silent));
+            }
+        };
+        if !helps(&unopened.report) || begun.elapsed() >= HOLD {
+            return Err(unopened);
+        }
+        let stream = unopened.at.map(|at| tracing::field::display(at.stream));
+        tracing::debug!(report = %unopened.report, stream, "the stream was refused; trying again");
+        last = Some(unopened);
+        sleep(backoff.after_failure(Duration::ZERO, backoff::random())).await;
+    }
+}
+
 /// Ends connections that were idle for too long.
 async fn sweep(pool: Weak<Pool>) {
     // Not at once: the pool that starts this is not whole yet.
@@ -318,5 +372,48 @@ async fn sweep(pool: Weak<Pool>) {
         ticks.tick().await;
         let Some(pool) = pool.upgrade() else { return };
         pool.idle().retain(|(since, connection)| since.elapsed() < IDLE_FOR && connection.is_usable());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost() -> Unopened {
+        Report::from(Fault::CarrierLost).into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_is_slow_whoever_asks_is_answered_within_15_seconds() {
+        // Each takes as long as it may: the session, and then the inner handshake.
+        for (first, then) in [(0, 3600), (9, 3600), (9, 23), (13, 10), (23, 23)] {
+            let begun = Instant::now();
+            let mut tries = 0;
+            let attempt = || {
+                tries += 1;
+                let takes = Duration::from_secs(if tries == 1 { first } else { then });
+                async move {
+                    sleep(takes).await;
+                    Err::<(), _>(lost())
+                }
+            };
+            let unopened = held(attempt, |_| true).await.unwrap_err();
+            assert!(begun.elapsed() < Duration::from_secs(15), "{first}, {then}: {:?}", begun.elapsed());
+            let told = if first > 14 { Fault::AgentTimeout } else { Fault::CarrierLost };
+            assert_eq!(unopened.report.fault, told, "{first}, {then}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_being_replaced_is_tried_again_and_nothing_else_is() {
+        let mut tries = 0;
+        let attempt = || {
+            tries += 1;
+            std::future::ready(if tries < 4 { Err(lost()) } else { Ok(tries) })
+        };
+        assert_eq!(held(attempt, |report| report.fault == Fault::CarrierLost).await.unwrap(), 4);
+        let begun = Instant::now();
+        assert!(held(|| std::future::ready(Err::<(), _>(lost())), |_| false).await.is_err());
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

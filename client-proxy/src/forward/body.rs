@@ -116,7 +116,8 @@ impl Body for Download {
             Some(Err(error)) => {
                 let report = report_of(error);
                 if let Some((connection, _)) = self.carrier.take() {
-                    tracing::warn!(%report, stream = %connection.stream, "an answer was cut short");
+                    let at = connection.at;
+                    tracing::warn!(%report, channel = %at.channel, stream = %at.stream, "an answer was cut short");
                 }
                 return Poll::Ready(Some(Err(report.into())));
             }

@@ -27,7 +27,7 @@ impl Forwarder {
         let uri: Uri = path.parse().map_err(|error| Report::caused_by(Fault::Internal, path, error))?;
         let headers = onward(HeaderMap::new(), cluster, authorization(&token)?)?;
         let request = build(Method::GET, uri, headers, nothing());
-        let (connection, response) = exchange(pool, request).await.map_err(|unanswered| unanswered.report)?;
+        let (connection, response) = exchange(pool, request).await?;
         note_told(pool, &token, &response);
         let status = response.status();
         let body = Limited::new(response.into_body(), most).collect().await;

@@ -19,7 +19,7 @@ use super::{
     Answered, Arrival, Unanswered, authorization, body::Download, build, drop_hop_by_hop, exchange,
     note_told, nothing, onward,
 };
-use crate::dial::{InnerConnection, Pool, report_of};
+use crate::dial::{InnerConnection, Pool, StreamAt, report_of};
 
 /// One record of inner TLS, so that small writes are passed on as they come and large ones in few steps.
 const COPY: usize = 16 * 1024;
@@ -33,8 +33,8 @@ pub(super) async fn forward(
     pool: &Arc<Pool>,
     mut arrival: Arrival,
     token: &Secret,
-) -> Result<Answered, Report> {
-    let wanted = arrival.parts.headers.get(UPGRADE).cloned().ok_or(Fault::Internal)?;
+) -> Result<Answered, Unanswered> {
+    let wanted = arrival.parts.headers.get(UPGRADE).cloned().ok_or(Report::from(Fault::Internal))?;
     let client =
         arrival.parts.extensions.remove::<OnUpgrade>().ok_or_else(|| {
             Report::new(Fault::RequestHeadRefused, "an upgrade is possible over HTTP/1.1 only")
@@ -43,10 +43,9 @@ pub(super) async fn forward(
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, wanted);
     let request = build(arrival.parts.method, Uri::from(arrival.path), headers, nothing());
-    let (connection, mut response) =
-        exchange(pool, request).await.map_err(|Unanswered { report, .. }| report)?;
+    let (connection, mut response) = exchange(pool, request).await?;
     note_told(pool, token, &response);
-    tracing::debug!(cluster = %arrival.cluster, channel = %connection.channel, stream = %connection.stream,
+    tracing::debug!(cluster = %arrival.cluster, channel = %connection.at.channel, stream = %connection.at.stream,
         status = response.status().as_u16(), "upgrade answered");
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (mut parts, body) = response.into_parts();
@@ -66,14 +65,15 @@ async fn copy(client: OnUpgrade, agent: OnUpgrade, connection: InnerConnection) 
         Ok((client, agent)) => join(client, agent).await,
         Err(error) => Err(report_of(&error)),
     };
+    let StreamAt { channel, stream } = connection.at;
     match &joined {
-        Ok((up, down)) => tracing::debug!(stream = %connection.stream, up, down, "upgraded stream ended"),
+        Ok((up, down)) => tracing::debug!(%channel, %stream, up, down, "upgraded stream ended"),
         // Whoever leaves, knows; what ended it from the other side is worth telling.
         Err(report) if report.fault == Fault::StreamTruncated => {
-            tracing::debug!(stream = %connection.stream, %report, "upgraded stream was cut");
+            tracing::debug!(%channel, %stream, %report, "upgraded stream was cut");
         }
         Err(report) => {
-            tracing::warn!(stream = %connection.stream, %report, "an exec, attach or port-forward was cut")
+            tracing::warn!(%channel, %stream, %report, "an exec, attach or port-forward was cut");
         }
     }
     joined.is_ok()

@@ -130,28 +130,40 @@ impl StateFolder {
     ///
     /// # Errors
     /// If another process serves it.
-    pub fn serve(&self, cluster: ClusterId, name: &str) -> Result<ClusterLock, Report> {
-        let file_name = format!("{cluster}.serving");
-        let path = self.0.join(&file_name);
+    pub fn serve(&self, cluster: ClusterId, name: &str) -> Result<ServingLock, Report> {
+        self.hold(&format!("{cluster}.serving"))?.map_err(|holder| {
+            let holder = if holder.is_empty() { holder } else { format!(", process {holder}") };
+            Report::new(Fault::ProxyAlreadyRuns, format!("{name}{holder}"))
+        })
+    }
+
+    /// Says that this process listens on a port, or is about to; none where another process with this folder does.
+    ///
+    /// # Errors
+    /// If there can be no lock.
+    pub fn listen(&self, port: u16) -> Result<Option<ServingLock>, Report> {
+        Ok(self.hold(&format!("{port}.port"))?.ok())
+    }
+
+    /// Locks a file, or says which process has locked it, as far as that is known.
+    fn hold(&self, file_name: &str) -> Result<Result<ServingLock, String>, Report> {
+        let path = self.0.join(file_name);
         let failed =
             |error: io::Error| Report::caused_by(Fault::FileUnwritable, self.0.display().to_string(), error);
         loop {
-            let mut file = self.lock_file(&file_name)?;
+            let mut file = self.lock_file(file_name)?;
             match file.try_lock() {
                 // Whoever had it removed it meanwhile: the next one makes another.
                 Ok(()) if !is_at(&file, &path).map_err(failed)? => {}
                 Ok(()) => {
                     file.set_len(0).map_err(failed)?;
                     writeln!(file, "{}", std::process::id()).map_err(failed)?;
-                    return Ok(ClusterLock { _file: file, path });
+                    return Ok(Ok(ServingLock { _file: file, path }));
                 }
                 Err(TryLockError::WouldBlock) => {
                     let mut holder = String::new();
                     let _unknown = file.rewind().and_then(|()| file.read_to_string(&mut holder));
-                    let holder = holder.trim();
-                    let holder =
-                        if holder.is_empty() { String::new() } else { format!(", process {holder}") };
-                    return Err(Report::new(Fault::ProxyAlreadyRuns, format!("{name}{holder}")));
+                    return Ok(Err(holder.trim().to_owned()));
                 }
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
@@ -181,14 +193,14 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Held for as long as a process serves a cluster.
+/// Held for as long as a process serves a cluster, or listens on a port.
 #[derive(Debug)]
-pub struct ClusterLock {
+pub struct ServingLock {
     _file: File,
     path: PathBuf,
 }
 
-impl Drop for ClusterLock {
+impl Drop for ServingLock {
     /// Nobody else removes it, or locks another one in its place, before the file is closed, which is after this.
     fn drop(&mut self) {
         let _stays = fs::remove_file(&self.path);

@@ -18,7 +18,7 @@ use towline_tunnel::{
 
 use super::{
     child::{Failure, Said, ask},
-    exec_credential::{API_VERSION, LONGEST, decode},
+    exec_credential::{API_VERSION, API_VERSIONS, LONGEST, decode_of},
     settings::{ExecTable, Registration},
 };
 use crate::token::{Issue, Token};
@@ -54,6 +54,24 @@ fn token(program: &str, text: &Secret, expires: Option<SystemTime>) -> Result<To
     token.ok_or_else(|| failed(program, "what it printed is not one token of at most 16 KiB"))
 }
 
+/// Runs a credential plugin that speaks this version; KUBERNETES_EXEC_INFO is among `env`.
+///
+/// # Errors
+/// If it can't be run, or gives no token.
+pub(crate) async fn plugin(
+    version: &str,
+    command: &str,
+    args: &[String],
+    env: &BTreeMap<String, String>,
+) -> Result<Token, Report> {
+    if !API_VERSIONS.contains(&version) {
+        return Err(failed(command, format!("it speaks {version}, and not {}", API_VERSIONS.join(" or "))));
+    }
+    let printed = run(command, args, env).await?;
+    let read = decode_of(version, printed.reveal()).map_err(|why| failed(command, why))?;
+    token(command, &read.token, read.expires)
+}
+
 /// A `client.authentication.k8s.io/v1` plugin.
 #[derive(Debug)]
 pub(super) struct Exec(ExecTable);
@@ -73,9 +91,7 @@ impl Issue for Exec {
                 "apiVersion": API_VERSION, "kind": "ExecCredential", "spec": { "interactive": false },
             });
             env.insert("KUBERNETES_EXEC_INFO".to_owned(), info.to_string());
-            let printed = run(command, args, &env).await?;
-            let read = decode(printed.reveal()).map_err(|why| failed(command, why))?;
-            token(command, &read.token, read.expires)
+            plugin(API_VERSION, command, args, &env).await
         })
     }
 

@@ -5,8 +5,10 @@ use std::time::SystemTime;
 use serde::Deserialize;
 use towline_tunnel::session::message::Secret;
 
-/// The one version that is asked for and taken.
+/// The version that is asked for where nobody says which.
 pub(super) const API_VERSION: &str = "client.authentication.k8s.io/v1";
+/// What plugins of kubeconfigs may speak; they do not differ in what is read here.
+pub(super) const API_VERSIONS: [&str; 2] = [API_VERSION, "client.authentication.k8s.io/v1beta1"];
 /// The longest output that is read.
 pub(super) const LONGEST: usize = 64 * 1024;
 
@@ -39,6 +41,11 @@ struct Status {
 /// # Errors
 /// What is wrong with it; nothing of it is repeated.
 pub fn decode(output: &[u8]) -> Result<Decoded, &'static str> {
+    decode_of(API_VERSION, output)
+}
+
+/// The same, of another version.
+pub(super) fn decode_of(version: &str, output: &[u8]) -> Result<Decoded, &'static str> {
     if output.len() > LONGEST {
         return Err("it printed more than 64 KiB");
     }
@@ -46,10 +53,8 @@ pub fn decode(output: &[u8]) -> Result<Decoded, &'static str> {
     let text = std::str::from_utf8(output).map_err(|_| "what it printed is not UTF-8 text")?;
     let read: ExecCredential =
         serde_json::from_str(text).map_err(|_| "what it printed is no ExecCredential")?;
-    if read.kind != "ExecCredential" || read.api_version != API_VERSION {
-        return Err(
-            "it printed another kind or version than ExecCredential of client.authentication.k8s.io/v1",
-        );
+    if read.kind != "ExecCredential" || read.api_version != version {
+        return Err("it printed another kind or version than the ExecCredential that it was asked for");
     }
     let status = read.status.ok_or("its ExecCredential has no status")?;
     // Client certificates say nothing to a cluster behind a relay.

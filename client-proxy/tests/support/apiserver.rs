@@ -49,6 +49,8 @@ pub struct Apiserver {
     pub given_up: Arc<AtomicUsize>,
     /// The agent serves whatever cluster it is asked for, with the wrong key.
     pub impostor: Arc<AtomicBool>,
+    /// Discovery is answered with 503.
+    pub refuses_discovery: Arc<AtomicBool>,
     /// By which a test says what a body is made of.
     pub feeds: Arc<Mutex<Vec<mpsc::Sender<Fed>>>>,
 }
@@ -85,6 +87,8 @@ impl Apiserver {
         let path = request.uri().path().to_owned();
         Ok(match path.as_str() {
             "/version" => whole(200, r#"{"major":"1","minor":"36"}"#),
+            "/api" | "/apis" if self.refuses_discovery.load(Ordering::SeqCst) => whole(503, "away"),
+            "/api" | "/apis" => whole(200, &format!("the APIs of {path}")),
             "/echo" => Response::new(request.into_body().map_err(io::Error::other).boxed_unsync()),
             "/feed" => Response::new(self.feed().boxed_unsync()),
             "/cut/length" => {

@@ -87,7 +87,7 @@ impl Home {
             shared_audience: false,
             clusters: vec![Choice::named("edge-7", peer.cluster())],
             confirm: None,
-            port: 0,
+            port: Some(0),
             kubeconfig: None,
             state_dir: self.path("state"),
         }

@@ -67,6 +67,41 @@ impl Enroll {
             "This lets one cluster in, as {name}, once, until {}, and sends its agent to {relay}. Give it to the agent in a file: --enrolment-token-file",
             moment(token.expires)
         );
+        eprintln!("\n{}", next(&name));
         Ok(())
+    }
+}
+
+/// What is to be done with the token: commands to paste, with what only their reader knows in capitals.
+fn next(name: &ClusterName) -> String {
+    format!(
+        "With the cluster's own administration, and the token in the file `token` (docs/operator-guide.md has the way without Helm):
+
+    kubectl create namespace towline --save-config
+    kubectl --namespace towline create secret generic towline-agent-enrolment --from-file=token=token
+    helm install towline-agent deploy/charts/towline-agent --namespace towline --set image.repository=YOUR_IMAGE \\
+        --set oidc.issuerUrl=YOUR_ISSUER --set oidc.groupsClaim=groups
+
+Once it is there, here:
+
+    towline-relay role assign --group YOUR_GROUP --role cluster-user --cluster {name}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// README.md shows the same commands, for an issuer and a group of its own.
+    #[test]
+    fn what_is_to_be_pasted_is_what_the_readme_says() {
+        let readme = include_str!("../../../README.md");
+        let said = next(&"edge-7".parse().unwrap());
+        let filled = said.replace("YOUR_ISSUER", "https://idp.example.com").replace("YOUR_GROUP", "platform");
+        let commands: Vec<&str> = filled.lines().filter_map(|line| line.strip_prefix("    ")).collect();
+        assert_eq!(commands.len(), 5, "{commands:?}");
+        for command in commands {
+            assert!(readme.contains(command), "README.md does not say {command}");
+        }
     }
 }

@@ -85,6 +85,9 @@ faults! {
     LocalOriginRefused = "TL-KUB-006", Client, Forbidden, You,
         "the request came from a web page or for another host", "Host must be the loopback address and Origin must be absent.",
         "use kubectl or another Kubernetes client, not a browser";
+    OwnTokenGiven = "TL-KUB-007", Client, BadRequest, You,
+        "the request brings a token of its own", "The local endpoint sends who is logged in at the proxy; run as that person instead, the request would not be what was asked for.",
+        "leave out --token (or --username, or the credential in the kubeconfig's user); to be a service account, start the proxy with --service-account-token-file";
 
     // NET: between a dialler and the relay.
     RelayUnreachable = "TL-NET-001", Network, Unreachable, You,

@@ -261,7 +261,7 @@ impl Keeper {
         self.goes_on(request.key, shared, stream);
         drop(inside);
         tracing::info!(
-            key = %request.key, channel = request.channel.map(tracing::field::display), epoch = request.epoch, fits,
+            stream = %request.key, channel = request.channel.map(tracing::field::display), epoch = request.epoch, fits,
             "a stream was taken up"
         );
         Ok(())
@@ -288,7 +288,7 @@ impl Keeper {
             self.goes_on(key, shared, stream);
         }
         drop(inside);
-        tracing::info!(%key, epoch = resumed.epoch, goes_on, "a stream was taken up");
+        tracing::info!(stream = %key, epoch = resumed.epoch, goes_on, "a stream was taken up");
     }
 
     /// Ends the streams whose time is over, and those that are too many. Returns when it should be called next.
