@@ -41,6 +41,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Real kubectl out of every kind of network: proxies, middleboxes, NAT.
+    Egress {
+        /// Passed on; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Real kubectl through relay, agent and proxy, before your eyes.
     Demo {
         /// Passed on; `--help` lists them.
@@ -59,6 +65,7 @@ fn main() -> ExitCode {
         Task::Threats(arguments) => threats::run(&arguments),
         Task::Soak(command) => soak::run(command),
         Task::E2e { rest } => checks::cargo_run("towline-e2e", "towline-e2e", &rest),
+        Task::Egress { rest } => checks::cargo_run("towline-e2e", "towline-egress", &rest),
         Task::Demo { rest } => checks::cargo_run("towline-e2e", "towline-demo", &rest),
     };
     match done {
