@@ -7,7 +7,6 @@
 mod ends;
 mod longer;
 mod nat;
-mod proxies;
 mod recording;
 mod route;
 mod rows;
@@ -112,19 +111,19 @@ impl Scene<'_> {
     }
 
     fn go(&self, planned: &Planned, row: &mut Row) -> anyhow::Result<()> {
+        let _entered = self.runtime.enter();
         let folder = TempDir::with_prefix("towline-egress-")?;
         share(folder.path())?;
         let route = (planned.lay)(self, folder.path()).context("the way can't be laid")?;
-        let _entered = self.runtime.enter();
         let begun = Instant::now();
         let mut agent = Agent::start(self.stage, &route, folder.path())?;
         let refused = matches!(planned.expected, Expected::Refused { .. });
         let came = agent.came(refused)?;
         row.connected = begun.elapsed();
         row.came = came.to_string();
-        row.notes.extend(agent.met_before());
         match (&planned.expected, came) {
             (Expected::Through(rung), ends::Came::Connected(carrier)) => {
+                row.notes.extend(agent.met_before());
                 let (client, took) = Client::start(self.stage, &self.tokens, &route, folder.path())?;
                 row.first_stream = Some(row.connected + took);
                 for (end, by) in [("the agent", carrier), ("the client", client.carrier())] {
@@ -135,8 +134,8 @@ impl Scene<'_> {
                     row.faults.extend(outcome.err().map(|error| format!("{verb}: {error:#}")));
                 }
                 if let Some(also) = planned.also {
-                    let passage = Passage { scene: self, route: &route, agent: &agent, client: &client };
-                    row.notes.push(also(&passage, folder.path())?);
+                    let passage = Passage { scene: self, client, agent, route };
+                    row.notes.push(also(passage, folder.path())?);
                 }
                 Ok(())
             }
@@ -155,12 +154,12 @@ impl Scene<'_> {
     }
 }
 
-/// Both ends, connected by a way.
+/// Both ends, connected by a way, in the order in which they end.
 struct Passage<'a> {
     scene: &'a Scene<'a>,
-    route: &'a route::Route,
-    agent: &'a Agent,
-    client: &'a Client,
+    client: Client,
+    agent: Agent,
+    route: route::Route,
 }
 
 impl Row {

@@ -3,6 +3,8 @@
 //! Nothing is installed on the machine: Debian packages are unpacked into the cache, so that no service of theirs
 //! ever starts, and no root is needed.
 
+pub mod running;
+
 use std::{
     ffi::OsString,
     fs::{self, File},

@@ -63,23 +63,24 @@ impl Agent {
             if let Some(carrier) = carriers(&self.process.log(), "connected").pop() {
                 return Ok(Came::Connected(carrier));
             }
-            let met = codes(&self.process.log());
-            let late = Instant::now() > deadline || !self.process.is_alive();
-            if let (true, Some(code)) = (refused || late, met.first()) {
+            let (over, late) = (!self.process.is_alive(), Instant::now() > deadline);
+            let log = self.process.log();
+            let met = if over { codes(&log) } else { failures(&log) };
+            if let (true, Some(code)) = (refused || over || late, met.last()) {
                 return Ok(Came::Refused(code.clone()));
             }
-            ensure!(!late, "the agent says nothing: {}", self.process.log());
+            ensure!(!over && !late, "the agent says nothing: {log}");
             pause(Duration::from_millis(10));
         }
     }
 
     /// What failed before it was connected.
     pub(super) fn met_before(&self) -> Option<String> {
-        let met = codes(&self.process.log());
+        let met = failures(&self.process.log());
         (!met.is_empty()).then(|| format!("met {}", met.join(", ")))
     }
 
-    /// The carriers of all its sessions so far.
+    /// How many sessions it has had.
     pub(super) fn sessions(&self) -> usize {
         carriers(&self.process.log(), "connected").len()
     }
@@ -190,8 +191,16 @@ fn client(stage: &Stage, tokens: &Tokens, route: &Route, folder: &Path) -> Comma
 /// The carriers of the lines with this message. Programs of before name none: they know but one.
 fn carriers(log: &str, message: &str) -> Vec<String> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let lines = lines.filter(|line| line["fields"]["message"] == message);
-    lines.map(|line| line["fields"]["carrier"].as_str().unwrap_or("websocket").to_owned()).collect()
+    // The client's lines are flat.
+    let events = lines.map(|mut line| if line["fields"].is_object() { line["fields"].take() } else { line });
+    let named = events.filter(|event| event["message"] == message);
+    named.map(|event| event["carrier"].as_str().unwrap_or("websocket").to_owned()).collect()
+}
+
+/// The codes of attempts to begin a session. Other lines may have codes as well: rights, the issuer.
+fn failures(log: &str) -> Vec<String> {
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("no session with the relay")).collect();
+    codes(&lines.join("\n"))
 }
 
 /// Codes such as `TL-NET-005`, in the order in which they stand there, each once.
@@ -214,7 +223,7 @@ mod tests {
     #[test]
     fn codes_and_carriers_are_read_out_of_logs() {
         let log = "{\"fields\":{\"message\":\"connected\",\"carrier\":\"pair\"}}\n\
-            [TL-NET-005] and TL-NET-0 TL-X TL-NET-005 TL-TLS-001\n{\"fields\":{\"message\":\"connected\"}}\n";
+            [TL-NET-005] and TL-NET-0 TL-X TL-NET-005 TL-TLS-001\n{\"message\":\"connected\"}\n{\"message\":\"gone\"}\n";
         assert_eq!(codes(log), ["TL-NET-005", "TL-TLS-001"]);
         assert_eq!(carriers(log, "connected"), ["pair", "websocket"]);
     }

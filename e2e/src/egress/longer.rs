@@ -30,9 +30,9 @@ const WITHIN: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// If it is cut, or a session was.
-pub(super) fn idle(passage: &Passage<'_>, folder: &Path) -> anyhow::Result<String> {
+pub(super) fn idle(passage: Passage<'_>, folder: &Path) -> anyhow::Result<String> {
     let before = (passage.agent.sessions(), passage.client.sessions());
-    let mut shell = Shell::open(passage, folder)?;
+    let mut shell = Shell::open(&passage, folder)?;
     shell.says("before")?;
     pause(IDLE);
     shell.says("after")?;
@@ -46,7 +46,7 @@ pub(super) fn idle(passage: &Passage<'_>, folder: &Path) -> anyhow::Result<Strin
 ///
 /// # Errors
 /// What was lost, repeated or cut; or if nothing was cut.
-pub(super) fn cuts(passage: &Passage<'_>, folder: &Path) -> anyhow::Result<String> {
+pub(super) fn cuts(passage: Passage<'_>, folder: &Path) -> anyhow::Result<String> {
     let size = COPIED[usize::from(passage.scene.long)];
     let before = passage.agent.taken_up();
     let begun = Instant::now();
@@ -54,10 +54,10 @@ pub(super) fn cuts(passage: &Passage<'_>, folder: &Path) -> anyhow::Result<Strin
     let mut make = std::process::Command::new("sh");
     make.args(["-c", &format!("head -c {size} /dev/urandom > {f} && sha256sum < {f}", f = file.display())]);
     let here = run_within(make, WITHIN)?.stdout;
-    let mut copy = passage.scene.verbs.kubectl(passage.route, &passage.client.kubeconfig);
+    let mut copy = passage.scene.verbs.kubectl(&passage.route, &passage.client.kubeconfig);
     copy.env("HOME", folder).arg("cp").arg(&file).arg("box:/tmp/large");
     let mut copying = Process::start("kubectl cp", &mut copy, &folder.join("cp.log"))?;
-    let mut shell = Shell::open(passage, folder)?;
+    let mut shell = Shell::open(&passage, folder)?;
     let (deadline, mut lines) = (Instant::now() + COPIED_WITHIN, 0);
     while copying.is_alive() {
         ensure!(Instant::now() < deadline, "cp hangs");
@@ -68,7 +68,7 @@ pub(super) fn cuts(passage: &Passage<'_>, folder: &Path) -> anyhow::Result<Strin
     let ended = copying.wait(WITHIN)?;
     ensure!(ended.success(), "cp ended with {ended}: {}", copying.log());
     shell.close()?;
-    let mut sum = passage.scene.verbs.kubectl(passage.route, &passage.client.kubeconfig);
+    let mut sum = passage.scene.verbs.kubectl(&passage.route, &passage.client.kubeconfig);
     sum.env("HOME", folder).args(["exec", "box", "--", "sh", "-c", "sha256sum < /tmp/large; rm /tmp/large"]);
     let there = run_within(sum, WITHIN)?;
     ensure!(there.stdout == here && !here.is_empty(), "{here} was copied, and {} arrived", there.stdout);
@@ -89,7 +89,7 @@ struct Shell {
 
 impl Shell {
     fn open(passage: &Passage<'_>, folder: &Path) -> anyhow::Result<Self> {
-        let mut command = passage.scene.verbs.kubectl(passage.route, &passage.client.kubeconfig);
+        let mut command = passage.scene.verbs.kubectl(&passage.route, &passage.client.kubeconfig);
         let errors = File::create(folder.join("exec.log"))?;
         command.env("HOME", folder).args(["exec", "-i", "box", "--", "cat"]).stdin(Stdio::piped());
         let mut child = command.stdout(Stdio::piped()).stderr(errors).spawn()?;

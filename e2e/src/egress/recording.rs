@@ -16,7 +16,7 @@ const WITHIN: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// What was found; or what shows that nothing could have been.
-pub(super) fn judge(passage: &Passage<'_>, folder: &Path) -> anyhow::Result<String> {
+pub(super) fn judge(passage: Passage<'_>, folder: &Path) -> anyhow::Result<String> {
     let (scene, recording) = (passage.scene, folder.join("recording"));
     let (cluster, namespace) = (&scene.stage.cluster, scene.verbs.namespace());
     let canary = |what: &str| format!("canary-{what}-{}", StreamKey::random());
@@ -26,7 +26,7 @@ pub(super) fn judge(passage: &Passage<'_>, folder: &Path) -> anyhow::Result<Stri
     );
     apply_with(cluster, &["apply", "-f", "-"], &secret)?;
     let kubectl = |arguments: &[&str]| {
-        let mut command = scene.verbs.kubectl(passage.route, &passage.client.kubeconfig);
+        let mut command = scene.verbs.kubectl(&passage.route, &passage.client.kubeconfig);
         command.env("HOME", folder).args(arguments);
         run_within(command, WITHIN)
     };
@@ -50,6 +50,8 @@ pub(super) fn judge(passage: &Passage<'_>, folder: &Path) -> anyhow::Result<Stri
         ("the cluster's token", token(&scene.tokens.cluster)?),
         ("a path", format!("/api/v1/namespaces/{namespace}/")),
     ];
+    // It writes what goes on down when it ends.
+    drop(passage);
     let recorded = fs::read(&recording)?;
     let tape = Tape::from(recorded);
     let found = tape.find(&canaries);

@@ -1,17 +1,22 @@
 //! Every kind of network that is tried, and what must come of it.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use towline_tunnel::fault::Fault;
+use xtask::peers::running::{self, KNOWN, Place, Running};
 
 use super::{
     Passage, Scene, longer,
     nat::{self, Dns, Lets},
-    proxies, recording, refused,
+    recording, refused,
     route::Route,
     script::{self, Answer, Forward, Harm},
     swallow::{self, Speaks, Swallows},
 };
+use crate::only_way;
 
 /// What must come of a way.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +48,7 @@ pub struct Planned {
 }
 
 type Lay = fn(&Scene<'_>, &Path) -> anyhow::Result<Route>;
-type Also = fn(&Passage<'_>, &Path) -> anyhow::Result<String>;
+type Also = fn(Passage<'_>, &Path) -> anyhow::Result<String>;
 
 impl Planned {
     const fn new(name: &'static str, what: &'static str, expected: Expected, lay: Lay) -> Self {
@@ -81,8 +86,7 @@ const NGINX_AS_IT_COMES: &str =
 const NGINX_PASSES_UPGRADE: &str = "proxy_pass https://RELAY; proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; \
     proxy_set_header Connection upgrade;";
 const NGINX_SPEAKS_H2: &str = "grpc_pass grpcs://RELAY; client_max_body_size 0;";
-/// The credentials that `proxies::squid_basic` knows, and others.
-const KNOWN: &str = "agent:p@ss word";
+/// Credentials that tinyproxy knows here, and squid does not.
 const WRONG: &str = "agent:hunter2";
 
 /// All of them.
@@ -188,7 +192,7 @@ pub const ROWS: &[Planned] = &[
         },
     ),
     Planned::new("tinyproxy", "tinyproxy", WEBSOCKET, |scene, folder| {
-        let proxy = proxies::tinyproxy(folder, "")?;
+        let proxy = running::tinyproxy(place(folder), "")?;
         Ok(Route::through(scene.stage, &format!("http://{}", proxy.address())).holding(proxy))
     }),
     Planned::new(
@@ -196,7 +200,7 @@ pub const ROWS: &[Planned] = &[
         "tinyproxy that asks for user and password, which stand in its URL",
         WEBSOCKET,
         |scene, folder| {
-            let proxy = proxies::tinyproxy(folder, "BasicAuth agent hunter2\n")?;
+            let proxy = running::tinyproxy(place(folder), "BasicAuth agent hunter2\n")?;
             Ok(Route::through(scene.stage, &format!("http://{WRONG}@{}", proxy.address())).holding(proxy))
         },
     ),
@@ -314,13 +318,17 @@ pub const ROWS: &[Planned] = &[
     ),
 ];
 
+fn place(folder: &Path) -> Place<'_> {
+    Place { folder, knows: Some(only_way::HOST) }
+}
+
 fn squid(scene: &Scene<'_>, folder: &Path, port: [&str; 2], settings: &str) -> anyhow::Result<Route> {
-    let proxy = proxies::squid(folder, port, settings)?;
+    let proxy = running::squid(place(folder), port, settings)?;
     Ok(Route::through(scene.stage, &format!("http://{}", proxy.address())).holding(proxy))
 }
 
 fn squid_basic(scene: &Scene<'_>, folder: &Path, credentials: Option<&str>) -> anyhow::Result<Route> {
-    let route = squid(scene, folder, ["http_port", ""], &proxies::squid_basic(folder)?)?;
+    let route = squid(scene, folder, ["http_port", ""], &running::basic(folder)?)?;
     let Some(credentials) = credentials else { return Ok(route) };
     let file = folder.join("credentials");
     std::fs::write(&file, credentials)?;
@@ -328,41 +336,44 @@ fn squid_basic(scene: &Scene<'_>, folder: &Path, credentials: Option<&str>) -> a
 }
 
 fn squid_tls(scene: &Scene<'_>, folder: &Path) -> anyhow::Result<(Route, String)> {
-    let (ca, both) = proxies::certificate(folder)?;
+    let (ca, both) = running::certificate(folder)?;
     let port = ["https_port", &format!("tls-cert={}", both.display())];
-    let proxy = proxies::squid(folder, port, "http_access allow CONNECT\n")?;
+    let proxy = running::squid(place(folder), port, "http_access allow CONNECT\n")?;
     let url = format!("https://{}", proxy.address());
     Ok((Route::through(scene.stage, &url).holding(proxy), ca.display().to_string()))
 }
 
 /// The issuer's host is exempt from inspection: its keys are believed from nobody else.
-fn inspected(scene: &Scene<'_>, proxy: proxies::Running, ca: Option<&Path>) -> Route {
+fn inspected(scene: &Scene<'_>, (proxy, ca): (Running, PathBuf), trusted: bool) -> Route {
     let route = Route::through(scene.stage, &format!("http://{}", proxy.address())).holding(proxy);
     let route = route.flag("--proxy-skip-range", "127.0.0.1");
-    match ca {
-        Some(ca) => route.flag("--proxy-cert", ca.display().to_string()),
-        None => route,
-    }
+    if trusted { route.flag("--proxy-cert", ca.display().to_string()) } else { route }
 }
 
 fn squid_bump(scene: &Scene<'_>, folder: &Path, settings: &str, trusted: bool) -> anyhow::Result<Route> {
-    let (proxy, ca) = proxies::squid_bump(scene.stage, folder, settings)?;
-    Ok(inspected(scene, proxy, trusted.then_some(&*ca)))
+    Ok(inspected(scene, running::squid_bump(place(folder), &relay_ca(scene), settings)?, trusted))
 }
 
 fn mitmproxy(scene: &Scene<'_>, folder: &Path, trusted: bool) -> anyhow::Result<Route> {
-    let (proxy, ca) = proxies::mitmproxy(scene.stage, folder)?;
-    Ok(inspected(scene, proxy, trusted.then_some(&*ca)))
+    Ok(inspected(scene, running::mitmproxy(place(folder), &relay_ca(scene))?, trusted))
+}
+
+fn relay_ca(scene: &Scene<'_>) -> PathBuf {
+    scene.stage.relay_dir().join("tls-ca.pem")
 }
 
 fn nginx(scene: &Scene<'_>, folder: &Path, listen: &str, location: &str) -> anyhow::Result<Route> {
-    let (proxy, ca) = proxies::nginx(scene.stage, folder, listen, location)?;
-    Ok(Route::to(format!("https://{}", proxy.address())).certified_by(ca).holding(proxy))
+    let relay = scene.stage.relay_address.parse()?;
+    Ok(in_front(running::nginx(Place { folder, knows: None }, relay, listen, location)?))
 }
 
 fn haproxy(scene: &Scene<'_>, folder: &Path, sections: &str) -> anyhow::Result<Route> {
-    let (proxy, ca) = proxies::haproxy(scene.stage, folder, sections)?;
-    Ok(Route::to(format!("https://{}", proxy.address())).certified_by(ca).holding(proxy))
+    let relay = scene.stage.relay_address.parse()?;
+    Ok(in_front(running::haproxy(Place { folder, knows: None }, relay, sections)?))
+}
+
+fn in_front((proxy, ca): (Running, PathBuf)) -> Route {
+    Route::to(format!("https://{}", proxy.address())).certified_by(ca).holding(proxy)
 }
 
 fn scripted(scene: &Scene<'_>, answer: Answer) -> anyhow::Result<Route> {

@@ -17,7 +17,9 @@ use tokio_rustls::{
     },
 };
 
-use super::{proxies::certificate, route::Route, script};
+use xtask::peers::running::certificate;
+
+use super::{route::Route, script};
 use crate::stage::Stage;
 
 /// Longer messages are large.

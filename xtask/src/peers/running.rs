@@ -1,35 +1,64 @@
-//! Proxies as they are in the field, each with settings of its own, on a free port, ended with the way that it is part of.
+//! Proxies as they are in the field, each with settings of its own, on a free port, ended when it is dropped.
 
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
-use xtask::peers::Peer;
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{
-    case::run_within,
-    only_way,
-    process::{Process, pause},
-    stage::Stage,
-};
+use super::Peer;
 
 /// mitmproxy needs a few seconds; the machine may have other work.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// It has nothing to finish.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(20);
 /// Somebody else may take the port that was free.
 const ATTEMPTS: usize = 3;
 
-/// One that runs.
-pub(super) struct Running {
-    process: Process,
+/// User and password that [`basic`] knows.
+pub const KNOWN: &str = "agent:p@ss word";
+
+/// One that answers.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
     at: SocketAddr,
+}
+
+/// Where a proxy runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Its files. Whoever it runs as must be able to write there, since squid gives up root's rights.
+    pub folder: &'a Path,
+    /// A name that leads to this machine for the proxy, and for nobody else; it then needs root, for a mount namespace.
+    pub knows: Option<&'a str>,
+}
+
+impl Place<'_> {
+    /// The command as it is run here.
+    fn run(&self, command: Command) -> anyhow::Result<Command> {
+        let Some(name) = self.knows else { return Ok(command) };
+        let hosts = self.folder.join("hosts");
+        fs::write(&hosts, format!("127.0.0.1 localhost\n127.0.0.1 {name}\n"))?;
+        let mut private = Command::new("unshare");
+        private.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
+        private.arg(hosts).arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => private.env(name, value),
+                None => private.env_remove(name),
+            };
+        }
+        Ok(private)
+    }
 }
 
 impl Running {
@@ -37,17 +66,21 @@ impl Running {
     ///
     /// # Errors
     /// If it does not listen in time.
-    pub(super) fn start(
+    fn start(
         name: &str,
-        folder: &Path,
+        place: Place<'_>,
         make: impl Fn(SocketAddr) -> anyhow::Result<Command>,
     ) -> anyhow::Result<Self> {
         let mut last = anyhow::anyhow!("{name} was not started");
         for _ in 0..ATTEMPTS {
             let at = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-            let log = folder.join(format!("{name}.log"));
-            let mut running = Self { process: Process::start(name, &mut make(at)?, &log)?, at };
-            match running.ready() {
+            let path = place.folder.join(format!("{name}.output"));
+            let log = fs::File::create(&path)?;
+            let mut command = place.run(make(at)?)?;
+            let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
+            let child = child.with_context(|| format!("{name} can't be run"))?;
+            let mut running = Self { child, at };
+            match running.ready(&path) {
                 Ok(()) => return Ok(running),
                 Err(error) => last = error.context(format!("{name} does not start")),
             }
@@ -55,20 +88,20 @@ impl Running {
         Err(last)
     }
 
-    fn ready(&mut self) -> anyhow::Result<()> {
+    fn ready(&mut self, log: &Path) -> anyhow::Result<()> {
         let begun = Instant::now();
         while TcpStream::connect(self.at).is_err() {
-            if !self.process.is_alive() {
-                bail!("{}", self.process.log());
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{status}: {}", fs::read_to_string(log)?);
             }
-            ensure!(begun.elapsed() < READY_WITHIN, "it does not listen: {}", self.process.log());
-            pause(Duration::from_millis(20));
+            ensure!(begun.elapsed() < READY_WITHIN, "it does not listen: {}", fs::read_to_string(log)?);
+            thread::park_timeout(LOOK);
         }
         Ok(())
     }
 
     /// Where it listens.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.at
     }
 }
@@ -76,33 +109,27 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // By a signal that it can catch: squid removes its shared memory.
-        let _ended = self.process.terminate(ENDS_WITHIN);
+        let _gone = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let begun = Instant::now();
+        while begun.elapsed() < ENDS_WITHIN {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            thread::park_timeout(LOOK);
+        }
+        let _killed = self.child.kill();
+        let _ended = self.child.wait();
     }
-}
-
-/// The command, for which the relay's name leads to this machine: only for it.
-fn knowing_the_relay(command: &Command, folder: &Path) -> anyhow::Result<Command> {
-    let hosts = folder.join("hosts");
-    fs::write(&hosts, format!("127.0.0.1 localhost\n127.0.0.1 {}\n", only_way::HOST))?;
-    let mut private = Command::new("unshare");
-    private.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
-    private.arg(hosts).arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => private.env(name, value),
-            None => private.env_remove(name),
-        };
-    }
-    Ok(private)
 }
 
 /// squid on such a port (`http_port`, with what stands behind the address), with these settings; what they do not allow is denied.
 ///
 /// # Errors
 /// If it does not start.
-pub(super) fn squid(folder: &Path, port: [&str; 2], settings: &str) -> anyhow::Result<Running> {
+pub fn squid(place: Place<'_>, port: [&str; 2], settings: &str) -> anyhow::Result<Running> {
     let installed = Peer::Squid.ensure()?;
-    Running::start("squid", folder, |at| {
+    Running::start("squid", place, |at| {
+        let folder = place.folder;
         let (here, usr) = (folder.display(), installed.root().join("usr"));
         let (usr, [kind, more]) = (usr.display(), port);
         let text = format!(
@@ -117,20 +144,20 @@ pub(super) fn squid(folder: &Path, port: [&str; 2], settings: &str) -> anyhow::R
         // Its shared memory has the service's name, which must be its own.
         let service = format!("t{}p{}", std::process::id(), at.port());
         command.arg("-N").arg("-f").arg(&path).args(["-n", &service]);
-        knowing_the_relay(&command, folder)
+        Ok(command)
     })
 }
 
-/// The settings of a squid that lets in whom it knows, by Basic: `agent` with the password `p@ss word`.
+/// The settings of a squid that lets in whom it knows, by Basic: [`KNOWN`].
 ///
 /// # Errors
 /// If its helper can't be written.
-pub(super) fn squid_basic(folder: &Path) -> anyhow::Result<String> {
+pub fn basic(folder: &Path) -> anyhow::Result<String> {
     let helper = folder.join("helper");
-    let known = "agent p%40ss%20word";
     // squid encodes what would end a word of its line, and no more.
+    let known = KNOWN.replace(' ', "%20").replace(':', " ");
     let script = format!(
-        "#!/bin/sh\nwhile read -r question; do case \"$question\" in '{known}'|'agent p@ss%20word') echo OK ;; *) echo ERR ;; esac; done\n"
+        "#!/bin/sh\nwhile read -r question; do if [ \"$question\" = '{known}' ]; then echo OK; else echo ERR; fi; done\n"
     );
     fs::write(&helper, script)?;
     fs::set_permissions(&helper, fs::Permissions::from_mode(0o755))?;
@@ -145,7 +172,8 @@ pub(super) fn squid_basic(folder: &Path) -> anyhow::Result<String> {
 ///
 /// # Errors
 /// If it does not start.
-pub(super) fn squid_bump(stage: &Stage, folder: &Path, settings: &str) -> anyhow::Result<(Running, PathBuf)> {
+pub fn squid_bump(place: Place<'_>, relay_ca: &Path, settings: &str) -> anyhow::Result<(Running, PathBuf)> {
+    let folder = place.folder;
     let installed = Peer::Squid.ensure()?;
     let library = installed.root().join("usr/lib/squid/security_file_certgen");
     let (ca, both, certificates) =
@@ -157,14 +185,13 @@ pub(super) fn squid_bump(stage: &Stage, folder: &Path, settings: &str) -> anyhow
     let certificate = authority.self_signed(&key)?.pem();
     fs::write(&ca, &certificate)?;
     fs::write(&both, certificate + &key.serialize_pem())?;
-    let relay_ca = readable(&stage.relay_dir().join("tls-ca.pem"), folder)?;
+    let relay_ca = readable(relay_ca, folder)?;
     let mut make = Command::new(&library);
-    make.envs(installed.environment()).args(["-c", "-M", "4MB", "-s"]).arg(&certificates);
-    let made = run_within(make, READY_WITHIN)?;
-    ensure!(made.ended == "exit 0", "squid's certificates: {} {}", made.ended, made.stderr);
+    make.envs(installed.environment()).args(["-c", "-s"]).arg(&certificates).args(["-M", "4MB"]);
+    done(make)?;
     let mut share = Command::new("chmod");
     share.args(["-R", "a+rwX"]).arg(&certificates);
-    run_within(share, READY_WITHIN)?;
+    done(share)?;
     let port = format!(
         "ssl-bump tls-cert={} generate-host-certificates=on dynamic_cert_mem_cache_size=4MB",
         both.display()
@@ -175,23 +202,23 @@ pub(super) fn squid_bump(stage: &Stage, folder: &Path, settings: &str) -> anyhow
         certificates.display(),
         relay_ca.display(),
     );
-    Ok((squid(folder, ["http_port", &port], &settings)?, ca))
+    Ok((squid(place, ["http_port", &port], &settings)?, ca))
 }
 
 /// tinyproxy, with more settings.
 ///
 /// # Errors
 /// If it does not start.
-pub(super) fn tinyproxy(folder: &Path, settings: &str) -> anyhow::Result<Running> {
+pub fn tinyproxy(place: Place<'_>, settings: &str) -> anyhow::Result<Running> {
     let installed = Peer::Tinyproxy.ensure()?;
-    Running::start("tinyproxy", folder, |at| {
-        let path = folder.join("tinyproxy.conf");
+    Running::start("tinyproxy", place, |at| {
+        let path = place.folder.join("tinyproxy.conf");
         let text =
             format!("Port {}\nListen {}\nTimeout 600\nAllow 127.0.0.1\n{settings}", at.port(), at.ip());
         fs::write(&path, text)?;
         let mut command = installed.command("tinyproxy")?;
         command.arg("-d").arg("-c").arg(&path);
-        knowing_the_relay(&command, folder)
+        Ok(command)
     })
 }
 
@@ -199,11 +226,10 @@ pub(super) fn tinyproxy(folder: &Path, settings: &str) -> anyhow::Result<Running
 ///
 /// # Errors
 /// If it does not start.
-pub(super) fn mitmproxy(stage: &Stage, folder: &Path) -> anyhow::Result<(Running, PathBuf)> {
+pub fn mitmproxy(place: Place<'_>, relay_ca: &Path) -> anyhow::Result<(Running, PathBuf)> {
     let installed = Peer::Mitmproxy.ensure()?;
-    let (settings, recording) = (folder.join("mitmproxy"), folder.join("recording"));
-    let relay_ca = stage.relay_dir().join("tls-ca.pem");
-    let running = Running::start("mitmproxy", folder, |at| {
+    let (settings, recording) = (place.folder.join("mitmproxy"), place.folder.join("recording"));
+    let running = Running::start("mitmproxy", place, |at| {
         let mut command = installed.command("mitmdump")?;
         let (port, host) = (at.port().to_string(), at.ip().to_string());
         command.args(["--listen-host", &host, "--listen-port", &port, "--save-stream-file"]).arg(&recording);
@@ -213,7 +239,7 @@ pub(super) fn mitmproxy(stage: &Stage, folder: &Path) -> anyhow::Result<(Running
         ] {
             command.args(["--set", &option]);
         }
-        knowing_the_relay(&command, folder)
+        Ok(command)
     })?;
     Ok((running, settings.join("mitmproxy-ca-cert.pem")))
 }
@@ -222,7 +248,7 @@ pub(super) fn mitmproxy(stage: &Stage, folder: &Path) -> anyhow::Result<(Running
 ///
 /// # Errors
 /// If it can't be made.
-pub(super) fn certificate(folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+pub fn certificate(folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     let names = ["127.0.0.1", "localhost"].map(str::to_owned);
     let certified = rcgen::generate_simple_self_signed(names)?;
     let (alone, both) = (folder.join("front.pem"), folder.join("front-both.pem"));
@@ -235,16 +261,16 @@ pub(super) fn certificate(folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
 ///
 /// # Errors
 /// If it does not start.
-pub(super) fn nginx(
-    stage: &Stage,
-    folder: &Path,
+pub fn nginx(
+    place: Place<'_>,
+    relay: SocketAddr,
     listen: &str,
     location: &str,
 ) -> anyhow::Result<(Running, PathBuf)> {
-    let installed = Peer::Nginx.ensure()?;
+    let (installed, folder) = (Peer::Nginx.ensure()?, place.folder);
     let (ca, both) = certificate(folder)?;
-    let location = location.replace("RELAY", &stage.relay_address);
-    let running = Running::start("nginx", folder, |at| {
+    let location = location.replace("RELAY", &relay.to_string());
+    let running = Running::start("nginx", place, |at| {
         let (f, both) = (folder.display(), both.display());
         let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .map(|kind| format!("{kind}_temp_path {f}/{kind};\n"))
@@ -266,14 +292,14 @@ pub(super) fn nginx(
 ///
 /// # Errors
 /// If it does not start.
-pub(super) fn haproxy(stage: &Stage, folder: &Path, sections: &str) -> anyhow::Result<(Running, PathBuf)> {
-    let installed = Peer::Haproxy.ensure()?;
+pub fn haproxy(place: Place<'_>, relay: SocketAddr, sections: &str) -> anyhow::Result<(Running, PathBuf)> {
+    let (installed, folder) = (Peer::Haproxy.ensure()?, place.folder);
     let (ca, both) = certificate(folder)?;
-    let running = Running::start("haproxy", folder, |at| {
+    let running = Running::start("haproxy", place, |at| {
         let text = sections
             .replace("CERTIFICATE", &both.display().to_string())
             .replace("AT", &at.to_string())
-            .replace("RELAY", &stage.relay_address);
+            .replace("RELAY", &relay.to_string());
         let path = folder.join("haproxy.cfg");
         fs::write(&path, text)?;
         let mut command = installed.command("haproxy")?;
@@ -289,4 +315,12 @@ fn readable(file: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     fs::copy(file, &to)?;
     fs::set_permissions(&to, fs::Permissions::from_mode(0o644))?;
     Ok(to)
+}
+
+/// Runs a command that takes a moment.
+fn done(mut command: Command) -> anyhow::Result<()> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("{} can't be run", command.get_program().display()))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
