@@ -168,39 +168,28 @@ pub fn basic(folder: &Path) -> anyhow::Result<String> {
     ))
 }
 
-/// squid that ends TLS and begins its own (`ssl_bump`), with an authority of its own: the proxy, and that authority.
+/// squid that ends TLS and begins its own (`ssl_bump`), with a certificate for the name that it knows, or for loopback, by an
+/// authority of its own: the proxy, and that authority.
 ///
 /// # Errors
 /// If it does not start.
 pub fn squid_bump(place: Place<'_>, relay_ca: &Path, settings: &str) -> anyhow::Result<(Running, PathBuf)> {
-    let folder = place.folder;
-    let installed = Peer::Squid.ensure()?;
-    let library = installed.root().join("usr/lib/squid/security_file_certgen");
-    let (ca, both, certificates) =
-        (folder.join("corp-ca.pem"), folder.join("corp-both.pem"), folder.join("certificates"));
+    let (ca, both) = (place.folder.join("corp-ca.pem"), place.folder.join("corp-both.pem"));
     let mut authority = rcgen::CertificateParams::new(Vec::<String>::new())?;
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     authority.distinguished_name.push(rcgen::DnType::CommonName, "Corp Proxy CA");
     let key = rcgen::KeyPair::generate()?;
-    let certificate = authority.self_signed(&key)?.pem();
-    fs::write(&ca, &certificate)?;
-    fs::write(&both, certificate + &key.serialize_pem())?;
-    let relay_ca = readable(relay_ca, folder)?;
-    let mut make = Command::new(&library);
-    make.envs(installed.environment()).args(["-c", "-s"]).arg(&certificates).args(["-M", "4MB"]);
-    done(make)?;
-    let mut share = Command::new("chmod");
-    share.args(["-R", "a+rwX"]).arg(&certificates);
-    done(share)?;
-    let port = format!(
-        "ssl-bump tls-cert={} generate-host-certificates=on dynamic_cert_mem_cache_size=4MB",
-        both.display()
-    );
+    fs::write(&ca, authority.self_signed(&key)?.pem())?;
+    let leaf_key = rcgen::KeyPair::generate()?;
+    let leaf = rcgen::CertificateParams::new(vec![place.knows.unwrap_or("127.0.0.1").to_owned()])?;
+    let leaf = leaf.signed_by(&leaf_key, &rcgen::Issuer::from_params(&authority, &key))?;
+    fs::write(&both, leaf.pem() + &leaf_key.serialize_pem())?;
+    let relay_ca = readable(relay_ca, place.folder)?;
+    // Certificates that it makes as it goes need a helper, which whoever it runs as must be able to reach.
+    let port = format!("ssl-bump tls-cert={} generate-host-certificates=off", both.display());
     let settings = format!(
-        "sslcrtd_program {} -s {} -M 4MB\nsslcrtd_children 1\ntls_outgoing_options cafile={}\nssl_bump bump all\nhttp_access allow all\n{settings}",
-        library.display(),
-        certificates.display(),
-        relay_ca.display(),
+        "tls_outgoing_options cafile={}\nssl_bump bump all\nhttp_access allow all\n{settings}",
+        relay_ca.display()
     );
     Ok((squid(place, ["http_port", &port], &settings)?, ca))
 }
@@ -315,12 +304,4 @@ fn readable(file: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     fs::copy(file, &to)?;
     fs::set_permissions(&to, fs::Permissions::from_mode(0o644))?;
     Ok(to)
-}
-
-/// Runs a command that takes a moment.
-fn done(mut command: Command) -> anyhow::Result<()> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("{} can't be run", command.get_program().display()))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }
