@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use http::Method;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
-use towline_identity::{FetchError, Trust, TrustSettings, TrustSource, Verifier};
+use towline_identity::{TrustSettings, TrustSource};
 use towline_tunnel::{
     audit::{AuditLog, AuditWriter, Destination},
     carrier::dial::RelayAddress,
@@ -26,6 +26,7 @@ use crate::{
     dial::{Apiserver, ApiserverConfig},
     forward::{Access, Forwarder},
     health,
+    issuers::IssuerWay,
     metrics::Metrics,
     preflight::SelfLook,
     rights::{Duties, Findings},
@@ -78,6 +79,8 @@ pub struct Config {
     pub relay_ca_file: Option<PathBuf>,
     /// The way to the relay and to issuers. kube-apiserver is always dialled directly.
     pub egress: Egress,
+    /// Issuers are reached through the relay, and not on that way.
+    pub issuer_via_relay: bool,
     /// Where requests go.
     pub apiserver: ApiserverConfig,
     /// `NAMESPACE/NAME` of a service account whose tokens requests go with; the agent's own where there is none.
@@ -118,11 +121,6 @@ pub struct Running {
     audit_writer: Option<AuditWriter>,
 }
 
-/// Asks issuers for their keys on the same way out as everything else.
-pub(crate) fn verifier(trust: Trust, egress: Egress) -> Result<Verifier, FetchError> {
-    Verifier::over(trust, Arc::new(move |host: &str, port: u16| egress.open(host, port)))
-}
-
 /// Reads keys and settings, binds, and starts to connect; whether that succeeds is told by [`Running::connected`].
 ///
 /// # Errors
@@ -140,7 +138,14 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let identity = dir.identity()?;
     let cluster = identity.public().cluster_id();
     let issuer = config.issuer.trust.names();
-    let verifier = verifier(config.issuer.trust, config.egress.clone())
+    let (carrying, sessions) = watch::channel(None);
+    let egress = config.egress.clone();
+    let way = match config.issuer_via_relay {
+        true => IssuerWay::through_relay(egress, cluster, sessions),
+        false => IssuerWay::out(egress),
+    };
+    let verifier = way
+        .verifier(config.issuer.trust)
         .map_err(|error| Report::new(Fault::ConfigInvalid, format!("the issuer's authorities: {error}")))?;
 
     let ledger = Ledger::new(config.limits.max_buffered_bytes);
@@ -183,6 +188,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         keeper: keeper.clone(),
         drain_timeout: config.drain_timeout,
         lines: config.lines,
+        carrying,
     })?;
 
     if let Ok(network) = uplink.network() {

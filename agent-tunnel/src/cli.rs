@@ -124,6 +124,10 @@ struct Run {
     #[arg(long, value_name = "N", env = "TOWLINE_AGENT_BULK_LINES", default_value_t = BULK_LINES, value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_LINES)))]
     bulk_lines: u32,
 
+    /// Reach identity providers by streams through the relay, which must name them (towline-relay serve --issuer-host): where nothing else gets out
+    #[arg(long, env = "TOWLINE_AGENT_ISSUER_VIA_RELAY")]
+    issuer_via_relay: bool,
+
     // Those with headings of their own come last: a heading holds for all that follows.
     #[command(flatten)]
     proxies: AgentProxies,
@@ -362,6 +366,7 @@ impl Run {
             relay: self.relay.as_deref().map(RelayAddress::parse).transpose()?,
             relay_ca_file: self.relay_ca_file,
             egress: Egress::new(self.proxies.settings()?)?,
+            issuer_via_relay: self.issuer_via_relay,
             apiserver,
             impersonator: self.impersonator,
             roles: self.roles.parse(access.mode)?,

@@ -15,6 +15,7 @@ pub mod headers;
 pub mod health;
 pub mod impersonate;
 pub mod instance;
+mod issuers;
 pub mod metrics;
 pub mod preflight;
 mod proxies;

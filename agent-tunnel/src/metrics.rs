@@ -16,7 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use tokio::runtime::Handle;
-use towline_tunnel::{fault::Fault, proto::ledger::Ledger};
+use towline_tunnel::{carrier::rung::Rung, fault::Fault, proto::ledger::Ledger};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Code {
@@ -26,6 +26,11 @@ struct Code {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     fault: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OnCarrier {
+    carrier: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,6 +68,7 @@ pub struct Metrics {
     answers: Family<Code, Counter>,
     refusals: Family<Reason, Counter>,
     connect_failures: Family<Reason, Counter>,
+    carriers: Family<OnCarrier, Counter>,
     rights: Family<Right, Gauge>,
     registry: Arc<Registry>,
 }
@@ -106,6 +112,12 @@ impl Metrics {
             "Sessions with the relay that did not begin, by fault",
             connect_failures.clone(),
         );
+        let carriers = Family::<OnCarrier, Counter>::default();
+        registry.register(
+            "carriers",
+            "Sessions and lines with the relay that began, by carrier",
+            carriers.clone(),
+        );
         let rights = Family::<Right, Gauge>::default();
         registry.register(
             "rights",
@@ -127,6 +139,7 @@ impl Metrics {
             answers,
             refusals,
             connect_failures,
+            carriers,
             rights,
             registry: Arc::new(registry),
         }
@@ -135,6 +148,11 @@ impl Metrics {
     /// Counts an answer, whoever gave it.
     pub fn answered(&self, status: u16) {
         self.answers.get_or_create(&Code { code: status }).inc();
+    }
+
+    /// Counts a session or line that began.
+    pub fn connected_by(&self, rung: Rung) {
+        self.carriers.get_or_create(&OnCarrier { carrier: rung.name() }).inc();
     }
 
     /// Counts a stream or request that the agent refused.
@@ -221,6 +239,7 @@ mod tests {
         metrics.answered(200);
         metrics.refused(Fault::ClusterTokenMissing);
         metrics.connect_failed(Fault::RelayUnreachable);
+        metrics.connected_by(Rung::Pair);
         metrics.found_rights("own", 0, 2);
         metrics.bytes_to_callers.inc_by(5);
         metrics.answer_seconds.observe(0.02);
@@ -229,6 +248,7 @@ mod tests {
         drop(present);
         for line in [
             "towline_agent_sessions 1",
+            r#"towline_agent_carriers_total{carrier="pair"} 1"#,
             "towline_agent_sessions_opened_total 0",
             "towline_agent_streams 0",
             "towline_agent_tunnels 0",

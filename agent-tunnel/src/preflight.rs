@@ -19,13 +19,7 @@ use towline_tunnel::{
 
 pub use afar::SelfLook;
 
-use crate::{
-    app::{Config, verifier},
-    dial::Apiserver,
-    rights::Duties,
-    roles::Roles,
-    state::DataDir,
-};
+use crate::{app::Config, dial::Apiserver, issuers::IssuerWay, rights::Duties, roles::Roles, state::DataDir};
 use enrolment::Home;
 
 /// All of it ends within this: a chart's hook waits for it.
@@ -121,10 +115,16 @@ fn network(config: &Config, home: Home, clock: &Clock, examination: &mut Examina
 /// The identity provider's keys, by which callers' tokens are verified.
 async fn issuer(config: &Config) -> Verdict<()> {
     let names = config.issuer.trust.names();
+    if config.issuer_via_relay {
+        return Verdict::skipped(format!(
+            "not looked at: {names} is reached through the relay, once there is a session"
+        ));
+    }
     let asked = async {
         let unusable =
             |error: towline_identity::FetchError| Report::new(Fault::IssuerUnreachable, error.to_string());
-        let verifier = verifier(config.issuer.trust.clone(), config.egress.clone()).map_err(unusable)?;
+        let way = IssuerWay::out(config.egress.clone());
+        let verifier = way.verifier(config.issuer.trust.clone()).map_err(unusable)?;
         verifier.refresh().await.map_err(unusable)
     };
     Verdict::of(asked.await, |()| format!("{names}: metadata and keys were had"))

@@ -126,7 +126,7 @@ impl Duties {
     fn impersonation(&self) -> Vec<Need> {
         let authentication = "authentication.k8s.io";
         let of = |resource: &'static str, subresource: &'static str, name: &str| {
-            let older = if resource == "userextras" { authentication } else { "" };
+            let older = if matches!(resource, "uids" | "userextras") { authentication } else { "" };
             Need(vec![
                 Attributes::new("impersonate:user-info", authentication, resource)
                     .of(subresource)
@@ -138,6 +138,7 @@ impl Duties {
         let mut needs = vec![
             of("users", "", "towline-probe"),
             of("groups", "", "system:authenticated"),
+            of("uids", "", "towline-probe"),
             of("userextras", ORIGINAL_USER, "towline-probe"),
         ];
         needs.extend(self.role_groups.iter().map(|group| of("groups", "", group)));

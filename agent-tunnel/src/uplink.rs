@@ -18,8 +18,9 @@ use tokio::{
 use towline_tunnel::{
     backoff::{self, Backoff},
     carrier::{
-        dial::{Dialler, Errand, OuterTls, RelayAddress},
-        websocket::WebSocketCarrier,
+        dial::{Dialler, Errand, RelayAddress},
+        ladder::{Climbed, Ladder, Memory},
+        rung::Carrier,
     },
     clock::Clock,
     doctor::Network,
@@ -29,7 +30,7 @@ use towline_tunnel::{
     fault::{Fault, Report},
     ids::{ChannelId, KeyHash},
     keys::{SigningKey, VerifyingKey},
-    mux::{EndpointConfig, Keeper, Ledger, LineSettings, Lines, Side},
+    mux::{Connection, EndpointConfig, Keeper, Ledger, LineSettings, Lines, Side},
     session::{self, Channel, Identify, message::Secret},
 };
 use tracing::{error, info, warn};
@@ -52,8 +53,6 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10);
 const STREAMS_WAIT: Duration = Duration::from_secs(1);
 /// A session that stood this long was a good one: what was before is forgotten.
 const STEADY: Duration = Duration::from_secs(10);
-
-type Carrier = WebSocketCarrier<OuterTls>;
 
 /// Whether the agent is connected, for whoever started it.
 #[derive(Clone, Debug)]
@@ -103,7 +102,10 @@ pub(crate) struct Uplink {
     ending: Ending,
     drain_timeout: Duration,
     line_settings: LineSettings,
+    /// Which carriers got through.
+    carriers: Memory,
     status: watch::Sender<Status>,
+    carrying: watch::Sender<Option<Connection>>,
 }
 
 /// What an uplink is made of.
@@ -122,6 +124,8 @@ pub(crate) struct Parts {
     pub(crate) keeper: Keeper,
     pub(crate) drain_timeout: Duration,
     pub(crate) lines: LineSettings,
+    /// Told the session on which streams begin.
+    pub(crate) carrying: watch::Sender<Option<Connection>>,
 }
 
 /// A session that began, and what is needed to run it.
@@ -170,7 +174,9 @@ impl Uplink {
             ending: Ending::default(),
             drain_timeout: parts.drain_timeout,
             line_settings: parts.lines,
+            carriers: Memory::default(),
             status,
+            carrying: parts.carrying,
         };
         // What is wrong with a certificate file or an address is told at start.
         uplink.dialler()?;
@@ -242,6 +248,7 @@ impl Uplink {
         let channel = begun.session.channel;
         self.status.send_replace(Status::Connected { channel, name: begun.name });
         let mux = begun.session.mux(begun.channel, begun.config);
+        self.carrying.send_replace(Some(mux.0.clone()));
         sessions.spawn(begun.session.run(mux, sender, drain.clone()));
         tokio::select! {
             () = drain.begun() => None,
@@ -318,14 +325,16 @@ impl Uplink {
         &self,
         errand: Errand,
         identify: Identify<'_>,
-    ) -> Result<(RelayAddress, session::Session<Carrier>), Report> {
+    ) -> Result<(RelayAddress, Climbed), Report> {
         let (dialler, pin) = self.dialler()?;
-        let (carrier, exporter) = dialler.dial_for(errand).await?;
-        let mut session = session::connect(carrier, exporter, pin, identify).await?;
-        if let Some(certificate) = session.welcome.certificate.take() {
+        let relay = dialler.address().clone();
+        let ladder = Ladder::new(dialler, self.carriers.clone());
+        let mut climbed = ladder.connect(errand, pin, identify).await?;
+        self.metrics.connected_by(climbed.rung);
+        if let Some(certificate) = climbed.session.welcome.certificate.take() {
             self.instance.keep(certificate);
         }
-        Ok((dialler.address().clone(), session))
+        Ok((relay, climbed))
     }
 
     async fn begin(&mut self) -> Result<Begun, Report> {
@@ -345,11 +354,12 @@ impl Uplink {
             None => Identify::Enrol { secret, cluster: &self.cluster, instance: id, key },
         };
         let errand = Errand::of_parked(self.keeper.parked());
-        let (relay, session::Session { channel, welcome }) = self.connect(errand, identify).await?;
+        let (relay, Climbed { session, rung }) = self.connect(errand, identify).await?;
+        let session::Session { channel, welcome } = session;
         let tickets = self.joined(welcome.ticket_key).await?;
         let name = welcome.name;
         info!(
-            channel = %welcome.channel, %relay, name, instance = %id,
+            channel = %welcome.channel, %relay, carrier = rung.name(), name, instance = %id,
             cluster = %self.cluster.public().cluster_id(), "connected"
         );
         let session = self.session(welcome.channel, tickets, false);

@@ -3,14 +3,19 @@
 
 mod support;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
 
 use support::{
     Cap, WITHIN, fault, issuer_config, parts, read_to_end, read_until,
     relay::{AgentSession, Relay, certificate},
 };
 use tempfile::TempDir;
-use tokio::{io::AsyncWriteExt as _, time::timeout};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
 use towline_agent::{
     app::{self, Config, Limits, Running, Status},
     dial::ApiserverConfig,
@@ -25,6 +30,7 @@ use towline_tunnel::{
     fault::Fault,
     ids::StreamKey,
     inner::{InnerConnector, InnerStream},
+    issuer_host::IssuerHost,
     keys::SigningKey,
     mux::{CloseReason, LineSettings, MuxStream, OpenRequest},
     session::control::Control,
@@ -59,6 +65,7 @@ impl World {
             relay: None,
             relay_ca_file: None,
             egress: Egress::direct(),
+            issuer_via_relay: false,
             apiserver: ApiserverConfig::Kubeconfig { path: self.cap.kubeconfig(&self.folder), context: None },
             impersonator: None,
             access: Access::default(),
@@ -126,6 +133,56 @@ async fn an_agent_enrols_once_and_comes_back_by_its_clusters_key() {
         parts(&world.get(&agent, &session, "/api/v1/pods").await).0,
         200,
         "the pinned key judges tickets"
+    );
+}
+
+/// Leads all streams that an agent opens to this address, whatever they ask for, and notes what they do ask for.
+fn lead(session: &AgentSession, to: SocketAddr) -> (Arc<Mutex<Vec<String>>>, AbortOnDropHandle<()>) {
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let (connection, noted) = (session.connection.clone(), Arc::clone(&asked));
+    let leading = tokio::spawn(async move {
+        while let Ok((_, mut stream)) = connection.accept().await {
+            let host = IssuerHost::read(&mut stream).await.unwrap();
+            noted.lock().unwrap().push(host.to_string());
+            tokio::spawn(async move {
+                let mut tcp = TcpStream::connect(to).await.unwrap();
+                tokio::io::copy_bidirectional(&mut stream, &mut tcp).await
+            });
+        }
+    });
+    (asked, AbortOnDropHandle::new(leading))
+}
+
+fn address(issuer: &DevIssuer) -> SocketAddr {
+    issuer.url().strip_prefix("https://").unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn an_agent_that_reaches_nothing_else_has_its_issuers_keys_through_the_relay() {
+    let mut world = World::new().await;
+    let agent = app::start(Config { issuer_via_relay: true, ..world.config() }).await.unwrap();
+    let session = world.relay.session().await;
+    let issuer = address(&world.issuer);
+    let (asked, _leading) = lead(&session, issuer);
+    assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await).0, 200);
+    let asked = asked.lock().unwrap().clone();
+    assert!(!asked.is_empty() && asked.iter().all(|host| *host == issuer.to_string()), "{asked:?}");
+}
+
+/// A relay that leads elsewhere decides nothing: TLS ends at the issuer, by its own authorities.
+#[tokio::test]
+async fn t42_a_relay_that_serves_keys_of_its_own_is_not_believed() {
+    let mut world = World::new().await;
+    let agent = app::start(Config { issuer_via_relay: true, ..world.config() }).await.unwrap();
+    let session = world.relay.session().await;
+    let forger = DevIssuer::start(0).await.unwrap();
+    let (asked, _leading) = lead(&session, address(&forger));
+    let answer = world.get(&agent, &session, "/api/v1/pods").await;
+    assert_eq!(parts(&answer).0, 503, "{answer}");
+    assert!(answer.contains("TL-IDN-005") && !asked.lock().unwrap().is_empty(), "{answer}");
+    assert!(
+        world.cap.seen().iter().all(|head| !head.contains("/api/v1/pods")),
+        "nothing reached the apiserver"
     );
 }
 

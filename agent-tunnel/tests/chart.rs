@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use clap::CommandFactory as _;
 use towline_agent::cli::Cli;
+use towline_identity::TrustSettings;
 
 /// What means nothing in a pod: a kubeconfig is for an agent outside of the cluster, and a public key needs no file.
 const OUTSIDE: &[&str] =
@@ -51,4 +52,27 @@ fn the_chart_can_say_whatever_run_can_be_told_and_nothing_else() {
     assert!(missing.is_empty(), "the chart has no value for {missing:?}: see templates/_settings.tpl");
     let unknown: Vec<_> = set.difference(&variables).collect();
     assert!(unknown.is_empty(), "the agent knows no {unknown:?}");
+}
+
+/// The sample is what somebody copies: the agent takes it.
+#[test]
+fn the_sample_of_issuers_is_a_configuration_that_the_agent_takes() {
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/charts/towline-agent/ci/entra-values.yaml");
+    let sample: serde_json::Value = serde_norway::from_str(&fs::read_to_string(sample).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        Some(path)
+    };
+    let text = |key: &str| match &sample[key] {
+        serde_json::Value::String(text) => text.clone(),
+        value => value.to_string(),
+    };
+    let settings = TrustSettings {
+        authentication_config: write("authentication.yaml", text("authenticationConfig")),
+        entra_config: write("entra.yaml", text("entraConfig")),
+        ..TrustSettings::default()
+    };
+    settings.load().unwrap();
 }

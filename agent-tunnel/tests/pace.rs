@@ -36,6 +36,7 @@ async fn an_agent_that_is_sent_away_comes_back_when_it_was_told() {
         relay: Some(RelayAddress::parse(&format!("https://{}", listener.local_addr().unwrap())).unwrap()),
         relay_ca_file: Some(folder.path().join("busy.pem")),
         egress: Egress::direct(),
+        issuer_via_relay: false,
         apiserver: ApiserverConfig::Kubeconfig { path: cap.kubeconfig(&folder), context: None },
         impersonator: None,
         access: towline_agent::forward::Access::default(),

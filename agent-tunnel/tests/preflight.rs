@@ -103,6 +103,7 @@ impl World {
             relay: None,
             relay_ca_file: None,
             egress: Egress::direct(),
+            issuer_via_relay: false,
             apiserver: ApiserverConfig::Kubeconfig { path: self.cap.kubeconfig(&self.folder), context: None },
             impersonator: None,
             access: Access::default(),

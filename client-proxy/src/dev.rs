@@ -120,6 +120,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         tls: TlsSource::SelfSigned { names: vec!["127.0.0.1".into()], data_dir: path("relay") },
         public: None,
         issuer: trust(RELAY_AUDIENCE)?,
+        issuer_hosts: Vec::new(),
         certificate_life: towline_relay::certificates::DEFAULT_LIFE,
         audit: towline_relay::app::AuditConfig::default(),
         drain_timeout: DRAIN,
@@ -139,6 +140,7 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         relay_ca_file: None,
         // All of it is on this machine.
         egress: Egress::direct(),
+        issuer_via_relay: false,
         apiserver: ApiserverConfig::Kubeconfig { path: config.source, context: Some(context) },
         impersonator: None,
         access: towline_agent::forward::Access::default(),

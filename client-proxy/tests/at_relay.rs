@@ -1,16 +1,23 @@
-//! Commands that ask a real relay: `towline list`, `audit` and `revoke`, as a person runs them.
+//! Commands that ask a real relay: `towline list`, `audit`, `role` and `revoke`, as a person runs them.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails here says where")]
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     process::Stdio,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
 use serde_json::Value;
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    time::timeout,
+};
+use tokio_util::task::AbortOnDropHandle;
 use towline::{
     app::{Config, RESUME_TIMEOUT},
     relay::Relay,
@@ -74,6 +81,7 @@ impl Bench {
             })
             .unwrap()
             .into(),
+            issuer_hosts: Vec::new(),
             certificate_life: Duration::from_secs(3600),
             audit: AuditConfig::default(),
             drain_timeout: Duration::from_secs(5),
@@ -126,22 +134,23 @@ impl Bench {
 
     async fn run(&self, user: &str, arguments: &[&str]) -> Said {
         let [relay_token, cluster_token] = self.tokens(user);
-        let output = Command::new(env!("CARGO_BIN_EXE_towline"))
-            .args(arguments)
+        let mut command = self.towline(arguments);
+        command
             .args(["--relay", &format!("https://{}", self.relay.public().relay.authority())])
             .args(["--relay-key", &self.relay.identity_hash().to_string()])
             .args([PathBuf::from("--relay-ca-file"), self.path("ca.pem")])
             .args([PathBuf::from("--relay-token-file"), relay_token])
             .args([PathBuf::from("--cluster-token-file"), cluster_token])
-            .args([PathBuf::from("--state-dir"), self.path("state")])
-            .env_clear()
-            .env("HOME", self.folder.path())
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = timeout(SOON, output).await.expect("it ends").unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+            .args([PathBuf::from("--state-dir"), self.path("state")]);
+        said(command).await
+    }
+
+    /// `towline`, which knows nothing of the machine's own settings.
+    fn towline(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
+        command.args(arguments).env_clear().env("HOME", self.folder.path());
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
     }
 
     /// A cluster that is enrolled, and whose agent is away.
@@ -180,6 +189,75 @@ impl Bench {
         };
         self.relay.registry().assign_duty(&held, SystemTime::now()).await.unwrap();
     }
+}
+
+async fn said(mut command: Command) -> Said {
+    let output = timeout(SOON, command.output()).await.expect("it ends").unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// An HTTP proxy that lets everybody through, and remembers where to.
+struct Proxy {
+    at: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Proxy {
+    async fn start() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&asked);
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(near.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                let to = head.strip_prefix("CONNECT ").unwrap().split(' ').next().unwrap().to_owned();
+                let mut far = TcpStream::connect(&to).await.unwrap();
+                seen.lock().unwrap().push(to);
+                near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                tokio::spawn(async move { copy_bidirectional(&mut near, &mut far).await });
+            }
+        }));
+        Self { at, asked, _task: task }
+    }
+
+    /// Where it was asked to go since the last time.
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn every_command_goes_out_through_the_proxy_that_it_is_told() {
+    let bench = Bench::new().await;
+    let proxy = Proxy::start().await;
+    let through = ["--proxy-https", &format!("http://{}", proxy.at)];
+    let relay = bench.relay.public().relay.authority().to_string();
+    for command in [&["list"][..], &["audit"], &["role", "list"], &["revoke", "--mine"]] {
+        let said = bench.run("ada", &[command, &through].concat()).await;
+        assert_eq!(said.code, Some(0), "{command:?}: {}", said.err);
+        assert_eq!(proxy.asked(), [relay.as_str()], "{command:?}");
+    }
+    let [token, _] = bench.tokens("ada");
+    let (token, ca, issuer) = (token.display().to_string(), bench.path("issuer.pem"), bench.issuer.url());
+    let check = ["auth", "check", "--token-file", &token, "--oidc-issuer-url", &issuer];
+    let rules = ["--oidc-client-id", "towline-relay", "--oidc-signing-algs", "ES256", "--oidc-ca-file"];
+    let mut command = bench.towline(&[&check[..], &rules].concat());
+    command.arg(ca).args(through);
+    let checked = said(command).await;
+    assert_eq!(checked.code, Some(0), "{}{}", checked.out, checked.err);
+    let host = issuer.strip_prefix("https://").unwrap();
+    assert!(proxy.asked().iter().any(|to| to == host), "the issuer's keys are had through it");
+    let all =
+        said(bench.towline(&[&["endpoints", "--relay", "https://relay.example"], &through[..]].concat()));
+    let all = all.await;
+    assert!(all.out.contains(&format!("through the proxy {}", through[1])), "{}{}", all.out, all.err);
 }
 
 #[tokio::test]

@@ -204,6 +204,7 @@ impl Rig {
             tls: TlsSource::SelfSigned { names: vec!["127.0.0.1".into()], data_dir: data_dir.clone() },
             public: Some(RelayAddress::parse(&address.to_string())?),
             issuer: trusts("towline-relay", None)?.into(),
+            issuer_hosts: Vec::new(),
             certificate_life: Duration::from_secs(3600),
             audit: towline_relay::app::AuditConfig::default(),
             drain_timeout: Duration::from_secs(1),

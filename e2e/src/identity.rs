@@ -1,4 +1,4 @@
-//! Every way to log in, every kind of token, and every end of a right, with real kubectl: one relay and agent that trust a certified
+//! Every way to log in, every kind of token, each role, and every end of a right, with real kubectl: one relay and agent that trust a certified
 //! provider (npm's oidc-provider) and an issuer of the tests' own, beside each other.
 //!
 //! [`run`] gives one row for each. What takes its time (a token that ends) runs beside the rest.
@@ -8,6 +8,7 @@ mod home;
 mod logins;
 mod modes;
 mod provider;
+mod rights;
 
 use std::{
     fs,
@@ -29,6 +30,7 @@ use crate::{
     table::{apply_with, make_namespace},
 };
 use provider::Provider;
+use rights::Organisation;
 
 /// The audience of both tokens where a provider has but one, and the name of the client that gets them.
 const SHARED: &str = "shared";
@@ -44,7 +46,7 @@ const MAX_TOKEN_AGE: Duration = Duration::from_secs(3600);
 /// One line of the table.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Its name, which begins with what it is about: `login`, `token`, `end`, `audit`.
+    /// Its name, which begins with what it is about: `login`, `token`, `role`, `end`, `audit`.
     pub name: &'static str,
     /// What is done.
     pub what: &'static str,
@@ -80,6 +82,8 @@ const QUICK: &[Planned] = &[
     ("token-impersonated", "a verified token, impersonated with its groups", modes::impersonated),
     ("token-service-account", "a service account's token, passed on", modes::service_account),
     ("token-shared-audience", "one audience for both, only where that is allowed", modes::shared_audience),
+    ("role-denied", "each layer that denies: relay, RBAC, role, ceiling", rights::denied),
+    ("role-tree", "a role on a group of clusters, and one on another", rights::tree),
 ];
 
 /// Rows that wait for an end.
@@ -88,8 +92,13 @@ const SLOW: &[Planned] = &[
     ("end-renewed", "the same with a login, of tokens that live for 15 s", endings::renewed),
     ("end-max-token-age", "the same with --max-token-age, before the token's own end", endings::too_old),
     ("end-role-removed", "the same while the relay's role is taken away", endings::role_removed),
+    ("end-signed-role-removed", "the same by a signed role, which is removed", rights::removed),
+    ("end-signed-role-expired", "the same by a signed role whose time is over", rights::expired),
+    ("end-revoked", "the same, revoked by an operator; taken back", rights::revoked),
+    ("end-revoked-own", "the same, revoked by the person; a new token", rights::revoked_own),
 ];
 
+const VIA_RELAY: &str = "token-issuer-via-relay";
 const PASS_THROUGH: &str = "token-pass-through";
 const AUDIT: &str = "audit-join";
 
@@ -100,6 +109,7 @@ struct Scene<'a> {
     runtime: &'a Handle,
     /// With a running pod `box`.
     namespace: String,
+    organisation: &'a Organisation,
 }
 
 /// Whether rows of such a name are asked for. Of the logs there is one whenever there is another.
@@ -108,7 +118,7 @@ pub fn is_asked_for(only: Option<&str>) -> bool {
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
-    QUICK.iter().chain(SLOW).map(|(name, ..)| *name).chain([PASS_THROUGH])
+    QUICK.iter().chain(SLOW).map(|(name, ..)| *name).chain([VIA_RELAY, PASS_THROUGH])
 }
 
 fn is_chosen(name: &str, only: Option<&str>) -> bool {
@@ -138,7 +148,9 @@ pub fn run(
     let age = format!("{}s", MAX_TOKEN_AGE.as_secs());
     let flags = ["--max-token-age", &age, "--allow-service-account-tokens"];
     stage.agent_setup.flags.extend(flags.map(str::to_owned));
+    let organisation = Organisation::found(&mut stage)?;
     stage.restart_agent()?;
+    Organisation::bind(&stage)?;
     let namespace = format!("identity-{}", StreamKey::random());
     make_namespace(cluster, &namespace)?;
     allow(cluster)?;
@@ -154,7 +166,13 @@ pub fn run(
         rows.push(row);
     };
     let chosen = |planned: &'static [Planned]| planned.iter().filter(|(name, ..)| is_chosen(name, only));
-    let scene = Scene { stage: &stage, provider: &provider, runtime, namespace: namespace.clone() };
+    let scene = Scene {
+        stage: &stage,
+        provider: &provider,
+        runtime,
+        namespace: namespace.clone(),
+        organisation: &organisation,
+    };
     std::thread::scope(|scope| {
         let scene = &scene;
         let slow: Vec<_> = chosen(SLOW)
@@ -177,10 +195,15 @@ pub fn run(
             Ok(format!("{events} events of {requests} requests on {channels} channels, all of them"))
         }));
     }
+    if is_chosen(VIA_RELAY, only) {
+        done(row(VIA_RELAY, "an agent that has its keys through the relay alone", || {
+            modes::issuer_via_relay(&mut stage, &provider, runtime, &namespace, &organisation)
+        }));
+    }
     if is_chosen(PASS_THROUGH, only) {
         done(row(PASS_THROUGH, "kube-apiserver judges the token itself", || {
             cluster.trust(&authentication(&trusted, &[CLUSTER_AUDIENCE]))?;
-            modes::pass_through(&mut stage, &provider, runtime, &namespace)
+            modes::pass_through(&mut stage, &provider, runtime, &namespace, &organisation)
         }));
     }
     cluster.kubectl_output(&["delete", "namespace", &namespace, "--wait=false"])?;
@@ -201,10 +224,15 @@ fn trust(folder: &Path, issuers: &[(String, String, &str)]) -> anyhow::Result<Tr
         fs::write(&path, authentication(issuers, audiences))?;
         Ok(vec!["--authentication-config".to_owned(), path.display().to_string()])
     };
-    Ok(Trust {
+    let mut trust = Trust {
         relay: file("relay.yaml", &[RELAY_AUDIENCE, SHARED, BRIEF[0], RELAY_RESOURCE])?,
         agent: file("agent.yaml", &[CLUSTER_AUDIENCE, SHARED, BRIEF[1], CLUSTER_RESOURCE])?,
-    })
+    };
+    for (url, ..) in issuers {
+        let host = url.trim_start_matches("https://").to_owned();
+        trust.relay.extend(["--issuer-host".to_owned(), host]);
+    }
+    Ok(trust)
 }
 
 /// kube-apiserver's own file, for it and for ours.

@@ -1,4 +1,4 @@
-//! `cargo xtask e2e`: the direct-or-through table, and beneath it a row for each login, kind of token and end of a right.
+//! `cargo xtask e2e`: the direct-or-through table, and beneath it a row for each login, kind of token, role and end of a right.
 
 #![allow(clippy::print_stdout, reason = "the table is what it is run for")]
 
@@ -16,7 +16,7 @@ use towline_e2e::{
 use xtask::cluster::{Cluster, Options};
 
 /// Runs every case directly and through towline, on a real cluster, and prints whether the two are equal; then every login, kind of
-/// token and end of a right.
+/// token, role and end of a right.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Print the table (it is printed anyway)

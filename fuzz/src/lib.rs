@@ -3,6 +3,13 @@
 //! The same functions run over seeds and their mutations as ordinary tests (`tunnel-core/tests/fuzz_slice.rs`
 //! includes this file), and for as long as one likes under libFuzzer (`cargo xtask soak fuzz`).
 
+use std::{
+    sync::OnceLock,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use towline_tunnel::{ids::ClusterId, keys::SigningKey};
+
 pub mod control;
 pub mod enrolment;
 pub mod frame;
@@ -18,6 +25,22 @@ mod sim;
 pub mod streams;
 pub mod ticket;
 pub mod websocket;
+
+/// The cluster that signed things are for.
+fn cluster() -> ClusterId {
+    ClusterId::from_bytes([2; 32])
+}
+
+/// When signed things are looked at.
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+}
+
+/// Whose signature counts.
+fn signer() -> &'static SigningKey {
+    static KEY: OnceLock<SigningKey> = OnceLock::new();
+    KEY.get_or_init(SigningKey::generate)
+}
 
 /// Called by a target before libFuzzer reads its corpus: writes the target's seeds to the folder that `TOWLINE_SEEDS`
 /// names, if it does.

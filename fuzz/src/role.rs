@@ -1,33 +1,18 @@
 //! Role documents: whatever is offered or brought, the decoder gives an answer, what it reads has one spelling, and nothing counts that the
 //! organisation has not signed.
 
-use std::{
-    sync::OnceLock,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::Duration;
 
 use bytes::Bytes;
 use towline_tunnel::{
-    ids::ClusterId,
-    keys::{Purpose, SIGNATURE_LEN, SigningKey},
+    keys::{Purpose, SIGNATURE_LEN},
     role::{
         Document, DocumentId, MAX_DOCUMENT, MAX_OFFERED, Person, RoleName, Scope, SignedDocument, Statement,
         Subject, evaluate, read_offer, write_offer,
     },
 };
 
-fn organisation() -> &'static SigningKey {
-    static KEY: OnceLock<SigningKey> = OnceLock::new();
-    KEY.get_or_init(SigningKey::generate)
-}
-
-fn cluster() -> ClusterId {
-    ClusterId::from_bytes([2; 32])
-}
-
-fn now() -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(1_800_000_000)
-}
+use super::{cluster, now, signer};
 
 /// The first byte says whether the rest is a document, the organisation's own, or an offer.
 pub fn run(input: &[u8]) {
@@ -35,7 +20,7 @@ pub fn run(input: &[u8]) {
     match first % 3 {
         0 => {
             if let Ok(read) = SignedDocument::read(Bytes::copy_from_slice(rest)) {
-                assert!(!read.is_signed_by(&organisation().public()), "a signature was forged");
+                assert!(!read.is_signed_by(&signer().public()), "a signature was forged");
             }
         }
         1 => own(rest),
@@ -50,10 +35,10 @@ pub fn run(input: &[u8]) {
 }
 
 fn own(fields: &[u8]) {
-    let signature = organisation().sign(Purpose::RoleDocument, &[fields]);
+    let signature = signer().sign(Purpose::RoleDocument, &[fields]);
     let Ok(read) = SignedDocument::read([&signature[..], fields].concat().into()) else { return };
-    assert!(read.bytes().len() <= MAX_DOCUMENT && read.is_signed_by(&organisation().public()));
-    assert_eq!(read.document().clone().sign(organisation()), read, "a document has one spelling");
+    assert!(read.bytes().len() <= MAX_DOCUMENT && read.is_signed_by(&signer().public()));
+    assert_eq!(read.document().clone().sign(signer()), read, "a document has one spelling");
     let groups = ["dev".to_owned()];
     let person = Person { principal: "https://idp#alice", groups: &groups };
     let evaluation = evaluate([read.document()], person, cluster(), now());
@@ -81,7 +66,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         .map(|statement| {
             let mut document = Document::new(statement, now(), Some(Duration::from_secs(3600)));
             document.id = DocumentId::from_bytes([5; 16]);
-            document.sign(organisation()).bytes().clone()
+            document.sign(signer()).bytes().clone()
         })
         .collect();
     let with = |first: u8, bytes: &[u8]| [&[first], bytes].concat();

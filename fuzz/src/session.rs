@@ -7,8 +7,8 @@ use towline_tunnel::{
     keys::{SIGNATURE_LEN, VerifyingKey},
     proto::{CloseReason, reason::MAX_DETAIL},
     session::message::{
-        BindMode, MAX_CERTIFICATE, MAX_MESSAGE, MAX_NAME, MAX_TOKEN, Message, Refused, Secret, Welcome,
-        decode, encode,
+        BindMode, CHALLENGE_BYTES, MAX_CERTIFICATE, MAX_MESSAGE, MAX_NAME, MAX_TOKEN, Message, Refused,
+        Secret, Welcome, decode, encode,
     },
 };
 
@@ -47,7 +47,8 @@ fn bounded(message: &Message) {
             welcome.name.iter().for_each(|text| program(text));
         }
         Message::Refused(refused) => assert!(refused.detail.len() <= MAX_DETAIL),
-        Message::RelayHello { .. } | Message::Bind(_) => {}
+        Message::Challenge { bytes, .. } => assert!(CHALLENGE_BYTES.contains(&bytes.len())),
+        Message::RelayHello { .. } | Message::Bind(_) | Message::Challenged { .. } => {}
     }
 }
 
@@ -71,15 +72,27 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let mut refused = Refused::new(CloseReason::Draining, "later");
     refused.delay = Duration::from_millis(1500);
     [
-        Message::Hello { versions: vec![1, 2], nonce: [1; 32] },
+        Message::Hello { versions: vec![1, 2], nonce: [1; 32], challenge: false },
+        Message::Hello { versions: vec![1], nonce: [1; 32], challenge: true },
         Message::RelayHello {
             version: 1,
             key: key(1),
             nonce: [2; 32],
             exporter: Some([3; 32]),
             signature: proof,
+            challenge: true,
         },
-        Message::RelayHello { version: 1, key: key(1), nonce: [2; 32], exporter: None, signature: proof },
+        Message::RelayHello {
+            version: 1,
+            key: key(1),
+            nonce: [2; 32],
+            exporter: None,
+            signature: proof,
+            challenge: false,
+        },
+        Message::Challenge { heard: None, bytes: vec![0xa5; 4096] },
+        Message::Challenge { heard: Some([4; 32]), bytes: vec![0; 2048] },
+        Message::Challenged { heard: [5; 32] },
         Message::Bind(BindMode::Outer),
         Message::Bind(BindMode::SessionTls),
         Message::AuthClient {

@@ -65,6 +65,8 @@ pub(crate) struct EntraRules {
     pub(crate) username_prefix: String,
     /// None: groups are left out.
     pub(crate) groups_prefix: Option<String>,
+    /// Groups are called by their names, which Graph knows.
+    pub(crate) group_names: bool,
     /// One of these must be in `scp`, if there are any.
     pub(crate) scopes: Vec<String>,
     pub(crate) apps: Apps,
@@ -96,6 +98,12 @@ impl EntraRules {
 
     pub(crate) fn audiences(&self) -> &[String] {
         &self.audiences
+    }
+
+    /// Groups by their ids, as they go out.
+    pub(crate) fn prefixed(&self, ids: Vec<String>) -> Vec<String> {
+        let prefix = self.groups_prefix.as_deref().unwrap_or_default();
+        ids.into_iter().map(|id| format!("{prefix}{id}")).collect()
     }
 
     fn issuer(&self, tenant: &str, version: u8) -> String {

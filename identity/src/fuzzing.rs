@@ -46,8 +46,8 @@ pub fn user_of(issuer: &IssuerConfig, claims: &str) -> Result<Accepted, VerifyEr
             let origin = rules.origin(1).ok_or(VerifyError::Issuer)?;
             let entrant = rules.entrant(&claims, &origin, now(), false, &mut Trace::off())?;
             let mut identity = entrant.identity;
-            if let Membership::Told(groups) = entrant.membership {
-                identity.groups = groups;
+            if let Membership::Told(ids) = entrant.membership {
+                identity.groups = rules.prefixed(ids);
             }
             Ok(identity.into())
         }

@@ -137,28 +137,36 @@ impl Issuer {
         let Entrant { mut identity, tenant, object, is_app, membership } = entrant;
         let mut until = identity.expires_at;
         let mut notes = Vec::new();
-        match (membership, &self.graph) {
-            (Membership::Told(groups), _) => identity.groups = groups,
+        let mut believed = |fresh: Duration| until = until.min(now + fresh.min(Duration::from_secs(300)));
+        let ids = match (membership, &self.graph) {
+            (Membership::Told(ids), _) => Ok(ids),
             (Membership::Overage, None) => {
-                notes.push(Note::NoGroups(
-                    "the token has too many, and no credential for Graph is configured".into(),
-                ));
+                Err("the token has too many, and no credential for Graph is configured".to_owned())
             }
             (Membership::Overage, Some(graph)) => {
-                let (groups, fresh) = graph.groups(&tenant, &object, is_app, now).await;
-                until = until.min(now + fresh.min(Duration::from_secs(300)));
-                match groups {
-                    Ok(ids) => {
-                        let prefix = rules.groups_prefix.as_deref().unwrap_or_default();
-                        identity.groups = ids.into_iter().map(|id| format!("{prefix}{id}")).collect();
-                        identity
-                            .groups
-                            .iter()
-                            .try_for_each(|group| check_groups(std::slice::from_ref(group)))?;
-                    }
-                    Err(why) => notes.push(Note::NoGroups(format!("Graph: {why}"))),
-                }
+                let (ids, fresh) = graph.groups(&tenant, &object, is_app, now).await;
+                believed(fresh);
+                ids.map_err(|why| format!("Graph: {why}"))
             }
+        };
+        let groups = match (ids, &self.graph) {
+            (Ok(ids), Some(graph)) if rules.group_names && !ids.is_empty() => {
+                let prefix = rules.groups_prefix.as_deref().unwrap_or_default();
+                let (named, fresh) = graph.names((&tenant, &object), &ids, prefix, now).await;
+                believed(fresh);
+                named.map_err(|why| format!("Graph: {why}")).map(|named| {
+                    notes.extend(named.left_out.map(Note::FewerGroups));
+                    named.groups
+                })
+            }
+            (ids, _) => ids.map(|ids| rules.prefixed(ids)),
+        };
+        match groups {
+            Ok(groups) => {
+                groups.iter().try_for_each(|group| check_groups(std::slice::from_ref(group)))?;
+                identity.groups = groups;
+            }
+            Err(why) => notes.push(Note::NoGroups(why)),
         }
         for note in &notes {
             tracing::warn!(principal = %identity.principal, %note, "a user goes on with fewer rights");

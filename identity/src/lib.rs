@@ -98,12 +98,15 @@ impl From<Identity> for Accepted {
 pub enum Note {
     /// The user has groups, and none are known: why.
     NoGroups(String),
+    /// Some of the user's groups are left out: which, and why.
+    FewerGroups(String),
 }
 
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoGroups(why) => write!(f, "no groups: {why}"),
+            Self::FewerGroups(which) => write!(f, "groups left out: {which}"),
         }
     }
 }

@@ -27,9 +27,27 @@ const SHARED: &[(&str, &[&str])] = &[
     ("https://accounts.google.com", &["hd", "sub", "azp"]),
 ];
 
+/// Hosts of Microsoft Entra ID, of all clouds.
+const ENTRA: &[&str] = &[
+    "login.microsoftonline.com",
+    "login.microsoftonline.us",
+    "login.partner.microsoftonline.cn",
+    "sts.windows.net",
+    "sts.chinacloudapi.cn",
+];
+
 /// What is missing, if something is.
 pub(crate) fn check(rules: &OidcRules) -> Option<String> {
     let bare = rules.issuer.trim_end_matches('/').to_ascii_lowercase();
+    let host = bare.strip_prefix("https://").and_then(|rest| rest.split(['/', ':']).next());
+    if host.is_some_and(|host| ENTRA.contains(&host)) {
+        // Its `sub` is another one for each application, so that the relay's user is never the cluster's; and T18 to T24 are
+        // kept by --entra-config only.
+        return Some(format!(
+            "{:?} is Microsoft Entra ID's, which names people otherwise than OpenID Connect does: configure it with --entra-config",
+            rules.issuer
+        ));
+    }
     let (_, claims) = SHARED.iter().find(|(issuer, _)| *issuer == bare)?;
     let pinned = rules.claim_rules.iter().any(|rule| match rule {
         ClaimRule::Required { claim, value } => claims.contains(&claim.as_str()) && !value.is_empty(),
@@ -89,6 +107,24 @@ mod tests {
         assert!(!github(&["repository_owner_id="]));
         assert!(github(&["repository_owner_id=4711"]));
         assert!(github(&["repository=acme/app", "repository_id=1"]));
+    }
+
+    #[test]
+    fn t21_entra_is_not_taken_for_plain_openid_connect() {
+        for issuer_url in [
+            "https://login.microsoftonline.com/11111111-2222-3333-4444-555555555555/v2.0",
+            "https://LOGIN.microsoftonline.us:443/common/v2.0",
+            "https://sts.windows.net/11111111-2222-3333-4444-555555555555/",
+        ] {
+            let settings = IssuerSettings {
+                issuer_url: issuer_url.into(),
+                client_id: "towline-cluster".into(),
+                username_claim: Some("email".into()),
+                ..IssuerSettings::default()
+            };
+            let error = IssuerConfig::parse(settings).unwrap_err().to_string();
+            assert!(error.contains("--entra-config"), "{error}");
+        }
     }
 
     #[test]

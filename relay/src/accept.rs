@@ -1,20 +1,17 @@
-//! From a TCP connection to a session: TLS, HTTP, WebSocket, handshake; all within one deadline.
+//! From a TCP connection to a session: TLS, HTTP, carrier, handshake; all within one deadline.
+
+mod beside;
+mod pairs;
+mod requests;
 
 use std::{
-    convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::{
-    body::Incoming, server::conn::http1, server::conn::http2, service::service_fn, upgrade::OnUpgrade,
-};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -24,12 +21,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use towline_tunnel::{
-    carrier::{
-        CONNECT_PATH, ReadAhead, STREAMS_WAIT, SUBPROTOCOL,
-        dial::Errand,
-        tune,
-        websocket::{WebSocketCarrier, accept_key},
-    },
+    carrier::{ReadAhead, rung::Rung, tune, websocket::WebSocketCarrier},
     drain::DrainWatcher,
     ids::ChannelId,
     mux::{Closed, Side, drive},
@@ -39,23 +31,22 @@ use towline_tunnel::{
 };
 use tracing::{debug, info, warn};
 
+use beside::Beside;
+pub use pairs::Pairs;
+pub use requests::{Door, UpgradeError};
+use requests::{First, Requests};
+
 use crate::{
     app::Relay,
     audit::Account,
     authenticate::{ClientPeer, Peer},
     forward::{Arrival, Owner, RelayConn},
     handshakes::{Handshake, Handshakes, Turn},
-    health::Readiness,
     metrics::{Present, Stage},
     places::Place,
     questions::{self, OPEN_QUESTIONS, Question},
-    throttle::Conduct,
 };
 
-/// Streams at once on one h2 connection: health checks, and later the API.
-const H2_STREAMS: u32 = 16;
-/// h2 requests reset before they were answered, after which the connection ends (CVE-2023-44487).
-const H2_RESETS: usize = 16;
 /// After an error of accept(2), mostly EMFILE: there is nothing to accept with until something closes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes that a connection's task may have: each idle agent costs so much for as long as it is connected.
@@ -138,8 +129,10 @@ async fn tcp(stream: TcpStream, from: SocketAddr, acceptor: &TlsAcceptor, turn: 
     }
     // In a box of its own, which is gone once it is done: a handshake needs many times what a session does.
     let begun = Box::pin(begin_tls(stream, acceptor, from, deadline, handshake, &relay)).await;
-    if let Some(begun) = begun {
-        run(begun, from, &relay).await;
+    match begun {
+        Some(Start::WebSocket(begun)) => run(begun, from, &relay).await,
+        Some(Start::Beside(beside)) => Box::pin(beside.serve(from, &relay)).await,
+        None => {}
     }
 }
 
@@ -150,7 +143,7 @@ async fn begin_tls(
     deadline: Instant,
     handshake: Handshake,
     relay: &Arc<Relay>,
-) -> Option<Begun<TlsStream<ReadAhead<TcpStream>>>> {
+) -> Option<Start<TlsStream<ReadAhead<TcpStream>>>> {
     match handshake.step(deadline, acceptor.accept(ReadAhead::new(stream))).await {
         Ok(Ok(stream)) => {
             let exporter = session::exporter(stream.get_ref().1);
@@ -185,15 +178,26 @@ pub async fn connection<IO>(
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let begun = Box::pin(begin(io, exporter, http2, from, deadline, handshake, &relay)).await;
-    if let Some(begun) = begun {
-        run(begun, from, &relay).await;
+    match begun {
+        Some(Start::WebSocket(begun)) => run(begun, from, &relay).await,
+        Some(Start::Beside(beside)) => Box::pin(beside.serve(from, &relay)).await,
+        None => {}
     }
 }
 
+/// What a connection led to. Boxed, as is what is in it: a task keeps room for each that it ever holds.
+enum Start<IO> {
+    /// It is a carrier.
+    WebSocket(Box<Begun<WebSocketCarrier<IO>>>),
+    /// Its requests are, or parts of some.
+    Beside(Box<Beside>),
+}
+
 /// Whose session it is, and what it has of the relay.
-struct Begun<IO> {
+struct Begun<C> {
     /// Boxed: it would stand in the session's task once for each function that it is handed to.
-    channel: Box<Channel<WebSocketCarrier<IO>>>,
+    channel: Box<Channel<C>>,
+    rung: Rung,
     id: ChannelId,
     /// Boxed, too.
     peer: Box<Peer>,
@@ -211,19 +215,25 @@ async fn begin<IO>(
     deadline: Instant,
     handshake: Handshake,
     relay: &Arc<Relay>,
-) -> Option<Begun<IO>>
+) -> Option<Start<IO>>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let limit = relay.limits().max_header_bytes;
     let door = Door::of(relay, from.ip());
     let turn = Arc::clone(&door.turn);
-    let failed = match handshake.step(deadline, upgrade(io, http2, limit, door)).await {
-        Ok(Ok(Some(carrier))) => {
+    let mut requests = Requests::new(io, http2, limit, door);
+    let failed = match handshake.step(deadline, requests.first()).await {
+        Ok(Ok(First::WebSocket { carrier, watched })) => {
             let turn = turn.get().copied().unwrap_or_else(Instant::now);
-            return session(carrier, exporter, from, turn, deadline, handshake, relay).await;
+            let arrived = Arrived { carrier, exporter, rung: Rung::WebSocket, watched, turn };
+            return session(arrived, from, deadline, handshake, relay).await.map(Start::WebSocket);
         }
-        Ok(Ok(None)) => return None,
+        Ok(Ok(First::Found(first))) => {
+            let beside = Beside { requests, first, exporter, deadline, handshake };
+            return Some(Start::Beside(Box::new(beside)));
+        }
+        Ok(Ok(First::Nothing)) => return None,
         Ok(Err(error)) => {
             debug!(%from, %error, "an HTTP connection ended");
             CloseReason::FrameMalformed
@@ -241,70 +251,6 @@ where
     None
 }
 
-/// What stands before an upgrade.
-#[derive(Debug)]
-pub struct Door {
-    readiness: Arc<Readiness>,
-    /// Whose budget and memory of addresses counts, and the peer's address; none where everybody may pass.
-    kept_by: Option<(Arc<Relay>, IpAddr)>,
-    /// When its turn came.
-    turn: Arc<OnceLock<Instant>>,
-}
-
-impl Door {
-    /// One that everybody may pass.
-    pub fn open(readiness: Arc<Readiness>) -> Self {
-        Self { readiness, kept_by: None, turn: Arc::default() }
-    }
-
-    fn of(relay: &Arc<Relay>, from: IpAddr) -> Self {
-        let kept_by = Some((Arc::clone(relay), from));
-        Self { readiness: relay.readiness(), kept_by, turn: Arc::default() }
-    }
-
-    /// Waits until the peer may pass.
-    ///
-    /// # Errors
-    /// When to come back.
-    async fn pass(&self, errand: Errand) -> Result<(), Duration> {
-        let Some((relay, from)) = &self.kept_by else { return Ok(()) };
-        let (budget, metrics) = (relay.budget(), relay.metrics());
-        let begun = Instant::now();
-        // As it is now: connections that were made before may ask long after.
-        let passed = match relay.authenticator().conduct(*from) {
-            // Tokens are for peers that may be let in.
-            Conduct::Barred(wait) => Err(wait),
-            Conduct::Wasteful => budget.spare(),
-            Conduct::Good => {
-                let _waits = metrics.waits();
-                budget.enter(errand).await
-            }
-        };
-        match passed {
-            Ok(turn) => {
-                let _first = self.turn.set(turn);
-                metrics.accepted(errand, begun.elapsed());
-                Ok(())
-            }
-            Err(wait) => {
-                metrics.refused(Stage::Connection, CloseReason::LimitReached);
-                Err(wait)
-            }
-        }
-    }
-}
-
-/// Why a connection did not become a carrier.
-#[derive(Debug, thiserror::Error)]
-pub enum UpgradeError {
-    /// It is not HTTP, or broke.
-    #[error(transparent)]
-    Http(#[from] hyper::Error),
-    /// RFC 6455, section 4.1: a client sends nothing before the server's answer.
-    #[error("the peer sent bytes before the upgrade was answered")]
-    Early,
-}
-
 /// Speaks HTTP with a peer until its upgrade is answered: what follows is a carrier. None where it asked for something
 /// else, and was answered. Takes as long as the peer does.
 ///
@@ -319,133 +265,39 @@ pub async fn upgrade<IO>(
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let upgrade: Arc<Mutex<Option<OnUpgrade>>> = Arc::default();
-    http(io, http2, max_header_bytes, Arc::new(door), Arc::clone(&upgrade)).await?;
-    let taken = upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(upgrade) = taken else { return Ok(None) };
-    let Ok(parts) = upgrade.await?.downcast::<TokioIo<IO>>() else {
-        debug_assert!(false, "an upgraded connection is what was served");
-        return Ok(None);
-    };
-    if !parts.read_buf.is_empty() {
-        return Err(UpgradeError::Early);
-    }
-    Ok(Some(WebSocketCarrier::server(parts.io.into_inner())))
-}
-
-async fn http<IO>(
-    io: IO,
-    http2: bool,
-    max_header_bytes: u64,
-    door: Arc<Door>,
-    upgrade: Arc<Mutex<Option<OnUpgrade>>>,
-) -> hyper::Result<()>
-where
-    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let max_header = usize::try_from(max_header_bytes).unwrap_or(usize::MAX);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (door, upgrade) = (Arc::clone(&door), Arc::clone(&upgrade));
-        async move { Ok::<_, Infallible>(answer(request, &door, &upgrade).await) }
-    });
-    if http2 {
-        http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_header_list_size(u32::try_from(max_header).unwrap_or(u32::MAX))
-            .max_concurrent_streams(H2_STREAMS)
-            .max_pending_accept_reset_streams(H2_RESETS)
-            .max_local_error_reset_streams(H2_RESETS)
-            .initial_stream_window_size(16 * 1024)
-            .initial_connection_window_size(64 * 1024)
-            .max_send_buf_size(16 * 1024)
-            .serve_connection(TokioIo::new(io), service)
-            .await
-    } else {
-        http1::Builder::new()
-            .max_buf_size(max_header.max(8 * 1024))
-            .serve_connection(TokioIo::new(io), service)
-            .with_upgrades()
-            .await
+    match Requests::new(io, http2, max_header_bytes, door).first().await? {
+        First::WebSocket { carrier, .. } => Ok(Some(carrier)),
+        First::Nothing | First::Found(_) => Ok(None),
     }
 }
 
-async fn answer(
-    mut request: Request<Incoming>,
-    door: &Door,
-    upgrade: &Mutex<Option<OnUpgrade>>,
-) -> Response<Full<Bytes>> {
-    if request.uri().path() != CONNECT_PATH {
-        return match *request.method() {
-            Method::GET | Method::HEAD => door
-                .readiness
-                .answer(request.uri().path())
-                .unwrap_or_else(|| text(StatusCode::NOT_FOUND, "a towline relay; there is nothing here\n")),
-            _ => text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n"),
-        };
-    }
-    if request.version() != http::Version::HTTP_11 || *request.method() != Method::GET {
-        return text(StatusCode::UPGRADE_REQUIRED, "a websocket upgrade with GET and HTTP/1.1 is needed\n");
-    }
-    match accept_key(request.headers()) {
-        Ok(key) => {
-            let waits = request.headers().contains_key(STREAMS_WAIT);
-            if let Err(delay) = door.pass(if waits { Errand::GoOn } else { Errand::Begin }).await {
-                return later(delay);
-            }
-            *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(hyper::upgrade::on(&mut request));
-            let mut response = text(StatusCode::SWITCHING_PROTOCOLS, "");
-            let headers = response.headers_mut();
-            headers.remove(header::CONTENT_TYPE);
-            headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-            if let Ok(key) = HeaderValue::from_str(&key) {
-                headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
-            }
-            response
-        }
-        Err(wrong) => {
-            let mut response = text(StatusCode::UPGRADE_REQUIRED, wrong);
-            response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-            response
-        }
-    }
-}
-
-/// RFC 9110, section 10.2.3. The connection ends: its peer comes back with another one.
-fn later(delay: Duration) -> Response<Full<Bytes>> {
-    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "too many at once: come back later\n");
-    let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
-    let headers = response.headers_mut();
-    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
-}
-
-fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
-    *response.status_mut() = status;
-    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response
-}
-
-async fn session<IO>(
-    carrier: WebSocketCarrier<IO>,
+/// A carrier on which a session may begin.
+struct Arrived<C> {
+    carrier: C,
+    /// Of the TLS that it has around it, if any ends here.
     exporter: Option<Exporter>,
-    from: SocketAddr,
+    rung: Rung,
+    /// Whether its dialler wants to know soon if nothing comes of what it sends.
+    watched: bool,
+    /// When its turn came.
     turn: Instant,
+}
+
+async fn session<C>(
+    arrived: Arrived<C>,
+    from: SocketAddr,
     deadline: Instant,
     handshake: Handshake,
     relay: &Relay,
-) -> Option<Begun<IO>>
+) -> Option<Box<Begun<C>>>
 where
-    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let Arrived { carrier, exporter, rung, watched, turn } = arrived;
     let begun = Instant::now();
     let address = from.ip();
     let admit = |credential| admit(credential, address, relay);
-    let accepting = session::accept(carrier, exporter, relay.identity(), admit);
+    let accepting = session::accept_watched(carrier, exporter, relay.identity(), watched, admit);
     let accepted = match handshake.step(deadline, accepting).await {
         Ok(accepted) => accepted,
         Err(CloseReason::Timeout) => Err(AcceptError::Timeout),
@@ -461,7 +313,9 @@ where
             match &error {
                 AcceptError::Proof | AcceptError::Message(_) => relay.authenticator().note_failure(address),
                 // A bad network may do the same, and a relay that is busy.
-                AcceptError::Io(_) | AcceptError::Timeout => relay.authenticator().note_waste(address),
+                AcceptError::Io(_) | AcceptError::Timeout | AcceptError::Carrier(_) => {
+                    relay.authenticator().note_waste(address)
+                }
                 // Nothing else would stop whoever asks for ever for what it can't have.
                 AcceptError::Version => relay.authenticator().note_waste(address),
                 AcceptError::Refused(refused)
@@ -476,13 +330,14 @@ where
                 AcceptError::Refused(_) => {}
             }
             relay.metrics().refused(Stage::Session, error.reason());
-            info!(%from, %error, "a session was refused");
+            info!(%from, carrier = rung.name(), %error, "a session was refused");
             return None;
         }
     };
     drop(handshake);
     relay.metrics().handshake_seconds.observe(begun.elapsed().as_secs_f64());
-    Some(Begun { channel: Box::new(channel), id: welcome.channel, peer: Box::new(peer), place, turn })
+    let channel = Box::new(channel);
+    Some(Box::new(Begun { channel, rung, id: welcome.channel, peer: Box::new(peer), place, turn }))
 }
 
 async fn admit(
@@ -499,16 +354,16 @@ async fn admit(
     Ok((welcome, (peer, place)))
 }
 
-async fn run<IO>(begun: Begun<IO>, from: SocketAddr, relay: &Relay)
+async fn run<C>(begun: Box<Begun<C>>, from: SocketAddr, relay: &Relay)
 where
-    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let Begun { channel, id, peer, place: _place, turn } = begun;
+    let Begun { channel, rung, id, peer, place: _place, turn } = *begun;
     let micros = u64::try_from(turn.elapsed().as_micros()).unwrap_or(u64::MAX);
     let (max_streams, sessions, opened) = match &*peer {
         Peer::Client(client) => {
             info!(
-                channel = %id, %from, principal = client.caller.principal, program = client.program, line = client.line, micros,
+                channel = %id, %from, principal = client.caller.principal, program = client.program, line = client.line, carrier = rung.name(), micros,
                 "a client's session began"
             );
             let limit = relay.limits().max_streams_per_client;
@@ -517,14 +372,14 @@ where
         Peer::Agent(agent) => {
             info!(
                 channel = %id, %from, cluster = %agent.cluster.id, name = agent.cluster.name,
-                instance = %agent.holder.instance, program = agent.program, line = agent.line, micros,
+                instance = %agent.holder.instance, program = agent.program, line = agent.line, carrier = rung.name(), micros,
                 "an agent's session began"
             );
             let limit = relay.limits().max_streams_per_agent;
             (limit, &relay.metrics().agent_sessions, &relay.metrics().agent_sessions_opened)
         }
     };
-    let _present = Present::in_gauge(sessions);
+    let _present = (Present::in_gauge(sessions), relay.metrics().carries(rung));
     opened.inc();
     let owner = match &*peer {
         Peer::Client(client) => Some(Owner {

@@ -18,6 +18,7 @@ use towline_tunnel::{
     drain::{DrainTrigger, DrainWatcher, drain},
     fault::{Fault, Report},
     ids::KeyHash,
+    issuer_host::IssuerHost,
     proto::{CloseReason, ledger::Ledger},
     session::{Refused, RelayIdentity},
 };
@@ -35,11 +36,12 @@ use crate::{
     duplicates,
     enrol::PublicAddress,
     health::{self, Readiness},
+    issuers,
     keys::RelayKeys,
     limits::Limits,
     metrics::Metrics,
     places::Places,
-    questions::SEARCHES,
+    questions::{CHANGES, SEARCHES},
     registry::{self, Registry},
     sessions::Sessions,
     tls::{OuterTls, TlsSource},
@@ -69,6 +71,8 @@ pub struct Config {
     pub public: Option<RelayAddress>,
     /// Whose tokens for the relay's audience are accepted.
     pub issuer: TrustSource,
+    /// Identity providers that agents may reach through it.
+    pub issuer_hosts: Vec<IssuerHost>,
     /// How long an agent instance's certificate lasts.
     pub certificate_life: Duration,
     /// How long streams may go on after a drain began.
@@ -98,6 +102,7 @@ pub struct Relay {
     authenticator: Authenticator,
     sessions: Sessions,
     places: Places,
+    pairs: accept::Pairs,
     budget: Arc<AcceptBudget>,
     switchboard: Arc<Switchboard>,
     audit: Audit,
@@ -109,6 +114,7 @@ pub struct Relay {
     clock: Clock,
     registry: Registry,
     searches: Semaphore,
+    changes: Semaphore,
     drain: DrainWatcher,
 }
 
@@ -128,6 +134,9 @@ impl Relay {
     }
     pub(crate) fn places(&self) -> &Places {
         &self.places
+    }
+    pub(crate) fn pairs(&self) -> &accept::Pairs {
+        &self.pairs
     }
     pub(crate) fn budget(&self) -> &Arc<AcceptBudget> {
         &self.budget
@@ -164,6 +173,11 @@ impl Relay {
     pub(crate) async fn question_turn(&self) -> Option<SemaphorePermit<'_>> {
         // Nobody closes it.
         self.searches.acquire().await.ok()
+    }
+
+    /// A turn to change the registry by a question that everybody may ask; over when it is dropped.
+    pub(crate) async fn change_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.changes.acquire().await.ok()
     }
 
     /// What newcomers are told while the relay drains.
@@ -271,14 +285,21 @@ async fn start_on(
             clock.clone(),
         ),
         places: Places::new(&config.limits),
+        // Each is a session, or a handshake.
+        pairs: accept::Pairs::new(
+            config.limits.max_sessions.saturating_add(config.limits.max_handshakes) as usize
+        ),
         budget: Arc::new(AcceptBudget::new(&config.limits)),
-        switchboard: Arc::new(Switchboard::new(
-            access,
-            sessions.clone(),
-            Arc::clone(&keys.tickets),
-            clock.clone(),
-            metrics.clone(),
-        )),
+        switchboard: Arc::new(
+            Switchboard::new(
+                access,
+                sessions.clone(),
+                Arc::clone(&keys.tickets),
+                clock.clone(),
+                metrics.clone(),
+            )
+            .leading_to(config.issuer_hosts),
+        ),
         sessions: sessions.clone(),
         audit,
         metrics: metrics.clone(),
@@ -289,6 +310,7 @@ async fn start_on(
         clock: clock.clone(),
         registry: registry.clone(),
         searches: Semaphore::new(SEARCHES),
+        changes: Semaphore::new(CHANGES),
         drain: watcher.clone(),
         tls: tls.clone(),
     });
@@ -301,6 +323,7 @@ async fn start_on(
     tasks.spawn(withdraw(Arc::clone(&relay), registry.clone()));
     tasks.spawn(duplicates::watch(Arc::clone(&relay)));
     tasks.spawn(keep_keys_fresh(Arc::clone(&relay)));
+    tasks.spawn(issuers::serve(Arc::clone(&relay)));
     if let Some(settings) = config.issuer.settings {
         tasks.spawn(keep_trust_loaded(Arc::clone(&relay), settings));
     }

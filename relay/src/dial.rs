@@ -12,6 +12,7 @@ use bytes::Bytes;
 use towline_tunnel::{
     clock::Clock,
     ids::{ChannelId, ClusterId, KeyHash},
+    issuer_host::IssuerHost,
     keys::SigningKey,
     proto::{CloseReason, OpenRequest, ResumeRequest},
     role::{DocumentId, hash_offer},
@@ -23,6 +24,7 @@ use crate::{
     access::{AccessControl, Caller, Decision},
     authenticate::{ClientPeer, Peer, REVOKED},
     forward::{Route, Wanted},
+    issuers::Issuers,
     metrics::Metrics,
     questions::{Asked, Question},
     roles::Offer,
@@ -50,6 +52,7 @@ pub struct Switchboard {
     shares: RandomState,
     clock: Clock,
     metrics: Metrics,
+    issuers: Issuers,
 }
 
 #[derive(Debug)]
@@ -78,7 +81,18 @@ impl Switchboard {
             shares: RandomState::new(),
             clock,
             metrics,
+            issuers: Issuers::default(),
         }
+    }
+
+    /// The same, which leads agents to these identity providers.
+    pub fn leading_to(self, hosts: Vec<IssuerHost>) -> Self {
+        Self { issuers: Issuers::new(hosts), ..self }
+    }
+
+    /// The identity providers that agents may reach.
+    pub(crate) fn issuers(&self) -> &Issuers {
+        &self.issuers
     }
 
     /// What the relay counts.

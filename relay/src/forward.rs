@@ -99,7 +99,8 @@ pub struct Owner {
 /// One authenticated connection of a client or an agent.
 pub struct RelayConn {
     me: Weak<RelayConn>,
-    peer: Peer,
+    /// None at the relay's own end of ways to identity providers.
+    peer: Option<Peer>,
     /// Whose its streams are, if it is a client's.
     user: Option<Arc<User>>,
     arrival: Arrival,
@@ -137,6 +138,26 @@ impl RelayConn {
     /// come out of `questions`.
     pub fn new(
         peer: Peer,
+        owner: Option<Owner>,
+        arrival: Arrival,
+        config: LegConfig,
+        switchboard: Arc<Switchboard>,
+        open_timeout: Duration,
+        questions: mpsc::Sender<Question>,
+    ) -> Arc<Self> {
+        Self::of(Some(peer), owner, arrival, config, switchboard, open_timeout, questions)
+    }
+
+    /// The relay's half of a connection with an end of its own, which opens nothing and asks nothing.
+    pub fn to_own_end(config: LegConfig, switchboard: Arc<Switchboard>, open_timeout: Duration) -> Arc<Self> {
+        let arrival =
+            Arrival { channel: ChannelId::random(), from: (std::net::Ipv4Addr::UNSPECIFIED, 0).into() };
+        let (nobody, _) = mpsc::channel(1);
+        Self::of(None, None, arrival, config, switchboard, open_timeout, nobody)
+    }
+
+    fn of(
+        peer: Option<Peer>,
         owner: Option<Owner>,
         arrival: Arrival,
         config: LegConfig,
@@ -186,7 +207,7 @@ impl RelayConn {
 
     /// The agent at the other end, if it is one.
     pub fn agent(&self) -> Option<&AgentPeer> {
-        match &self.peer {
+        match self.peer.as_ref()? {
             Peer::Agent(agent) => Some(agent),
             Peer::Client(_) => None,
         }
@@ -194,7 +215,7 @@ impl RelayConn {
 
     /// The client at the other end, if it is one.
     pub fn client(&self) -> Option<&ClientPeer> {
-        match &self.peer {
+        match self.peer.as_ref()? {
             Peer::Client(client) => Some(client),
             Peer::Agent(_) => None,
         }
@@ -207,7 +228,7 @@ impl RelayConn {
 
     /// Whether it is a line beside its process's session: it takes up streams, and none begins on it.
     pub fn is_line(&self) -> bool {
-        self.peer.is_line()
+        self.peer.as_ref().is_some_and(Peer::is_line)
     }
 
     /// Whether a person's question is being answered on it: what that does may be the end of this very session, and is told first.
@@ -394,6 +415,11 @@ impl RelayConn {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it leads to the relay's own end.
+    fn is_own(&self) -> bool {
+        self.peer.is_none()
+    }
+
     fn metrics(&self) -> &Metrics {
         self.switchboard.metrics()
     }
@@ -479,7 +505,9 @@ impl RelayConn {
             }
             LegEvent::Data { to, payload, fin, blocked } => {
                 let bytes = payload.len() as u64;
-                let direction = if self.client().is_some() {
+                let direction = if self.is_own() || to.conn.is_own() {
+                    &metrics.issuer_bytes
+                } else if self.client().is_some() {
                     &metrics.bytes_to_agents
                 } else {
                     &metrics.bytes_to_clients
@@ -513,10 +541,7 @@ impl RelayConn {
 
     fn on_wanted(&self, stream: StreamId, wanted: Wanted, now: Instant) {
         let (key, cluster) = (wanted.key(), wanted.cluster());
-        let Some(client) = self.client() else {
-            // Only the far side of a client's stream is opened towards agents: they open none.
-            return self.reset(stream, CloseReason::Forbidden, "agents open no streams");
-        };
+        let Some(client) = self.client() else { return self.on_agents(stream, wanted) };
         if self.is_line() && matches!(wanted, Wanted::Open(_)) {
             return self.reset(stream, CloseReason::Forbidden, "no stream begins on a line");
         }
@@ -564,6 +589,29 @@ impl RelayConn {
         }
     }
 
+    /// An agent opens a stream to an identity provider, and no other; the relay's own end opens none.
+    fn on_agents(&self, stream: StreamId, wanted: Wanted) {
+        let (Some(agent), Wanted::Open(request)) = (self.agent(), wanted) else {
+            return self.reset(stream, CloseReason::Forbidden, "agents take up no streams");
+        };
+        if self.is_line() {
+            return self.reset(stream, CloseReason::Forbidden, "no stream begins on a line");
+        }
+        let Some(me) = self.me.upgrade() else { return };
+        let from = Route { conn: me, stream, documents: None };
+        match self.switchboard.issuers().open(agent, self.channel(), request, from) {
+            Ok(route) => self.lock().leg.bind(stream, route, 0),
+            Err((reason, detail)) => {
+                self.metrics().refused(Stage::Stream, reason);
+                info!(
+                    channel = %self.channel(), stream, cluster = %agent.cluster.id, reason = reason.text(), detail = &*detail,
+                    "a way to an identity provider was refused"
+                );
+                self.reset(stream, reason, &detail);
+            }
+        }
+    }
+
     /// The agent did not answer in time. What it then holds of the stream may still be taken up.
     fn time_out(&self, stream: StreamId) {
         let mut state = self.lock();
@@ -597,8 +645,9 @@ impl RelayConn {
     }
 
     fn on_control(&self, payload: &Bytes) {
+        let Some(peer) = &self.peer else { return };
         let later = |question| self.questions.try_send(question).is_ok();
-        let answer = self.switchboard.answer(&self.peer, payload, later);
+        let answer = self.switchboard.answer(peer, payload, later);
         if let Some(answer) = answer
             && !self.control(answer)
         {

@@ -219,6 +219,11 @@ impl Handshakes {
 }
 
 impl Handshake {
+    /// Where it was taken.
+    pub fn places(&self) -> Handshakes {
+        self.of.clone()
+    }
+
     /// Does one step of a handshake.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ pub mod enrol;
 pub mod forward;
 pub mod handshakes;
 pub mod health;
+mod issuers;
 pub mod keys;
 pub mod limits;
 pub mod metrics;

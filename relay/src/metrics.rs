@@ -16,7 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use tokio::runtime::Handle;
-use towline_tunnel::carrier::dial::Errand;
+use towline_tunnel::carrier::{dial::Errand, rung::Rung};
 use towline_tunnel::proto::{CloseReason, ledger::Ledger};
 
 /// Where something was refused.
@@ -52,6 +52,11 @@ struct Kind {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OnCarrier {
+    carrier: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Direction {
     direction: &'static str,
 }
@@ -67,6 +72,8 @@ pub struct Metrics {
     pub client_sessions_opened: Counter,
     /// Sessions of agents, ever.
     pub agent_sessions_opened: Counter,
+    /// Sessions, open now, by how their bytes travel.
+    carriers: [Gauge; 3],
     /// Streams, open now.
     pub streams: Gauge,
     /// Streams that were opened.
@@ -93,6 +100,10 @@ pub struct Metrics {
     pub duplicate_holders: Gauge,
     /// Times that such a second holder was found.
     pub duplicate_alarms: Counter,
+    /// Ways to identity providers that agents were given.
+    pub issuer_opens: Counter,
+    /// Bytes on them, both ways.
+    pub issuer_bytes: Counter,
     refusals: Family<Refusal, Counter>,
     registry: Arc<Registry>,
 }
@@ -105,6 +116,8 @@ impl Metrics {
         registry.register("sessions", "Authenticated sessions open now", sessions.clone());
         let opened = Family::<Kind, Counter>::default();
         registry.register("sessions_opened", "Authenticated sessions that began", opened.clone());
+        let carriers = Family::<OnCarrier, Gauge>::default();
+        registry.register("carriers", "Authenticated sessions open now, by carrier", carriers.clone());
         let streams = Gauge::default();
         registry.register("streams", "Streams open now", streams.clone());
         let opens = Counter::default();
@@ -161,6 +174,18 @@ impl Metrics {
             "Second live holders of an agent instance's identity that were found",
             duplicate_alarms.clone(),
         );
+        let issuer_opens = Counter::default();
+        registry.register(
+            "issuer_opens",
+            "Connections to identity providers that were made for agents",
+            issuer_opens.clone(),
+        );
+        let issuer_bytes = Counter::default();
+        registry.register(
+            "issuer_bytes",
+            "Bytes passed on between agents and identity providers, both ways",
+            issuer_bytes.clone(),
+        );
         registry.register_collector(Box::new(State(ledger)));
 
         let kind = |kind| Kind { kind };
@@ -170,6 +195,7 @@ impl Metrics {
             agent_sessions: sessions.get_or_create_owned(&kind("agent")),
             client_sessions_opened: opened.get_or_create_owned(&kind("client")),
             agent_sessions_opened: opened.get_or_create_owned(&kind("agent")),
+            carriers: Rung::ALL.map(|rung| carriers.get_or_create_owned(&OnCarrier { carrier: rung.name() })),
             streams,
             opens,
             bytes_to_agents: bytes.get_or_create_owned(&direction("to_agent")),
@@ -183,6 +209,8 @@ impl Metrics {
             registry_available,
             duplicate_holders,
             duplicate_alarms,
+            issuer_opens,
+            issuer_bytes,
             refusals,
             registry: Arc::new(registry),
         }
@@ -191,6 +219,16 @@ impl Metrics {
     /// Counts a refusal. Reasons are few and of our own making: a peer can't make up labels.
     pub fn refused(&self, stage: Stage, reason: CloseReason) {
         self.refusals.get_or_create(&Refusal { stage: stage.name(), reason: reason.text() }).inc();
+    }
+
+    /// A session is on a carrier of this kind, until this is dropped.
+    pub fn carries(&self, rung: Rung) -> Present {
+        let [websocket, http2, pair] = &self.carriers;
+        Present::in_gauge(match rung {
+            Rung::WebSocket => websocket,
+            Rung::Http2 => http2,
+            Rung::Pair => pair,
+        })
     }
 
     /// A peer waits for its turn, until this is dropped.
@@ -278,11 +316,14 @@ mod tests {
         metrics.accepted(Errand::GoOn, Duration::from_millis(3));
         let waits = [metrics.waits(), metrics.waits()];
         drop(metrics.waits());
+        let carried = metrics.carries(Rung::Http2);
         assert!(ledger.reserve(300, true));
         let page = metrics.clone().page();
         for line in [
             r#"towline_relay_sessions{kind="client"} 1"#,
             r#"towline_relay_sessions{kind="agent"} 2"#,
+            r#"towline_relay_carriers{carrier="http2"} 1"#,
+            r#"towline_relay_carriers{carrier="websocket"} 0"#,
             "towline_relay_streams 0",
             "towline_relay_opens_total 1",
             r#"towline_relay_bytes_total{direction="to_agent"} 5"#,
@@ -299,10 +340,12 @@ mod tests {
             "towline_relay_registry_available 0",
             "towline_relay_duplicate_holders 0",
             "towline_relay_duplicate_alarms_total 0",
+            "towline_relay_issuer_opens_total 0",
+            "towline_relay_issuer_bytes_total 0",
             "towline_relay_tasks 0",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");
         }
-        drop(waits);
+        drop((waits, carried));
     }
 }

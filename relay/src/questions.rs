@@ -41,6 +41,9 @@ use crate::{
 pub const OPEN_QUESTIONS: usize = 4;
 /// Questions that search the registry's file at once, whoever asks.
 pub const SEARCHES: usize = 2;
+/// Questions that everybody may ask and that change the registry, at once: all of it is read again after each change, and enrolments,
+/// certificates and operators are not to wait for more than one.
+pub const CHANGES: usize = 1;
 /// No question takes longer. The registry's own waits are shorter.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 

@@ -152,9 +152,14 @@ impl Registry {
         self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(|error| self.error(error))
     }
 
-    /// Ends a change of what is decided by: it is known here when this returns.
-    async fn commit(&self, tx: Transaction<'static, Sqlite>) -> Result<(), RegistryError> {
+    /// Ends a change of what is decided by: it is known here when this returns. Where nothing of that has changed, nothing is read again:
+    /// strangers can bring what changes nothing.
+    async fn commit(&self, mut tx: Transaction<'static, Sqlite>) -> Result<(), RegistryError> {
+        let revision = follow::revision(&mut tx).await.map_err(|error| self.error(error))?;
         tx.commit().await.map_err(|error| self.error(error))?;
+        if revision == self.snapshot().revision {
+            return Ok(());
+        }
         self.refresh().await
     }
 

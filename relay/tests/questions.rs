@@ -329,6 +329,34 @@ async fn whoever_is_no_operator_ends_nobody_elses_sessions() {
     assert_eq!(items.iter().map(|item| item.name.as_str()).collect::<Vec<_>>(), ["b"]);
 }
 
+/// Each revocation has the relay read its registry again.
+#[tokio::test]
+async fn ones_own_sessions_are_revoked_where_one_may_go_and_not_all_the_time() {
+    let bench = Bench::new(limits()).await;
+    let (a, b) = (bench.echo("a").await, bench.echo("b").await);
+    bench.allow("alice", a.cluster()).await;
+    bench.duty("olga", Duty::Operator, None).await;
+    let alice = bench.client("alice").await;
+    let at = |name: &str| RevokeQuestion { cluster: Some(name.into()), ..revoke(Whom::Me) };
+    let (reason, detail) = refused(&alice, Topic::REVOKE, &at("b")).await;
+    assert_eq!(reason, CloseReason::Forbidden);
+    assert!(detail.contains("--role cluster-user --cluster b"), "{detail}");
+    assert!(bench.relay.registry().revocations().await.unwrap().is_empty());
+    let _answer: RevokeAnswer = ask(&alice, Topic::REVOKE, &at("a")).await;
+    let (reason, detail) = refused(&alice, Topic::REVOKE, &at("a")).await;
+    assert_eq!(reason, CloseReason::LimitReached, "{detail}");
+    assert_eq!(bench.relay.registry().revocations().await.unwrap().len(), 1);
+    // An operator may at any time, and what is towards one cluster holds up nothing towards all.
+    let olga = bench.client("olga").await;
+    let hers =
+        RevokeQuestion { cluster: Some("b".into()), ..revoke(Whom::Principal(bench.principal("alice"))) };
+    for _ in 0..2 {
+        let _answer: RevokeAnswer = ask(&olga, Topic::REVOKE, &hers).await;
+    }
+    let _answer: RevokeAnswer = ask(&alice, Topic::REVOKE, &revoke(Whom::Me)).await;
+    drop(b);
+}
+
 /// `towline-relay revoke` writes to the file while the relay serves from it.
 #[tokio::test]
 async fn what_another_process_revokes_ends_too_and_a_restart_does_not_forget_it() {

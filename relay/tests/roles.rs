@@ -194,6 +194,26 @@ async fn whoever_brings_a_signed_document_may_and_sees_what_names_them() {
 }
 
 #[tokio::test]
+async fn where_a_cluster_stands_is_told_to_who_may_open_it() {
+    let world = World::new().await;
+    let cluster = world.agent.cluster();
+    world.put(Statement::Placement { cluster, group: "eu/retail".parse().unwrap() }, None).await;
+    let elsewhere = ClusterId::of_spki(b"elsewhere");
+    world.put(Statement::Placement { cluster: elsewhere, group: "us".parse().unwrap() }, None).await;
+    let seen = async |user: &str| {
+        let client = world.bench.client(user).await;
+        let listed = asked(&client, LIST, &ListQuestion { own: true }).await.unwrap();
+        listed.as_array().unwrap().len()
+    };
+    assert_eq!(seen("alice").await, 0);
+    world.bench.allow("alice", cluster).await;
+    assert_eq!(seen("alice").await, 1, "hers, and not that of a cluster that she may not open");
+    // By a signed role, which the placement itself lets count: both documents.
+    world.assign("bob", RoleName::Viewer, "group:eu", None).await;
+    assert_eq!(seen("bob").await, 2);
+}
+
+#[tokio::test]
 async fn a_relay_that_knows_no_organisation_takes_nothing() {
     let bench = Bench::new(limits()).await;
     let client = bench.client("alice").await;

@@ -1,9 +1,16 @@
 //! How bytes reach the relay: reliable byte pipes over something that gets through the firewall.
 //!
-//! The mux above does not know which carrier it has. The first is WebSocket (RFC 6455) over TLS.
+//! The mux above does not know which carrier it has. The first is WebSocket (RFC 6455) over TLS; for networks that let none through
+//! there are others ([`rung::Rung`]), which [`ladder`] tries in turn.
 
 pub mod dial;
+mod h2;
+pub mod http;
+pub mod ladder;
+pub mod pair;
+pub mod pipe;
 mod read_ahead;
+pub mod rung;
 pub mod websocket;
 
 use std::{io, time::Duration};
@@ -19,6 +26,10 @@ pub const CONNECT_PATH: &str = "/v1/connect";
 pub const SUBPROTOCOL: &str = "towline.v1";
 /// Header of an upgrade by whoever holds streams that wait to go on: it comes before others, within its share.
 pub const STREAMS_WAIT: &str = "towline-streams-wait";
+
+/// Header of a request by a dialler that does not know yet whether this carrier gets through: it wants to be told soon, and
+/// understands it, if nothing comes of what it sends.
+pub const CHALLENGED: &str = "towline-challenge";
 
 /// Little stays unsent in the kernel, so that the scheduler decides what goes next, and not the kernel's buffer.
 const NOTSENT_LOWAT: u32 = 32 * 1024;

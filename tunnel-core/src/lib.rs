@@ -17,6 +17,7 @@ pub mod fault;
 pub mod head;
 pub mod ids;
 pub mod inner;
+pub mod issuer_host;
 pub mod keys;
 pub mod mux;
 pub mod proto;

@@ -6,6 +6,7 @@
 //! otherwise a session TLS 1.3 to the identity key runs inside the carrier. Only then does a credential travel.
 
 mod accept;
+mod challenge;
 mod connect;
 pub mod control;
 mod look;
@@ -20,9 +21,9 @@ use std::{
     time::Duration,
 };
 
-pub use accept::{AcceptError, Credential, RelayIdentity, accept};
+pub use accept::{AcceptError, Credential, RelayIdentity, accept, accept_watched};
 use aws_lc_rs::digest::{Context as Digest, SHA256};
-pub use connect::{Identify, Session, connect};
+pub use connect::{Identify, Session, connect, connect_challenged};
 pub use look::{Seen, look, look_closer, provoke};
 pub use message::{Refused, Welcome};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};

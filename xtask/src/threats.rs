@@ -64,24 +64,28 @@ fn list() -> anyhow::Result<Vec<String>> {
     println!("{:<5} {:<9} {:<72} test", "id", "result", "attack or fault");
     for threat in threats {
         let found = tests.get(&threat.id).map(Vec::as_slice).unwrap_or_default();
-        let passed = |test: &&String| results.get(test.as_str()).map(String::as_str) == Some("ok");
-        let verdict = match (found.is_empty(), found.iter().all(|test| passed(&test))) {
-            (true, _) if threat.due => "MISSING",
-            (true, _) => "not yet",
-            (false, true) => "passed",
-            (false, false) if results.is_empty() => "not run",
-            (false, false) => "FAILED",
-        };
+        let verdict = verdict(&threat, found, &results);
         if threat.due && verdict != "passed" {
             missing.push(threat.id.clone());
         }
         let attack: String = threat.attack.chars().take(70).collect();
-        println!("{:<5} {verdict:<9} {attack:<72} {}", threat.id, found.first().map_or("", String::as_str));
-        for test in found.iter().skip(1) {
-            println!("{:<88} {test}", "");
-        }
+        println!("{:<5} {verdict:<9} {attack:<72} {}", threat.id, found.join(", "));
     }
     Ok(missing)
+}
+
+/// What is to be said of a row. A test that did not run has not failed, and proves nothing.
+fn verdict(threat: &Threat, tests: &[String], results: &HashMap<String, String>) -> &'static str {
+    let result = |test: &String| results.get(test).map(String::as_str);
+    if tests.is_empty() {
+        if threat.due { "MISSING" } else { "not yet" }
+    } else if tests.iter().any(|test| result(test).is_some_and(|result| result != "ok")) {
+        "FAILED"
+    } else if tests.iter().all(|test| result(test) == Some("ok")) {
+        "passed"
+    } else {
+        "not run"
+    }
 }
 
 /// Rows `| T1 | attack | expected | due |`.
@@ -138,11 +142,38 @@ fn collect(path: &Path, found: &mut BTreeMap<String, Vec<String>>) -> anyhow::Re
     Ok(())
 }
 
-/// The last results by the test's own name, without its module.
+/// The last results by the test's own name, without its module: of several with one name the worst.
 fn results() -> HashMap<String, String> {
-    let text = fs::read_to_string(results_file()).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.split_once('\t'))
-        .map(|(name, result)| (name.rsplit("::").next().unwrap_or(name).to_owned(), result.to_owned()))
-        .collect()
+    read_results(&fs::read_to_string(results_file()).unwrap_or_default())
+}
+
+fn read_results(text: &str) -> HashMap<String, String> {
+    let mut results: HashMap<String, String> = HashMap::new();
+    for (name, result) in text.lines().filter_map(|line| line.split_once('\t')) {
+        let kept = results.entry(name.rsplit("::").next().unwrap_or(name).to_owned()).or_default();
+        if kept.is_empty() || kept == "ok" {
+            result.clone_into(kept);
+        }
+    }
+    results
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_proven_only_by_all_its_tests_and_what_did_not_run_has_not_failed() {
+        let results = read_results("a::one\tok\nb::one\tfailed\na::two\tok\nthree\tok\n");
+        let of = |due, tests: &[&str]| {
+            let tests: Vec<String> = tests.iter().map(|&test| test.to_owned()).collect();
+            verdict(&Threat { id: "T1".into(), attack: String::new(), due }, &tests, &results)
+        };
+        assert_eq!(of(true, &[]), "MISSING");
+        assert_eq!(of(false, &[]), "not yet");
+        assert_eq!(of(true, &["one"]), "FAILED", "one of two with this name failed");
+        assert_eq!(of(true, &["two", "three"]), "passed");
+        assert_eq!(of(true, &["two", "four"]), "not run");
+        assert_eq!(of(true, &["four", "one"]), "FAILED");
+    }
 }

@@ -13,6 +13,8 @@ use xtask::{chart, cluster::build};
 
 const CANARY: &str = "hunter2-canary";
 const CURRENT: [&str; 2] = ["--kube-version", "1.36.0"];
+/// The last before constrained impersonation.
+const BEFORE: [&str; 2] = ["--kube-version", "1.35.9"];
 const LEAST: [&str; 4] = ["--kube-version", "1.36.0", "--set", "oidc.issuerUrl=https://issuer.example.com"];
 /// Helm's own labels and annotations, which a plain manifest doesn't have.
 const HELMS: &[&str] = &[
@@ -171,12 +173,13 @@ fn helm_lint_finds_nothing() {
 fn the_manifest_is_what_the_chart_renders() {
     let mut manifest = objects(&fs::read_to_string(xtask::root().join("deploy/agent.yaml")).unwrap());
     assert!(manifest.remove("Namespace towline").is_some());
-    let file = values("manifest");
-    let mut chart = with_file(&file);
+    let file = values("manifest").display().to_string();
+    // The manifest is one for all versions.
+    let mut chart = rendered(&[&BEFORE[..], &["--values", &file]].concat());
     // There these two roles stand ready to be bound; the chart binds what it makes.
     assert!(chart.remove("ClusterRoleBinding towline-impersonator-groups").is_some());
-    let more = ["--values", &file.display().to_string(), "--set", "impersonation.anyGroup=true"];
-    let mut any = rendered(&[&CURRENT[..], &more].concat());
+    let more = ["--values", &file, "--set", "impersonation.anyGroup=true"];
+    let mut any = rendered(&[&BEFORE[..], &more].concat());
     assert!(any.contains_key("ClusterRoleBinding towline-impersonator-any"));
     let role = "ClusterRole towline-impersonator-any";
     chart.insert(role.into(), any.remove(role).unwrap());
@@ -303,6 +306,25 @@ fn before_kubernetes_1_36_groups_must_be_named() {
     assert!(!named.contains_key("ClusterRole towline-impersonator-any"));
 }
 
+/// A right without constraint would be all that counts, whoever forgot to take the value out.
+#[test]
+fn from_kubernetes_1_36_no_value_gives_a_right_without_constraint() {
+    let set = ["--set", "impersonation.groups={dev,ops}", "--set", "impersonation.anyGroup=true"];
+    let issuer = ["--set", "oidc.issuerUrl=https://issuer.example.com"];
+    let unconstrained = |version: &str| {
+        let objects = rendered(&[&["--kube-version", version][..], &issuer, &set].concat());
+        let roles = objects.values().filter(|object| text(object, "/kind").ends_with("Role"));
+        let rules: Vec<Value> = roles.flat_map(|role| list(role, "/rules")).collect();
+        assert!(rules.len() > 4, "{rules:?}");
+        rules.into_iter().filter(|rule| list(rule, "/verbs").contains(&yaml("impersonate"))).count()
+    };
+    // Three rules and two, for the accounts that stay and for the preflight's.
+    assert_eq!(unconstrained("1.35.9"), 10);
+    for version in ["1.36.0", "v1.36.1-gke.100", "1.37.0-alpha.1"] {
+        assert_eq!(unconstrained(version), 0, "{version}");
+    }
+}
+
 #[test]
 fn every_value_reaches_the_agent() {
     let full = with_file(&values("full"));
@@ -314,6 +336,7 @@ TOWLINE_AGENT_AUDIT_LOG_FILES: '0'
 TOWLINE_AGENT_AUDIT_LOG_SIZE: 10MiB
 TOWLINE_AGENT_BULK_LINES: '0'
 TOWLINE_AGENT_DRAIN_TIMEOUT: 30s
+TOWLINE_AGENT_ISSUER_VIA_RELAY: 'true'
 TOWLINE_AGENT_MAX_BUFFERED_BYTES: 1GiB
 TOWLINE_AGENT_MAX_RELAY_ROLE: writer
 TOWLINE_AGENT_MAX_STREAMS: '1000000'
@@ -405,7 +428,7 @@ fn files_that_settings_name_are_mounted() {
     let entra = with_file(&values("entra"));
     let files = at(&entra["ConfigMap towline-agent-issuer"], "/data");
     assert_eq!(text(&yaml(&text(files, "/authentication.yaml")), "/kind"), "AuthenticationConfiguration");
-    assert!(text(files, "/entra.yaml").starts_with("tenants: ["));
+    assert!(text(files, "/entra.yaml").starts_with("apiVersion: towline.dev/v1\n"));
     let proxy = with_file(&values("proxy"));
     let data = at(&proxy["ConfigMap towline-agent"], "/data");
     assert_eq!(text(data, "/TOWLINE_AGENT_PROXY_SKIP_RANGE"), "10.0.0.0/8,.example.internal,*.svc:8443");

@@ -108,8 +108,7 @@ impl Forwarder {
                     None => {
                         let group = role.as_ref().map(|role| role.group.as_str());
                         impersonate(out, &identity, group, audit_id)?;
-                        warned =
-                            self.roles.as_ref().and_then(|roles| warning(roles, &identity, role.as_ref()));
+                        warned = warning(self.roles.as_deref(), &identity, role.as_ref());
                     }
                     Some(wanted) => {
                         named.acts_as = Some(wanted.user.clone());

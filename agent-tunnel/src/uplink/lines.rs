@@ -5,7 +5,7 @@ use std::convert::Infallible;
 
 use tokio::{sync::oneshot, task::JoinSet, time::sleep_until};
 use towline_tunnel::{
-    carrier::dial::Errand,
+    carrier::{dial::Errand, ladder::Climbed},
     drain::DrainWatcher,
     fault::{Fault, Report},
     mux::{Choice, Lines},
@@ -63,8 +63,9 @@ impl Uplink {
             certificate: &certificate,
             line: true,
         };
-        let (relay, session::Session { channel, welcome }) = self.connect(Errand::Begin, identify).await?;
-        info!(channel = %welcome.channel, %relay, "a line beside the session");
+        let (relay, Climbed { session, rung }) = self.connect(Errand::Begin, identify).await?;
+        let session::Session { channel, welcome } = session;
+        info!(channel = %welcome.channel, %relay, carrier = rung.name(), "a line beside the session");
         let session = self.session(welcome.channel, membership.tickets, true);
         Ok(Begun { session, channel, config: self.endpoint(), name: None })
     }

@@ -10,14 +10,14 @@ use std::{
 use clap::Args;
 use towline_tunnel::{
     carrier::dial::RelayAddress,
-    egress::{Egress, ProxyArgs},
+    egress::Egress,
     fault::{Fault, Report},
     mux::{LineSettings, MAX_LINES},
     session::message::{MAX_TOKEN, Secret},
     values::duration,
 };
 
-use super::{ask, profile::Profile};
+use super::{AtRelay, ask, profile::Profile};
 use crate::{
     accept::DEFAULT_PORT,
     app::{BULK_LINES, Choice, Config, RESUME_TIMEOUT, default_lines},
@@ -30,30 +30,12 @@ use crate::{
 /// Which clusters, and how they are reached. What is not given is taken from the profile.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Reach {
-    /// The relay, as https://HOST or https://HOST:PORT.
-    #[arg(long, value_name = "URL")]
-    pub relay: Option<String>,
-    /// The hash of the relay's identity key, as `towline-relay key` prints it. Nothing is said to another relay.
-    #[arg(long, value_name = "HASH")]
-    pub relay_key: Option<String>,
-    /// The authority of the relay's certificate (PEM), where this machine does not know it.
-    #[arg(long, value_name = "FILE")]
-    pub relay_ca_file: Option<PathBuf>,
-    /// Outbound proxies.
+    /// Which relay.
     #[command(flatten)]
-    pub proxies: ProxyArgs,
-    /// Holds your token for the relay's audience; read again when it changes; `-` reads it once from standard input.
-    #[arg(long, value_name = "FILE")]
-    pub relay_token_file: Option<PathBuf>,
-    /// Holds your token for the clusters' audience; read again when it changes; `-` reads it once from standard input. The relay never sees it.
-    #[arg(long, value_name = "FILE")]
-    pub cluster_token_file: Option<PathBuf>,
+    pub at: AtRelay,
     /// Holds a service account's token, which the cluster's apiserver itself judges, in place of a cluster token; `-` reads it once from standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "cluster_token_file")]
     pub service_account_token_file: Option<PathBuf>,
-    /// Accept tokens with a common audience: the relay can then be you on every cluster that accepts it.
-    #[arg(long)]
-    pub allow_shared_audience: bool,
     /// A cluster, by id, as NAME=ID, or by a name that you confirm on a terminal. May be repeated.
     #[arg(long = "cluster", value_name = "CLUSTER")]
     pub clusters: Vec<String>,
@@ -63,12 +45,6 @@ pub struct Reach {
     /// Connections beside the session, opened and closed as needed, for streams that carry much: a copy then holds up nothing else; 0 for none [default: 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_LINES)))]
     pub bulk_lines: Option<u32>,
-    /// Where flags stand that repeat from day to day: a file, or a name such as `work` for ~/.config/towline/work.toml [default: profile].
-    #[arg(long, value_name = "NAME|FILE", env = "TOWLINE_PROFILE")]
-    pub profile: Option<PathBuf>,
-    /// Keeps the local authority and client certificates [default: ~/.local/state/towline].
-    #[arg(long, value_name = "FOLDER")]
-    pub state_dir: Option<PathBuf>,
 }
 
 /// Arguments of `towline proxy`.
@@ -106,7 +82,7 @@ impl ProxyArguments {
     }
 
     pub(super) fn config(self) -> Result<Config, Report> {
-        let profile = Profile::load(self.reach.profile.as_deref())?;
+        let profile = Profile::load(self.reach.at.profile.as_deref())?;
         let kubeconfig = match self.kubeconfig.clone().or_else(|| profile.kubeconfig.clone()) {
             _ if self.prints() => None,
             Some(path) => Some(Location::file(path)),
@@ -126,13 +102,13 @@ impl ProxyArguments {
 
 impl RunArguments {
     pub(super) fn config(&self) -> Result<Config, Report> {
-        let profile = Profile::load(self.reach.profile.as_deref())?;
+        let profile = Profile::load(self.reach.at.profile.as_deref())?;
         self.reach.config(&profile)
     }
 
     /// Variables that hold tokens: the command is not to inherit them.
     pub(super) fn token_variables(&self) -> Result<Vec<String>, Report> {
-        let profile = Profile::load(self.reach.profile.as_deref())?;
+        let profile = Profile::load(self.reach.at.profile.as_deref())?;
         Ok(profile.login.as_ref().map(LoginTable::token_variables).unwrap_or_default())
     }
 }
@@ -155,10 +131,10 @@ impl Reach {
         needs_clusters: bool,
     ) -> Result<Config, Report> {
         let mut missing = Vec::new();
-        let relay = given(&self.relay, &profile.relay, "--relay", &mut missing);
-        let relay_key = given(&self.relay_key, &profile.relay_key, "--relay-key", &mut missing);
-        let state_dir = state_dir(self.state_dir.as_ref(), profile)?;
-        let egress = profile.egress(&self.proxies)?;
+        let relay = given(&self.at.relay, &profile.relay, "--relay", &mut missing);
+        let relay_key = given(&self.at.relay_key, &profile.relay_key, "--relay-key", &mut missing);
+        let state_dir = state_dir(self.at.state_dir.as_ref(), profile)?;
+        let egress = profile.egress(&self.at.proxies)?;
         let relay_token = self.relay_token(profile, &egress, &state_dir)?;
         let cluster_token = self.cluster_token(profile, &egress, &state_dir)?;
         if relay_token.is_none() {
@@ -180,7 +156,7 @@ impl Reach {
             relay_key: relay_key
                 .parse()
                 .map_err(|error| Report::new(Fault::ConfigInvalid, format!("--relay-key: {error}")))?,
-            relay_ca_file: self.relay_ca_file.clone().or_else(|| profile.relay_ca_file.clone()),
+            relay_ca_file: self.at.relay_ca_file.clone().or_else(|| profile.relay_ca_file.clone()),
             egress,
             relay_token,
             cluster_token,
@@ -189,7 +165,7 @@ impl Reach {
                 max: self.bulk_lines.or(profile.bulk_lines).unwrap_or(BULK_LINES),
                 ..default_lines()
             },
-            shared_audience: self.allow_shared_audience || profile.allow_shared_audience,
+            shared_audience: self.at.allow_shared_audience || profile.allow_shared_audience,
             clusters,
             confirm: ask::on_terminal(),
             port: 0,
@@ -204,7 +180,7 @@ impl Reach {
         egress: &Egress,
         state_dir: &Path,
     ) -> Result<Option<TokenFrom>, Report> {
-        match self.relay_token_file.as_ref().or(profile.relay_token_file.as_ref()) {
+        match self.at.relay_token_file.as_ref().or(profile.relay_token_file.as_ref()) {
             Some(path) => token_at(path).map(Some),
             None => self.login(profile, egress, Purpose::Relay, state_dir),
         }
@@ -217,7 +193,7 @@ impl Reach {
         egress: &Egress,
         state_dir: &Path,
     ) -> Result<Option<TokenFrom>, Report> {
-        let flags = self.service_account_token_file.as_ref().or(self.cluster_token_file.as_ref());
+        let flags = self.service_account_token_file.as_ref().or(self.at.cluster_token_file.as_ref());
         let files = profile.service_account_token_file.as_ref().or(profile.cluster_token_file.as_ref());
         match flags.or(files) {
             Some(path) => token_at(path).map(Some),
@@ -236,7 +212,7 @@ impl Reach {
             return Ok(None);
         }
         let mut settings = profile.login(egress)?;
-        settings.shared_audience |= self.allow_shared_audience;
+        settings.shared_audience |= self.at.allow_shared_audience;
         let store = Store::open(state_dir)?;
         login::issuer(&settings, purpose, &store).map(TokenFrom::Issuer).map(Some)
     }

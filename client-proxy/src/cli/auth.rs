@@ -1,11 +1,12 @@
 //! `towline auth check`: what a token would become, rule by rule.
 
-use std::{fs, path::PathBuf, process::ExitCode, time::SystemTime};
+use std::{fs, path::PathBuf, process::ExitCode, sync::Arc, time::SystemTime};
 
 use clap::{Args, Subcommand};
 use towline_agent::cli::IssuerArgs;
 use towline_identity::{Verifier, VerifyError};
 use towline_tunnel::{
+    egress::{Egress, EgressSettings, ProxyArgs, SkipRange, Sources, process_environment},
     fault::{Fault, Report},
     session::message::{MAX_TOKEN, Secret},
 };
@@ -28,14 +29,18 @@ pub struct CheckArguments {
     /// Whom the agent or relay trusts.
     #[command(flatten)]
     pub issuer: IssuerArgs,
+    /// Outbound proxies, through which the issuer's keys are had.
+    #[command(flatten)]
+    pub proxies: ProxyArgs,
 }
 
 /// Explains; the exit code is that of a refusal where the token is refused.
 pub(super) async fn execute(command: AuthCommand) -> Result<ExitCode, Report> {
     let AuthCommand::Check(arguments) = command;
+    let egress = arguments.egress()?;
     let trust = arguments.issuer.parse()?.trust;
-    let verifier =
-        Verifier::new(trust).map_err(|error| Report::new(Fault::ConfigInvalid, error.to_string()))?;
+    let verifier = Verifier::over(trust, Arc::new(move |host: &str, port: u16| egress.open(host, port)))
+        .map_err(|error| Report::new(Fault::ConfigInvalid, error.to_string()))?;
     let token = read(&arguments.token_file)?;
     let explained = verifier.explain(token.reveal_text().unwrap_or_default(), SystemTime::now()).await;
     // It is made of what a stranger may have written into a token.
@@ -45,6 +50,18 @@ pub(super) async fn execute(command: AuthCommand) -> Result<ExitCode, Report> {
         Err(VerifyError::IssuerUnreachable(_)) => Fault::IssuerUnreachable.outcome().exit_code(),
         Err(_) => Fault::ClusterTokenRefused.outcome().exit_code(),
     }))
+}
+
+impl CheckArguments {
+    /// No profile has a part in what an agent or relay would say.
+    fn egress(&self) -> Result<Egress, Report> {
+        Egress::new(EgressSettings::resolve(&Sources {
+            flags: &self.proxies,
+            profile: None,
+            environment: &process_environment,
+            never: SkipRange::default(),
+        })?)
+    }
 }
 
 /// The token as it stands: a malformed one is to be explained, too.

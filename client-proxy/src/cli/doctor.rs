@@ -62,6 +62,9 @@ pub struct EndpointsArguments {
     /// The relay, as https://HOST or https://HOST:PORT [default: the profile's].
     #[arg(long, value_name = "URL")]
     pub relay: Option<String>,
+    /// Outbound proxies.
+    #[command(flatten)]
+    pub proxies: ProxyArgs,
     /// Where the relay and the identity provider stand: a file, or a name such as `work` for ~/.config/towline/work.toml [default: profile].
     #[arg(long, value_name = "NAME|FILE", env = "TOWLINE_PROFILE")]
     pub profile: Option<PathBuf>,
@@ -120,10 +123,10 @@ impl DoctorArguments {
 
     /// What to look at, and the settings in effect. Without tokens and clusters there is still a network to look at.
     fn subject(&self) -> Result<(Subject, Value), Report> {
-        let (reach, profile) = (&self.reach, Profile::load(self.reach.profile.as_deref())?);
+        let (reach, profile) = (&self.reach, Profile::load(self.reach.at.profile.as_deref())?);
         let mut missing = Vec::new();
-        let relay = given(&reach.relay, &profile.relay, "--relay", &mut missing);
-        let relay_key = given(&reach.relay_key, &profile.relay_key, "--relay-key", &mut missing);
+        let relay = given(&reach.at.relay, &profile.relay, "--relay", &mut missing);
+        let relay_key = given(&reach.at.relay_key, &profile.relay_key, "--relay-key", &mut missing);
         if !missing.is_empty() {
             let what = format!("missing, here and in the profile: {}", missing.join(", "));
             return Err(Report::new(Fault::ConfigInvalid, what));
@@ -132,18 +135,18 @@ impl DoctorArguments {
             .parse()
             .map_err(|error| Report::new(Fault::ConfigInvalid, format!("--relay-key: {error}")))?;
         let relay = RelayAddress::parse(&relay)?;
-        let ca_file = reach.relay_ca_file.clone().or_else(|| profile.relay_ca_file.clone());
-        let state_dir = state_dir(reach.state_dir.as_ref(), &profile)?;
+        let ca_file = reach.at.relay_ca_file.clone().or_else(|| profile.relay_ca_file.clone());
+        let state_dir = state_dir(reach.at.state_dir.as_ref(), &profile)?;
         let kubeconfig = match self.kubeconfig.clone().or_else(|| profile.kubeconfig.clone()) {
             Some(path) => Some(Location::file(path)),
             None => Location::from_environment().ok(),
         };
-        let egress = profile.egress(&reach.proxies)?;
+        let egress = profile.egress(&reach.at.proxies)?;
         let subject = Subject {
             relay_token: there(reach.relay_token(&profile, &egress, &state_dir), "--relay-token-file"),
             cluster_token: there(reach.cluster_token(&profile, &egress, &state_dir), "--cluster-token-file"),
             network: Network::over(egress, relay, pin, ca_file),
-            shared_audience: reach.allow_shared_audience || profile.allow_shared_audience,
+            shared_audience: reach.at.allow_shared_audience || profile.allow_shared_audience,
             clusters: reach.clusters(&profile)?,
             ask_agent: !reach.clusters.is_empty(),
             idle: self.deep.then_some(IDLE),
@@ -207,7 +210,7 @@ pub(super) async fn list_endpoints(arguments: EndpointsArguments) -> Result<Exit
     let relay = arguments.relay.or_else(|| profile.relay.clone());
     let missing = || Report::new(Fault::ConfigInvalid, "missing, here and in the profile: --relay");
     let relay = RelayAddress::parse(&relay.ok_or_else(missing)?)?;
-    let egress = profile.egress(&ProxyArgs::default())?;
+    let egress = profile.egress(&arguments.proxies)?;
     let issuers = match profile.login.as_ref().map(|_| profile.login(&egress)).transpose()? {
         None => Vec::new(),
         Some(settings) if settings.issuer().is_empty() => Vec::new(),

@@ -17,12 +17,16 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use towline_tunnel::{
     backoff::{self, Backoff},
-    carrier::dial::{Dialler, Errand},
+    carrier::{
+        dial::{Dialler, Errand},
+        ladder::{Climbed, Ladder, Memory},
+        rung::Rung,
+    },
     fault::{Fault, Report},
     ids::{ChannelId, InstanceId, KeyHash},
     keys::SigningKey,
     mux::{Closed, Connection, EndpointConfig, Keeper, Ledger, LineSettings, Side},
-    session::{self, Identify},
+    session::Identify,
 };
 
 use super::cause::may_pass;
@@ -77,6 +81,8 @@ pub struct Session {
     pub connection: Connection,
     /// How every hop's log names the session.
     pub channel: ChannelId,
+    /// How its bytes travel.
+    pub carrier: Rung,
 }
 
 #[derive(Clone, Debug)]
@@ -108,6 +114,8 @@ struct Shared {
     config: LinkConfig,
     view: watch::Sender<View>,
     wanted: Notify,
+    /// Which carriers got through.
+    carriers: Memory,
     stop: CancellationToken,
     ledger: Ledger,
     instance: InstanceId,
@@ -139,6 +147,7 @@ impl Link {
             keeper,
             view: watch::Sender::new(view),
             wanted: Notify::new(),
+            carriers: Memory::default(),
             stop: CancellationToken::new(),
             ledger: Ledger::new(PROMISES),
             instance: InstanceId::random(),
@@ -245,7 +254,7 @@ async fn keep(shared: Arc<Shared>) {
         };
         let (report, hint) = match attempt {
             Ok((session, driver)) => {
-                tracing::info!(relay = %shared.config.dialler.address(), channel = %session.channel, "session established");
+                tracing::info!(relay = %shared.config.dialler.address(), channel = %session.channel, carrier = session.carrier.name(), "session established");
                 was_up = true;
                 drivers.retain(|driver| !driver.is_finished());
                 drivers.push_back(driver);
@@ -326,9 +335,10 @@ async fn establish(shared: &Shared, line: bool) -> Result<(Session, AbortOnDropH
     let config = &shared.config;
     // Before dialling: without a token there is nothing to say to the relay.
     let token = config.tokens.for_relay(SystemTime::now())?;
-    let (carrier, exporter) = config.dialler.dial_for(Errand::of_parked(shared.keeper.parked())).await?;
+    let errand = Errand::of_parked(shared.keeper.parked());
     let identify = Identify::Client { token: &token, run_key: &config.run_key, line };
-    let begun = session::connect(carrier, exporter, config.pin, identify).await?;
+    let ladder = Ladder::new(config.dialler.clone(), shared.carriers.clone());
+    let Climbed { session: begun, rung } = ladder.connect(errand, config.pin, identify).await?;
     let endpoint = EndpointConfig {
         side: Side::Dialler,
         max_streams: MAX_STREAMS,
@@ -339,5 +349,5 @@ async fn establish(shared: &Shared, line: bool) -> Result<(Session, AbortOnDropH
     let (connection, driver) =
         Connection::kept(begun.channel, BytesMut::new(), endpoint, shared.keeper.clone());
     let driver = AbortOnDropHandle::new(tokio::spawn(driver.run()));
-    Ok((Session { connection, channel: begun.welcome.channel }, driver))
+    Ok((Session { connection, channel: begun.welcome.channel, carrier: rung }, driver))
 }

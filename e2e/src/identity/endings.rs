@@ -30,14 +30,14 @@ const LIFE: Duration = Duration::from_secs(15);
 const SKEW: Duration = Duration::from_secs(45);
 
 /// An exec that counts and a watch, through one proxy.
-struct Open {
-    proxy: Proxy,
+pub(super) struct Open {
+    pub(super) proxy: Proxy,
     exec: Process,
     watch: Process,
 }
 
 impl Open {
-    fn begin(scene: &Scene, proxy: Proxy, name: &str) -> anyhow::Result<Self> {
+    pub(super) fn begin(scene: &Scene, proxy: Proxy, name: &str) -> anyhow::Result<Self> {
         let start = |what: &str, arguments: &[&str]| {
             let mut command = Command::new(scene.stage.cluster.programs().kubectl());
             command.env("KUBECONFIG", &proxy.kubeconfig).env("HOME", scene.stage.folder());
@@ -53,7 +53,7 @@ impl Open {
     }
 
     /// Both end, the exec not as if all were well; and the proxy names the fault. Says how long after `since`.
-    fn ends(mut self, since: Instant, fault: Fault) -> anyhow::Result<String> {
+    pub(super) fn ended(&mut self, since: Instant, fault: Fault) -> anyhow::Result<String> {
         let left = || (ENDS_WITHIN + SLACK).saturating_sub(since.elapsed());
         let exec = self.exec.wait(left()).context("exec")?;
         let after = since.elapsed();
@@ -89,24 +89,24 @@ fn now() -> anyhow::Result<u64> {
 pub(super) fn expired(scene: &Scene) -> anyhow::Result<String> {
     let (now, begun) = (now()?, Instant::now());
     let proxy = proxy_with(scene, "carol", &[("iat", now), ("exp", now + LIVES.as_secs())])?;
-    let open = Open::begin(scene, proxy, "expired")?;
-    open.ends(begun + LIVES, Fault::ClusterTokenExpired)
+    let mut open = Open::begin(scene, proxy, "expired")?;
+    open.ended(begun + LIVES, Fault::ClusterTokenExpired)
 }
 
 pub(super) fn too_old(scene: &Scene) -> anyhow::Result<String> {
     let (now, begun) = (now()?, Instant::now());
     let issued = now + LIVES.as_secs() - MAX_TOKEN_AGE.as_secs();
     let proxy = proxy_with(scene, "dora", &[("iat", issued), ("exp", now + 3600)])?;
-    let open = Open::begin(scene, proxy, "too-old")?;
-    open.ends(begun + LIVES, Fault::ClusterTokenExpired)
+    let mut open = Open::begin(scene, proxy, "too-old")?;
+    open.ended(begun + LIVES, Fault::ClusterTokenExpired)
 }
 
 pub(super) fn role_removed(scene: &Scene) -> anyhow::Result<String> {
     let proxy = proxy_with(scene, "erin", &[])?;
-    let open = Open::begin(scene, proxy, "role-removed")?;
+    let mut open = Open::begin(scene, proxy, "role-removed")?;
     let role = ["role", "remove", "--user", "dev:erin", "--role", "cluster-user", "--cluster", CLUSTER_NAME];
     scene.stage.relay_command(&role)?;
-    open.ends(Instant::now(), Fault::ClusterForbidden)
+    open.ended(Instant::now(), Fault::ClusterForbidden)
 }
 
 /// Past the first token's end, and all that is granted on top of it, nothing has noticed.

@@ -85,6 +85,14 @@ impl Home {
         towline
     }
 
+    /// `towline` where this profile is meant if none is named, to which a command is to be added.
+    pub(super) fn any(&self, stage: &Stage) -> Command {
+        let mut towline = Command::new(&stage.programs.client);
+        towline.env("TOWLINE_PROFILE", &self.profile);
+        towline.envs(self.environment.iter().cloned()).current_dir(&self.folder);
+        towline
+    }
+
     /// `towline login`, as `person`, who goes wherever they are sent.
     pub(super) fn log_in(&self, scene: &Scene, more: &[&str], person: &str) -> anyhow::Result<()> {
         let mut login = self.towline(scene.stage, "login");

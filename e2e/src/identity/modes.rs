@@ -6,8 +6,9 @@ use anyhow::ensure;
 use tokio::runtime::Handle;
 use towline_tunnel::{fault::Fault, ids::StreamKey};
 
-use super::{SHARED, Scene, home::Home, logins::PEOPLE, provider::Provider};
+use super::{SHARED, Scene, home::Home, logins::PEOPLE, provider::Provider, rights::Organisation};
 use crate::{
+    bad_days::until,
     case::run_within,
     stage::{AgentSetup, Stage, Tokens},
     table::{TOKEN_LIFETIME, direct_kubeconfig},
@@ -17,7 +18,7 @@ use crate::{
 const REFUSED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A profile whose tokens are in files.
-fn with_files(stage: &Stage, name: &str, tokens: &Tokens) -> anyhow::Result<Home> {
+pub(super) fn with_files(stage: &Stage, name: &str, tokens: &Tokens) -> anyhow::Result<Home> {
     let files = format!(
         "relay-token-file = '{}'\ncluster-token-file = '{}'",
         tokens.relay.display(),
@@ -62,12 +63,37 @@ pub(super) fn shared_audience(scene: &Scene) -> anyhow::Result<String> {
     home.works(scene, &[], "idp:ada", PEOPLE)
 }
 
+/// With an agent that asks no issuer itself.
+pub(super) fn issuer_via_relay(
+    stage: &mut Stage,
+    provider: &Provider,
+    runtime: &Handle,
+    namespace: &str,
+    organisation: &Organisation,
+) -> anyhow::Result<String> {
+    stage.agent_setup.flags.push("--issuer-via-relay".to_owned());
+    stage.restart_agent()?;
+    let scene = Scene { stage, provider, runtime, namespace: namespace.to_owned(), organisation };
+    let tokens = stage.tokens("alice", &["people"], TOKEN_LIFETIME)?;
+    let home = with_files(stage, "via-relay", &tokens)?;
+    let worked = home.works(&scene, &[], "dev:alice", &["dev:people"])?;
+    let host = stage.issuer.url().trim_start_matches("https://").to_owned();
+    let led = format!("to the identity provider {host}");
+    until(|| {
+        let audit = stage.relay_command(&["audit", "-o", "json"])?;
+        ensure!(audit.contains(&led), "the relay led nobody {led}: {audit}");
+        Ok(())
+    })?;
+    Ok(format!("{worked}; the relay tells of it"))
+}
+
 /// With an agent that may do nothing at kube-apiserver.
 pub(super) fn pass_through(
     stage: &mut Stage,
     provider: &Provider,
     runtime: &Handle,
     namespace: &str,
+    organisation: &Organisation,
 ) -> anyhow::Result<String> {
     let nobody = format!("nobody-{}", StreamKey::random());
     stage.agent_setup = AgentSetup {
@@ -75,7 +101,7 @@ pub(super) fn pass_through(
         flags: ["--mode", "passthrough"].map(str::to_owned).to_vec(),
     };
     stage.restart_agent()?;
-    let scene = Scene { stage, provider, runtime, namespace: namespace.to_owned() };
+    let scene = Scene { stage, provider, runtime, namespace: namespace.to_owned(), organisation };
     let clients = "relay.client-id = 'towline-relay'\ncluster.client-id = 'towline-cluster'";
     let home = Home::at(&scene, "pass-through", "", clients)?;
     home.log_in(&scene, &[], "ada")?;

@@ -38,7 +38,8 @@ impl fmt::Debug for AccessToken {
     }
 }
 
-fn encoded(text: &str) -> String {
+/// Percent-encoded (RFC 3986, section 2.1).
+pub(super) fn encoded(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

@@ -1,6 +1,8 @@
-//! Microsoft Graph, for users with more groups than a token holds.
+//! Microsoft Graph, for users with more groups than a token holds, and for groups' names.
 //!
 //! Only ever asked at the configured host. Whatever goes wrong means *no groups*: fewer rights, and a line in the audit.
+
+mod names;
 
 use std::{
     collections::HashMap,
@@ -52,6 +54,7 @@ pub(crate) struct Graph {
     fetch: Arc<dyn Fetch>,
     tokens: Mutex<HashMap<String, (AccessToken, Instant)>>,
     known: Mutex<HashMap<String, Known>>,
+    names: names::Known,
     turns: [tokio::sync::Mutex<()>; TURNS],
 }
 
@@ -81,6 +84,7 @@ impl Graph {
             fetch,
             tokens: Mutex::default(),
             known: Mutex::default(),
+            names: names::Known::default(),
             turns: Default::default(),
         }
     }
@@ -108,9 +112,7 @@ impl Graph {
             Some(known) => known,
             None => {
                 // One question for a user at a time; those who wait find its answer.
-                let turn =
-                    user.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-                let _turn = self.turns[turn % TURNS].lock().await;
+                let _turn = self.turns[turn(&user)].lock().await;
                 match self.find(&user) {
                     Some(known) => known,
                     None => self.learn(user, tenant, object, is_app, now).await,
@@ -157,13 +159,7 @@ impl Graph {
         );
         let mut groups = Vec::new();
         for _page in 0..MAX_PAGES {
-            let request = || {
-                Request::get(url.as_str())
-                    .header(header::AUTHORIZATION, format!("Bearer {}", token.0))
-                    .header("consistencylevel", "eventual")
-                    .body(Bytes::new())
-            };
-            let body = self.send(request, deadline).await?;
+            let body = self.send(|| get(&url, &token), deadline).await?;
             let page: Page =
                 serde_json::from_slice(&body).map_err(|_| "Graph's answer is no list of groups")?;
             for member in page.value {
@@ -235,6 +231,18 @@ impl Graph {
     }
 }
 
+fn get(url: &str, token: &AccessToken) -> Result<Request<Bytes>, http::Error> {
+    Request::get(url)
+        .header(header::AUTHORIZATION, format!("Bearer {}", token.0))
+        .header("consistencylevel", "eventual")
+        .body(Bytes::new())
+}
+
+/// Which turn is a user's.
+fn turn(user: &str) -> usize {
+    user.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % TURNS
+}
+
 /// Why there are no groups, and when to ask again if Graph said so.
 #[derive(Debug)]
 struct Failure {
@@ -256,6 +264,10 @@ impl From<&str> for Failure {
 
 /// `Retry-After` in seconds (RFC 9110, section 10.2.3), at least one: a date is taken for a second.
 fn retry_after(headers: &HeaderMap) -> Duration {
-    let seconds = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    retry_after_text(headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()))
+}
+
+fn retry_after_text(text: Option<&str>) -> Duration {
+    let seconds = text.and_then(|text| text.trim().parse().ok());
     seconds.map_or(DEFAULT_PAUSE, Duration::from_secs).max(DEFAULT_PAUSE)
 }

@@ -13,7 +13,7 @@ use super::is_guid;
 /// What a token says about groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Membership {
-    /// These, by their ids, prefix included.
+    /// These, by their ids.
     Told(Vec<String>),
     /// Too many for a token: Graph knows.
     Overage,
@@ -37,7 +37,7 @@ pub(super) fn read(claims: &Object, prefix: &str) -> Result<Membership, VerifyEr
     if !ids.iter().all(|id| is_guid(id)) {
         return Err(VerifyError::Claim("groups", "has one that is no id: let the application emit ids"));
     }
-    let groups: Vec<String> = ids.into_iter().map(|id| format!("{prefix}{id}")).collect();
+    let groups: Vec<String> = ids.iter().map(|id| format!("{prefix}{id}")).collect();
     check_groups(&groups)?;
-    Ok(Membership::Told(groups))
+    Ok(Membership::Told(ids.into_iter().map(str::to_owned).collect()))
 }

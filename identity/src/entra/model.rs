@@ -51,6 +51,8 @@ struct File {
     #[serde(default = "yes")]
     groups: bool,
     #[serde(default)]
+    group_names: bool,
+    #[serde(default)]
     scopes: Vec<String>,
     #[serde(default)]
     apps: AppsFile,
@@ -249,6 +251,9 @@ pub(crate) fn parse(text: &str) -> Result<IssuerConfig, ConfigError> {
     {
         faults.push("pop.hosts: a list of hosts, and not empty".into());
     }
+    if file.group_names && !(file.groups && file.graph.is_some() && file.tenants.len() == 1) {
+        faults.push("groupNames needs groups, graph, and one tenant: names of several would be one".into());
+    }
     let graph = file.graph.and_then(|graph| graph.credential(&mut faults));
     let roots = match file.ca_file.as_deref().map(Roots::read).transpose() {
         Ok(roots) => roots.unwrap_or_default(),
@@ -264,6 +269,7 @@ pub(crate) fn parse(text: &str) -> Result<IssuerConfig, ConfigError> {
         naming,
         username_prefix: file.username_prefix,
         groups_prefix: file.groups.then_some(file.groups_prefix),
+        group_names: file.group_names,
         scopes: file.scopes,
         apps: Apps { ids: file.apps.ids, roles: file.apps.roles },
         graph,
@@ -299,6 +305,19 @@ mod tests {
         for audience in FOREIGN_AUDIENCES.iter().copied().chain(["https://management.azure.com/"]) {
             let faults = faults(&format!("tenants: [{TENANT}]\naudiences: ['{audience}']\n"));
             assert_eq!(faults.len(), 1, "{audience}");
+        }
+    }
+
+    #[test]
+    fn names_of_groups_need_graph_and_one_tenant() {
+        let graph = "graph: {managedIdentity: true}";
+        for lines in [
+            format!("tenants: [{TENANT}]\ngroupNames: true\n"),
+            format!("tenants: [{TENANT}]\ngroupNames: true\ngroups: false\n{graph}\n"),
+            format!("tenants: [{TENANT}, 22222222-2222-4222-8222-222222222222]\ngroupNames: true\n{graph}\n"),
+        ] {
+            let faults = faults(&format!("audiences: [a]\n{lines}"));
+            assert!(faults.len() == 1 && faults[0].starts_with("groupNames needs"), "{lines}: {faults:?}");
         }
     }
 

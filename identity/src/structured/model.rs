@@ -118,5 +118,8 @@ pub(super) fn extra_key_fault(key: &str) -> Option<&'static str> {
     if is_of("k8s.io") || is_of("kubernetes.io") {
         return Some("k8s.io, kubernetes.io and their subdomains are Kubernetes' own");
     }
+    if is_of("towline.dev") {
+        return Some("towline.dev and its subdomains are the agent's own");
+    }
     None
 }

@@ -144,6 +144,7 @@ fn what_kube_apiserver_refuses_is_refused() {
         ("an extra key in capitals", extra("example.org/Team")),
         ("Kubernetes' own key", extra("authentication.kubernetes.io/credential-id")),
         ("Kubernetes' own domain", extra("k8s.io/x")),
+        ("the agent's own key", extra("towline.dev/original-user")),
         ("no path", extra("example.org/")),
         ("a path with a space", extra("example.org/a b")),
         ("an issuer twice", faults(&file(json!([jwt(), jwt()])))),

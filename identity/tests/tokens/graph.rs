@@ -321,3 +321,228 @@ async fn a_certificate_a_federated_token_and_the_machine_itself_are_credentials(
     assert!(machine[0].target.contains(&format!("client_id={CLIENT}")), "{machine:?}");
     assert!(asked.iter().any(|asked| asked.authorization.as_deref() == Some("Bearer machine-token")));
 }
+
+const PLATFORM: &str = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa";
+const RETAIL: &str = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb";
+
+/// A directory: groups by id and name, as `getByIds` and a filter by name see it.
+fn directory(cloud: &Cloud, groups: &[(&str, &str)]) {
+    let groups: Vec<(String, String)> =
+        groups.iter().map(|(id, name)| ((*id).to_owned(), (*name).to_owned())).collect();
+    let known = groups.clone();
+    cloud.server.on("/v1.0/directoryObjects/getByIds", move |asked| {
+        let ids: Value = serde_json::from_str(&asked.body).unwrap();
+        assert_eq!(ids["types"], json!(["group"]));
+        let of = |id: &Value| {
+            let (_, name) = known.iter().find(|(known, _)| Some(known.as_str()) == id.as_str())?;
+            Some(json!({ "@odata.type": "#microsoft.graph.group", "id": id, "displayName": name }))
+        };
+        let value: Vec<Value> = ids["ids"].as_array().unwrap().iter().filter_map(of).collect();
+        Reply::json(&json!({ "value": value }))
+    });
+    cloud.server.on("/v1.0/$batch", move |asked| {
+        let batch: Value = serde_json::from_str(&asked.body).unwrap();
+        let requests = batch["requests"].as_array().unwrap();
+        assert!(requests.len() <= 20, "Graph takes no more");
+        let answer = |request: &Value| {
+            let url = request["url"].as_str().unwrap();
+            let filter = url.strip_prefix("/groups?$filter=").unwrap().split('&').next().unwrap();
+            let name = decoded(filter);
+            let name = name.strip_prefix("displayName eq '").unwrap().strip_suffix('\'').unwrap();
+            let name = name.replace("''", "'");
+            // Graph compares without regard to case.
+            let same = groups.iter().filter(|(_, known)| known.to_lowercase() == name.to_lowercase());
+            let value: Vec<Value> = same.take(2).map(|(id, _)| json!({ "id": id })).collect();
+            json!({ "id": request["id"], "status": 200, "body": { "value": value } })
+        };
+        // In any order.
+        let answers: Vec<Value> = requests.iter().rev().map(answer).collect();
+        Reply::json(&json!({ "responses": answers }))
+    });
+}
+
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut parts = text.split('%');
+    bytes.extend(parts.next().unwrap().bytes());
+    for part in parts {
+        bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
+        bytes.extend(part[2..].bytes());
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+impl Bench {
+    /// The same, where groups are called by their names.
+    async fn named(groups: &[(&str, &str)]) -> Self {
+        let Self { cloud, .. } = Self::start().await;
+        let secret = cloud.folder.path().join("secret");
+        let graph = format!("graph: {{clientId: {CLIENT}, clientSecretFile: {}}}", secret.display());
+        let verifier = cloud.verifier(&format!("groupNames: true\n{graph}\n"));
+        directory(&cloud, groups);
+        Self { cloud, verifier }
+    }
+
+    /// A token of Alice's with these groups in it.
+    async fn with(&self, ids: &[&str]) -> Accepted {
+        self.check(json!({ "groups": ids })).await
+    }
+}
+
+fn left_out(accepted: &Accepted) -> String {
+    match accepted.notes.as_slice() {
+        [Note::FewerGroups(which)] => which.clone(),
+        notes => panic!("{notes:?}"),
+    }
+}
+
+#[tokio::test]
+async fn groups_are_called_by_their_names_where_that_is_wanted() {
+    let bench = Bench::named(&[(PLATFORM, "Platform Team"), (RETAIL, "O'Reilly & Söhne 100%")]).await;
+    let accepted = bench.with(&[RETAIL, PLATFORM]).await;
+    assert_eq!(accepted.notes, []);
+    assert_eq!(accepted.identity.groups, ["entra:O'Reilly & Söhne 100%", "entra:Platform Team"]);
+    let asked = bench.cloud.server.asked();
+    let graph: Vec<_> = asked.iter().filter(|asked| asked.target.starts_with("/v1.0")).collect();
+    assert_eq!(graph.len(), 2, "{graph:?}");
+    assert!(graph.iter().all(|asked| asked.authorization.as_deref() == Some("Bearer graph-token")));
+    // A token without groups needs no question.
+    assert!(bench.with(&[]).await.identity.groups.is_empty());
+    assert_eq!(bench.cloud.server.count("/v1.0"), 2);
+}
+
+#[tokio::test]
+async fn names_of_groups_beyond_a_token_come_in_batches() {
+    let groups: Vec<(String, String)> =
+        (0..45).map(|number| (group(number), format!("team {number}"))).collect();
+    let borrowed: Vec<(&str, &str)> = groups.iter().map(|(id, name)| (id.as_str(), name.as_str())).collect();
+    let bench = Bench::named(&borrowed).await;
+    bench.cloud.server.on_json("/v1.0/users/", page(&bench.cloud, 0, 45, false));
+    let accepted = bench.alice().await;
+    assert_eq!(accepted.notes, []);
+    assert_eq!(
+        (accepted.identity.groups.len(), accepted.identity.groups[44].as_str()),
+        (45, "entra:team 44")
+    );
+    assert_eq!(bench.cloud.server.count("/v1.0/directoryObjects"), 1);
+    assert_eq!(bench.cloud.server.count("/v1.0/$batch"), 3);
+}
+
+/// Whoever may make groups in a tenant would otherwise be in any.
+#[tokio::test]
+async fn a_name_that_another_group_has_too_is_nobodys() {
+    let other = group(1);
+    let bench = Bench::named(&[(PLATFORM, "platform"), (&other, "Platform"), (RETAIL, "retail")]).await;
+    let accepted = bench.with(&[PLATFORM, RETAIL]).await;
+    assert_eq!(accepted.identity.groups, ["entra:retail"]);
+    let said = left_out(&accepted);
+    assert!(said.contains(PLATFORM) && said.contains("another group has the same name"), "{said}");
+    let accepted = bench.with(&[&other]).await;
+    assert_eq!(accepted.identity.groups, Vec::<String>::new());
+    left_out(&accepted);
+}
+
+#[tokio::test]
+async fn a_name_that_can_be_taken_for_something_else_is_left_out() {
+    for (name, why) in [
+        ("  ", "blank"),
+        (" platform", "white space"),
+        ("plat\nform", "control character"),
+        (&*PLATFORM.to_uppercase(), "like an id"),
+        (&"x".repeat(1024), "too long"),
+        ("x,system:masters", "reserved"),
+        ("x, towline:role:admin:abc", "reserved"),
+    ] {
+        let bench = Bench::named(&[(PLATFORM, name), (RETAIL, "retail")]).await;
+        let accepted = bench.with(&[PLATFORM, RETAIL]).await;
+        assert_eq!(accepted.identity.groups, ["entra:retail"], "{name:?}");
+        let said = left_out(&accepted);
+        assert!(said.contains(why), "{name:?}: {said}");
+    }
+    // Without a prefix the beginning counts, too; and a group that is gone has no name.
+    let bench = Bench::named(&[(RETAIL, "SYSTEM:masters")]).await;
+    let secret = bench.cloud.folder.path().join("secret");
+    let bare = bench.cloud.verifier(&format!(
+        "groupNames: true\ngroupsPrefix: ''\ngraph: {{clientId: {CLIENT}, clientSecretFile: {}}}\n",
+        secret.display()
+    ));
+    let token = bench.cloud.token(json!({ "groups": [RETAIL, PLATFORM] }));
+    let accepted = bare.check(&token, SystemTime::now()).await.unwrap();
+    assert_eq!(accepted.identity.groups, Vec::<String>::new());
+    let said = left_out(&accepted);
+    assert!(said.contains("reserved") && said.contains("no such group"), "{said}");
+}
+
+#[tokio::test]
+async fn without_names_there_are_no_groups_and_a_line_in_the_audit() {
+    let page = |value: Value| move |_: &_| Reply::json(&json!({ "value": value }));
+    let next = json!({ "value": [], "@odata.nextLink": "https://evil.example/v1.0/next" });
+    type Script = Box<dyn Fn(&crate::support::Asked) -> Reply + Send>;
+    let ids: Vec<(&str, Script)> = vec![
+        ("403", Box::new(|_| Reply::status(403))),
+        ("429", Box::new(|_| Reply { retry_after: Some("60".into()), ..Reply::status(429) })),
+        ("no list", Box::new(|_| Reply { body: "<html>".into(), ..Reply::status(200) })),
+        ("not asked for", Box::new(page(json!([{ "id": RETAIL, "displayName": "cluster-admins" }])))),
+        ("elsewhere", Box::new(move |_| Reply::json(&next))),
+    ];
+    for (expected, script) in ids {
+        let bench = Bench::named(&[(PLATFORM, "platform")]).await;
+        bench.cloud.server.on("/v1.0/directoryObjects/getByIds", script);
+        let why = no_groups(&bench.with(&[PLATFORM]).await);
+        assert!(why.contains(expected) && !why.contains("graph-token"), "{expected}: {why}");
+    }
+    let of = |status: u16| json!({ "responses": [{ "id": "0", "status": status, "headers": { "Retry-After": "60" } }] });
+    for (expected, body) in [
+        ("answered 403 in a batch", of(403)),
+        ("answered 429 in a batch", of(429)),
+        ("unanswered", json!({ "responses": [] })),
+        ("no list", json!({ "responses": [{ "id": "0", "status": 200, "body": { "value": "x" } }] })),
+        ("no batch", json!([])),
+    ] {
+        let bench = Bench::named(&[(PLATFORM, "platform")]).await;
+        bench.cloud.server.on_json("/v1.0/$batch", body);
+        let why = no_groups(&bench.with(&[PLATFORM]).await);
+        assert!(why.contains(expected), "{expected}: {why}");
+        // Nor is Graph asked again for each token.
+        let asked = bench.cloud.server.count("/v1.0");
+        no_groups(&bench.check(json!({ "groups": [PLATFORM], "mark": 1 })).await);
+        assert_eq!(bench.cloud.server.count("/v1.0"), asked);
+    }
+}
+
+#[tokio::test]
+async fn a_429_within_a_batch_is_waited_for_if_it_is_short() {
+    let bench = Bench::named(&[(PLATFORM, "platform")]).await;
+    let tries = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&tries);
+    bench.cloud.server.on("/v1.0/$batch", move |_| {
+        *count.lock().unwrap() += 1;
+        let answer = match *count.lock().unwrap() {
+            1 => json!({ "id": "0", "status": 429, "headers": { "retry-after": "1" } }),
+            _ => json!({ "id": "0", "status": 200, "body": { "value": [{ "id": PLATFORM }] } }),
+        };
+        Reply::json(&json!({ "responses": [answer] }))
+    });
+    assert_eq!(bench.with(&[PLATFORM]).await.identity.groups, ["entra:platform"]);
+    assert_eq!(*tries.lock().unwrap(), 2);
+}
+
+/// A group that was given another name is another group to RBAC.
+#[tokio::test]
+async fn names_are_believed_for_five_minutes_and_a_remembered_token_no_longer() {
+    let bench = Bench::named(&[(PLATFORM, "platform"), (RETAIL, "retail")]).await;
+    let token = bench.cloud.token(json!({ "groups": [PLATFORM] }));
+    let now = SystemTime::now();
+    assert_eq!(bench.verifier.verify(&token, now).await.unwrap().groups, ["entra:platform"]);
+    let asked = bench.cloud.server.count("/v1.0");
+    directory(&bench.cloud, &[(PLATFORM, "former"), (RETAIL, "retail")]);
+    // Another user's token with the same group: nothing is asked.
+    let bobs = json!({ "groups": [PLATFORM], "oid": "77777777-7777-4777-8777-777777777777" });
+    assert_eq!(bench.check(bobs).await.identity.groups, ["entra:platform"]);
+    assert_eq!(bench.cloud.server.count("/v1.0"), asked);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(301)).await;
+    tokio::time::resume();
+    let later = now + Duration::from_secs(301);
+    assert_eq!(bench.verifier.verify(&token, later).await.unwrap().groups, ["entra:former"]);
+}

@@ -10,6 +10,7 @@ use towline_tunnel::{
     carrier::dial::RelayAddress,
     clock::Clock,
     fault::{Fault, Report},
+    issuer_host::IssuerHost,
     values::{bytes, duration},
 };
 
@@ -51,6 +52,10 @@ pub(super) struct Serve {
     /// Make an authority and a certificate for this DNS name or IP address (repeatable)
     #[arg(long, value_name = "NAME", conflicts_with = "tls_cert")]
     tls_self_signed: Vec<String>,
+
+    /// Lead agents whose network lets them reach nothing but the relay to this identity provider, as HOST or HOST:PORT (repeatable)
+    #[arg(long, value_name = "HOST")]
+    issuer_host: Vec<IssuerHost>,
 
     /// How long an agent instance's certificate lasts; it is renewed after two thirds
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
@@ -197,6 +202,7 @@ impl Serve {
             tls,
             public: self.public_url,
             issuer: self.issuer.parse()?,
+            issuer_hosts: self.issuer_host,
             certificate_life: self.certificate_life,
             drain_timeout: self.drain_timeout,
             limits: self.limits,

@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::{Asker, Declined, Part, invalid, unavailable, whole};
 use crate::{
+    access::Decision,
     registry::{Cluster, Duty, Revocation, SubjectKind},
     revoke::{self, LONGEST_LOCK, LONGEST_OWN_LOCK},
     values::moment,
@@ -20,6 +21,8 @@ use crate::{
 
 /// Longest principal or username that is taken.
 const LONGEST_NAME: usize = 1024;
+/// One's own sessions are revoked again, in the same way, no sooner: each time the relay reads its registry again.
+const OWN_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) async fn answer(asker: &Asker<'_>, question: RevokeQuestion) -> Result<Part, Declined> {
     let caller = &asker.client.caller;
@@ -53,6 +56,15 @@ pub(super) async fn answer(asker: &Asker<'_>, question: RevokeQuestion) -> Resul
     if !reach.covers(id) && lock > LONGEST_OWN_LOCK {
         return Err(invalid("--for of one's own sessions is at most 1d"));
     }
+    let _turn = match reach.covers(id) {
+        // Nobody stands in an operator's way.
+        true => None,
+        false => {
+            let turn = asker.relay.change_turn().await;
+            own_may(asker, &subject, cluster.as_deref())?;
+            turn
+        }
+    };
     let found = revoke::found(&asker.relay.sessions().all(), kind, &subject, id);
     let revocation = Revocation {
         kind,
@@ -81,6 +93,24 @@ pub(super) async fn answer(asker: &Asker<'_>, question: RevokeQuestion) -> Resul
         streams: found.streams,
     };
     whole(&answer)
+}
+
+/// Whether one may revoke one's own now: towards clusters that one may open, and not all the time.
+fn own_may(asker: &Asker<'_>, principal: &str, cluster: Option<&Cluster>) -> Result<(), Declined> {
+    let (access, caller) = (asker.access(), &asker.client.caller);
+    if let Some(cluster) = cluster
+        && let Decision::Deny(reason) = access.decide(caller, cluster.id, asker.now)
+    {
+        return Err((reason, access.remedy(caller, cluster.id)));
+    }
+    let known = asker.registry().snapshot();
+    let last = known.revocations().last(SubjectKind::Principal, principal, cluster.map(|of| of.id));
+    // Of two that waited for their turn the later one may have been asked earlier.
+    let apart = last.map(|last| asker.now.duration_since(last).unwrap_or_else(|ahead| ahead.duration()));
+    if apart.is_some_and(|apart| apart < OWN_EVERY) {
+        return Err((CloseReason::LimitReached, "the same was revoked less than 10 s ago".to_owned()));
+    }
+    Ok(())
 }
 
 /// The issuer's clock may be ahead of the relay's: tokens that are in use now were issued before now, whatever they say.

@@ -5,7 +5,7 @@ use data_encoding::BASE64;
 use towline_tunnel::{
     proto::CloseReason,
     role::{
-        DocumentId, MAX_DOCUMENT, SignedDocument,
+        DocumentId, MAX_DOCUMENT, SignedDocument, Statement,
         question::{ListQuestion, PutAnswer, PutQuestion},
     },
 };
@@ -33,6 +33,12 @@ pub(super) async fn put(asker: &Asker<'_>, question: PutQuestion) -> Result<Part
     let signer =
         signed.signer(keys).ok_or_else(|| refused("no organisation key that is trusted has signed it"))?;
     let by = &asker.client.caller.principal;
+    // Whoever has a copy can bring it all day: that is told from memory.
+    let kept = known.documents().get(&signed.document().id);
+    if kept.is_some_and(|kept| kept.bytes() == signed.bytes()) {
+        return whole(&PutAnswer::Known);
+    }
+    let _turn = asker.relay.change_turn().await;
     let stored = asker.registry().store_document(&signed, signer, by, asker.now).await;
     let stored = stored.map_err(|error| unavailable(&error))?;
     info!(channel = %asker.channel, by, document = %signed.document().id, ?stored, "a role document was brought");
@@ -63,6 +69,12 @@ pub(super) fn list(asker: &Asker<'_>, question: ListQuestion, cursor: &[u8]) -> 
         ));
     }
     let known = asker.registry().snapshot();
+    let access = asker.access();
+    // Where clusters stand in the organisation is told to who may open them.
+    let may_see = |signed: &&std::sync::Arc<SignedDocument>| match signed.document().statement {
+        Statement::Placement { cluster, .. } => access.decide(caller, cluster, asker.now).is_allowed(),
+        _ => true,
+    };
     let groups = &caller.groups[..caller.groups.len().min(MAX_GROUPS)];
     let documents = known.documents();
     let told =
@@ -72,7 +84,7 @@ pub(super) fn list(asker: &Asker<'_>, question: ListQuestion, cursor: &[u8]) -> 
         (signed.document().id.to_string(), text)
     };
     Ok(if question.own {
-        part(documents.naming(&caller.principal, groups).filter(told).map(item), false)
+        part(documents.naming(&caller.principal, groups).filter(told).filter(may_see).map(item), false)
     } else {
         part(documents.all().iter().filter(told).map(item), false)
     })

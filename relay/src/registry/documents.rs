@@ -85,7 +85,7 @@ impl Documents {
         found.into_iter().map(move |at| &self.all[at])
     }
 
-    /// Those that name this person as a subject, and the placements, without which they can't be judged.
+    /// Those that name this person as a subject, and all placements, without which they can't be judged.
     pub fn naming<'a>(
         &'a self,
         principal: &'a str,
@@ -207,7 +207,10 @@ impl Registry {
         }
         let mut tx = self.writing().await?;
         let stored = keep(&mut tx, signed, signer, by, now).await.map_err(|error| self.error(error))?;
-        self.commit(tx).await?;
+        // What made room for one that is not kept is taken back.
+        if stored == Stored::New {
+            self.commit(tx).await?;
+        }
         Ok(stored)
     }
 
@@ -434,6 +437,25 @@ mod tests {
         let late = 2 + 2 * KEPT_AFTER_END.as_secs();
         world.store(&world.signed(alice(), late, None), late).await;
         assert!(matches!(world.store(&old, late).await, Stored::Refused(_)));
+    }
+
+    /// Whoever has a copy of a document can bring it all day.
+    #[tokio::test]
+    async fn what_changes_nothing_does_not_have_all_of_the_registry_read_again() {
+        let world = World::new().await;
+        let (first, second) = (world.placement("eu", 1), world.placement("us", 2));
+        let removal = |of| world.signed(Statement::Removal { of }, 3, None);
+        let gone = removal(first.document().id);
+        assert_eq!(world.store(&second, 2).await, Stored::New);
+        assert_eq!(world.store(&gone, 3).await, Stored::NothingToRemove);
+        // From now on nothing can be read as a whole.
+        sqlx::query("DROP TABLE duties").execute(&world.registry.pool).await.unwrap();
+        assert_eq!(world.store(&second, 4).await, Stored::Known);
+        assert!(matches!(world.store(&first, 4).await, Stored::Refused(_)));
+        assert_eq!(world.store(&gone, 4).await, Stored::NothingToRemove);
+        let key = world.organisation.public();
+        let new = world.signed(alice(), 4, None);
+        assert!(world.registry.store_document(&new, &key, "", at(4)).await.is_err(), "it can be noticed");
     }
 
     #[tokio::test]

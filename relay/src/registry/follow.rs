@@ -64,12 +64,17 @@ async fn look(registry: &Registry, watch: &mut Option<Watch>) -> Result<(), Regi
     if held.version == Some(version) {
         return Ok(());
     }
-    let revision = number(&mut held.connection, "SELECT value FROM revision").await.map_err(at)?;
+    let revision = revision(&mut held.connection).await.map_err(at)?;
     if revision != registry.snapshot().revision {
         registry.refresh().await?;
     }
     held.version = Some(version);
     Ok(())
+}
+
+/// Counts the changes of what is decided by; what a [`Snapshot`](super::Snapshot) was read at.
+pub(super) async fn revision(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+    number(connection, "SELECT value FROM revision").await
 }
 
 async fn number(connection: &mut SqliteConnection, sql: &'static str) -> Result<i64, sqlx::Error> {

@@ -43,6 +43,7 @@ pub struct Revocations(HashMap<(SubjectKind, String), Vec<Held>>);
 struct Held {
     cluster: Option<ClusterId>,
     issued_until: SystemTime,
+    revoked_at: SystemTime,
 }
 
 impl Revocations {
@@ -79,6 +80,12 @@ impl Revocations {
         held.iter().filter(concerns).map(|held| held.issued_until).filter(lasts).max()
     }
 
+    /// When this subject was revoked last towards exactly this cluster, or for the whole relay if none is given.
+    pub fn last(&self, kind: SubjectKind, subject: &str, cluster: Option<ClusterId>) -> Option<SystemTime> {
+        let held = self.0.get(&(kind, subject.to_owned()))?;
+        held.iter().find(|held| held.cluster == cluster).map(|held| held.revoked_at)
+    }
+
     pub(super) async fn load(on: &mut SqliteConnection) -> Result<Self, sqlx::Error> {
         let rows = sqlx::query(
             "SELECT subject_kind, subject, cluster, issued_until, revoked_at, revoked_by FROM revocations",
@@ -87,8 +94,8 @@ impl Revocations {
         .await?;
         let mut all = Self::default();
         for row in &rows {
-            if let Some(Revocation { kind, subject, cluster, issued_until, .. }) = read(row)? {
-                all.0.entry((kind, subject)).or_default().push(Held { cluster, issued_until });
+            if let Some(Revocation { kind, subject, cluster, issued_until, revoked_at, .. }) = read(row)? {
+                all.0.entry((kind, subject)).or_default().push(Held { cluster, issued_until, revoked_at });
             }
         }
         Ok(all)
@@ -204,7 +211,7 @@ mod tests {
     fn revocations(held: &[(SubjectKind, &str, Option<ClusterId>, u64)]) -> Revocations {
         let mut all = Revocations::default();
         for (kind, subject, cluster, until) in held {
-            let held = Held { cluster: *cluster, issued_until: at(*until) };
+            let held = Held { cluster: *cluster, issued_until: at(*until), revoked_at: at(*until) };
             all.0.entry((*kind, (*subject).to_owned())).or_default().push(held);
         }
         all

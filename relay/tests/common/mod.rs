@@ -1,6 +1,8 @@
 //! A real relay on loopback, and peers that speak its protocol by the real library.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod ladder;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -29,6 +31,7 @@ use towline_tunnel::{
     clock::Clock,
     fault::Report,
     ids::{ClusterId, InstanceId, StreamKey},
+    issuer_host::IssuerHost,
     keys::SigningKey,
     mux::{Closed, Connection, EndpointConfig, Keeper, Ledger, MuxStream, OpenRequest, Side},
     session::{Identify, Session, connect, message::Secret},
@@ -84,6 +87,19 @@ impl Bench {
 
     /// One whose audit may stand in the bench's folder.
     pub(crate) async fn audited(limits: Limits, audit: impl FnOnce(&Path) -> AuditConfig) -> Self {
+        Self::build(limits, audit, Vec::new()).await
+    }
+
+    /// One that leads agents to these identity providers.
+    pub(crate) async fn leading_to(issuer_hosts: Vec<IssuerHost>) -> Self {
+        Self::build(limits(), |_| AuditConfig::default(), issuer_hosts).await
+    }
+
+    async fn build(
+        limits: Limits,
+        audit: impl FnOnce(&Path) -> AuditConfig,
+        issuer_hosts: Vec<IssuerHost>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issuer = DevIssuer::start(0).await.unwrap();
         let issuer_ca = folder.path().join("issuer.pem");
@@ -107,6 +123,7 @@ impl Bench {
             })
             .unwrap()
             .into(),
+            issuer_hosts,
             certificate_life: Duration::from_secs(3600),
             audit: audit(folder.path()),
             drain_timeout: Duration::from_secs(20),

@@ -2,12 +2,13 @@
 
 use std::{io, net::Ipv6Addr, path::Path, time::Duration};
 
-use rustls::{CertificateError, pki_types::ServerName};
+use rustls::{AlertDescription, CertificateError, pki_types::ServerName};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     ReadAhead,
+    http::RequestError,
     websocket::{HandshakeError, WebSocketCarrier},
 };
 use crate::{
@@ -16,13 +17,13 @@ use crate::{
     session::{Exporter, exporter},
 };
 
-/// Dialling takes no longer than this, all steps together.
-const DIAL_WITHIN: Duration = Duration::from_secs(10);
-/// What outer TLS offers: the upgrade is one of HTTP/1.1.
-const PROTOCOL: &[u8] = b"http/1.1";
-
 /// Outer TLS to a relay, over whatever way out there is.
 pub type OuterTls = TlsStream<ReadAhead<EgressStream>>;
+
+/// The name of HTTP/1.1 in ALPN (RFC 7301).
+pub(super) const HTTP1: &[u8] = b"http/1.1";
+/// Dialling takes no longer than this, all steps together.
+pub(super) const DIAL_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a session is for, as its dialler says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +134,11 @@ impl Dialler {
         Ok(Self { address, name, egress, trust })
     }
 
+    /// The proxy in the way, if there is one.
+    pub(super) fn proxy(&self) -> Option<String> {
+        self.egress.proxy_for(&self.address.destination()).map(ToString::to_string)
+    }
+
     /// Where it dials.
     pub fn address(&self) -> &RelayAddress {
         &self.address
@@ -155,13 +161,7 @@ impl Dialler {
         errand: Errand,
     ) -> Result<(WebSocketCarrier<OuterTls>, Option<Exporter>), Report> {
         let deadline = Instant::now() + DIAL_WITHIN;
-        let stream = self.egress.connect(&self.address.destination(), deadline).await?;
-        let connector = TlsConnector::from(self.trust.client_config(PROTOCOL)?);
-        let tls = timeout_at(deadline, connector.connect(self.name.clone(), ReadAhead::new(stream)))
-            .await
-            .map_err(|_| self.silent("the TLS handshake is not answered"))?
-            .map_err(|error| self.tls_failed(error))?;
-        let exporter = exporter(tls.get_ref().1);
+        let (tls, exporter) = self.secured(HTTP1, deadline).await?;
         let carrier = timeout_at(deadline, WebSocketCarrier::client(tls, &self.address.authority(), errand))
             .await
             .map_err(|_| self.silent("the websocket upgrade is not answered"))?
@@ -169,13 +169,32 @@ impl Dialler {
         Ok((carrier, exporter))
     }
 
-    fn report(&self, fault: Fault, detail: &str) -> Report {
+    /// A connection by TLS on which this protocol is offered (ALPN, RFC 7301), and its exporter.
+    ///
+    /// # Errors
+    /// Which step failed, and why.
+    pub(super) async fn secured(
+        &self,
+        alpn: &'static [u8],
+        deadline: Instant,
+    ) -> Result<(OuterTls, Option<Exporter>), Report> {
+        let stream = self.egress.connect(&self.address.destination(), deadline).await?;
+        let connector = TlsConnector::from(self.trust.client_config(alpn)?);
+        let tls = timeout_at(deadline, connector.connect(self.name.clone(), ReadAhead::new(stream)))
+            .await
+            .map_err(|_| self.silent("the TLS handshake is not answered"))?
+            .map_err(|error| self.tls_failed(error))?;
+        let exporter = exporter(tls.get_ref().1);
+        Ok((tls, exporter))
+    }
+
+    pub(super) fn report(&self, fault: Fault, detail: &str) -> Report {
         Report::new(fault, format!("{}: {detail}", self.address))
     }
 
     /// Where the address is, and behind which proxy, if any.
     fn place(&self) -> String {
-        match self.egress.proxy_for(&self.address.destination()) {
+        match self.proxy() {
             Some(proxy) => format!("{} through the proxy {proxy}", self.address),
             None => self.address.to_string(),
         }
@@ -206,12 +225,23 @@ impl Dialler {
                 }
                 _ => Fault::CertificateUntrusted,
             },
+            // What ends TLS there speaks another version of HTTP only.
+            Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+                Fault::HttpCarrierRefused
+            }
             _ => Fault::TlsFailed,
         };
         Report::caused_by(fault, self.place(), error)
     }
 
-    fn upgrade_failed(&self, error: HandshakeError) -> Report {
+    pub(super) fn request_failed(&self, what: &str, error: RequestError) -> Report {
+        if let RequestError::Busy(delay) = &error {
+            return self.report(Fault::RelayLimit, "too many at once").retry_after(*delay);
+        }
+        Report::caused_by(Fault::HttpCarrierRefused, format!("{}: {what}: {error}", self.address), error)
+    }
+
+    pub(super) fn upgrade_failed(&self, error: HandshakeError) -> Report {
         if let HandshakeError::Busy(delay) = &error {
             return self.report(Fault::RelayLimit, "too many at once").retry_after(*delay);
         }

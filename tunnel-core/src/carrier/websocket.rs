@@ -51,8 +51,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WebSocketCarrier<IO> {
     ///
     /// # Errors
     /// If what answers is not a towline relay, or the connection fails.
-    pub async fn client(mut io: IO, authority: &str, errand: Errand) -> Result<Self, HandshakeError> {
-        let early = handshake::upgrade(&mut io, authority, errand).await?;
+    pub async fn client(io: IO, authority: &str, errand: Errand) -> Result<Self, HandshakeError> {
+        Self::client_asking(io, authority, errand, false).await
+    }
+
+    /// The same by a dialler that may not know whether websockets get through.
+    pub(super) async fn client_asking(
+        mut io: IO,
+        authority: &str,
+        errand: Errand,
+        challenged: bool,
+    ) -> Result<Self, HandshakeError> {
+        let early = handshake::upgrade(&mut io, authority, errand, challenged).await?;
         Ok(Self::new(io, Role::Client, early))
     }
 

@@ -151,6 +151,28 @@ faults! {
         "what was named as outbound proxy opens no connections", "It speaks HTTP, and does not do CONNECT: a web server, or a proxy for plain HTTP only.",
         "check the proxy's host and port; if they are right, have CONNECT switched on";
 
+    CarrierSilentUp = "TL-NET-030", Network, Unreachable, NetworkTeam,
+        "nothing arrives of what is sent to the relay", "A proxy on the way accepted the connection and keeps back what goes to the relay.",
+        "let the proxy pass the relay's name through untouched, without inspecting or buffering it";
+    CarrierSilentDown = "TL-NET-031", Network, Unreachable, NetworkTeam,
+        "nothing arrives of what the relay sends", "A proxy on the way accepted the connection and keeps back what comes from the relay.",
+        "let the proxy pass the relay's name through untouched, without inspecting or buffering it";
+    CarrierLargeUp = "TL-NET-032", Network, Unreachable, NetworkTeam,
+        "large messages to the relay do not arrive", "Small messages do: a proxy on the way keeps back longer ones, or a link loses full packets (MTU).",
+        "let the proxy pass messages of any length; check the path's MTU";
+    CarrierLargeDown = "TL-NET-033", Network, Unreachable, NetworkTeam,
+        "large messages of the relay do not arrive", "Small messages do: a proxy on the way keeps back longer ones, or a link loses full packets (MTU).",
+        "let the proxy pass messages of any length; check the path's MTU";
+    RequestUnanswered = "TL-NET-034", Network, Unreachable, NetworkTeam,
+        "the request for a carrier is not answered", "TLS works, and HTTP on it is not answered: a proxy on the way waits for the end of a request that has none.",
+        "let the proxy pass requests on as they come, without buffering them";
+    CarrierDamaged = "TL-NET-035", Network, Unreachable, NetworkTeam,
+        "bytes are changed on the way to the relay", "What arrives is not what was sent: a proxy on the way rewrites it.",
+        "let the proxy pass the relay's name through untouched";
+    HttpCarrierRefused = "TL-NET-036", Network, Unreachable, NetworkTeam,
+        "the relay's carrier over HTTP was refused", "What answered is not a towline relay, or a proxy on the way does not let such requests through.",
+        "check the relay's address; let the proxy pass the relay's name through untouched";
+
     // TLS: who is at the other end.
     CertificateUntrusted = "TL-TLS-001", Network, Untrusted, You,
         "the relay's certificate is not trusted", "It is signed by an authority that this machine does not know; a proxy may be inspecting TLS.",

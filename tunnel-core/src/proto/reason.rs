@@ -113,6 +113,12 @@ reasons! {
     QuestionForbidden = 34 => QuestionForbidden, "question forbidden";
     /// The question can't be answered as it stands.
     QuestionInvalid = 35 => QuestionInvalid, "invalid question";
+    /// Of what the dialler sends nothing comes.
+    NothingCame = 36 => CarrierSilentUp, "nothing comes of what the dialler sends";
+    /// Of what the dialler sends only small messages come.
+    LargeMissing = 37 => CarrierLargeUp, "large messages of the dialler's do not come";
+    /// What came is not what was sent.
+    Damaged = 38 => CarrierDamaged, "bytes were changed on the way";
 }
 
 impl CloseReason {

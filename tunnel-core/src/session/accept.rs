@@ -10,7 +10,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::{
-    Channel, Exporter, HANDSHAKE_WITHIN, ReceiveError, Transcript, exporter,
+    Channel, Exporter, HANDSHAKE_WITHIN, ReceiveError, Transcript, challenge, exporter,
     message::{self, BindMode, Message, MessageError, Refused, Secret, VERSION, Welcome},
     receive, send, tls,
 };
@@ -112,6 +112,9 @@ pub enum AcceptError {
     /// It took too long.
     #[error("the handshake took too long")]
     Timeout,
+    /// The carrier does not carry what the dialler sends, or not as it was sent; it was told.
+    #[error("{}", .0.text())]
+    Carrier(CloseReason),
     /// Refused by whoever decides.
     #[error("refused: {}: {}", .0.reason.text(), .0.detail)]
     Refused(Refused),
@@ -126,6 +129,7 @@ impl AcceptError {
             Self::Proof => CloseReason::Unauthenticated,
             Self::Version => CloseReason::VersionUnsupported,
             Self::Timeout => CloseReason::Timeout,
+            Self::Carrier(reason) => *reason,
             Self::Refused(refused) => refused.reason,
         }
     }
@@ -157,7 +161,26 @@ where
     F: FnOnce(Credential) -> Fut,
     Fut: Future<Output = Result<(Welcome, T), Refused>>,
 {
-    timeout(HANDSHAKE_WITHIN, handshake(carrier, outer, identity, authenticate))
+    accept_watched(carrier, outer, identity, false, authenticate).await
+}
+
+/// The same; if `watched`, the dialler asked to be told soon where nothing comes of what it sends.
+///
+/// # Errors
+/// As [`accept`].
+pub async fn accept_watched<IO, T, F, Fut>(
+    carrier: IO,
+    outer: Option<Exporter>,
+    identity: &RelayIdentity,
+    watched: bool,
+    authenticate: F,
+) -> Result<(Channel<IO>, Welcome, T), AcceptError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+    F: FnOnce(Credential) -> Fut,
+    Fut: Future<Output = Result<(Welcome, T), Refused>>,
+{
+    timeout(HANDSHAKE_WITHIN, handshake(carrier, outer, identity, watched, authenticate))
         .await
         .unwrap_or(Err(AcceptError::Timeout))
 }
@@ -166,6 +189,7 @@ async fn handshake<IO, T, F, Fut>(
     mut carrier: IO,
     outer: Option<Exporter>,
     identity: &RelayIdentity,
+    watched: bool,
     authenticate: F,
 ) -> Result<(Channel<IO>, Welcome, T), AcceptError>
 where
@@ -174,8 +198,13 @@ where
     Fut: Future<Output = Result<(Welcome, T), Refused>>,
 {
     let mut transcript = Transcript::new();
-    let (hello, encoded) = receive(&mut carrier).await?;
-    let Message::Hello { versions, .. } = hello else { return Err(MessageError::Unexpected.into()) };
+    let (hello, encoded) = match watched {
+        true => challenge::first(&mut carrier).await?,
+        false => receive(&mut carrier).await?,
+    };
+    let Message::Hello { versions, challenge, .. } = hello else {
+        return Err(MessageError::Unexpected.into());
+    };
     if !versions.contains(&VERSION) {
         let refused =
             Refused::new(CloseReason::VersionUnsupported, format!("this relay speaks version {VERSION}"));
@@ -184,9 +213,12 @@ where
     }
     transcript.add(&encoded);
 
-    let relay_hello = relay_hello(identity, &encoded, outer);
+    let relay_hello = relay_hello(identity, &encoded, outer, challenge);
     transcript.add(&relay_hello);
     send(&mut carrier, &relay_hello).await?;
+    if challenge {
+        challenge::of_relay(&mut carrier).await?;
+    }
 
     let (bind, encoded) = receive(&mut carrier).await?;
     let Message::Bind(mode) = bind else { return Err(MessageError::Unexpected.into()) };
@@ -222,13 +254,20 @@ where
     }
 }
 
-fn relay_hello(identity: &RelayIdentity, hello: &[u8], outer: Option<Exporter>) -> Vec<u8> {
+fn relay_hello(identity: &RelayIdentity, hello: &[u8], outer: Option<Exporter>, challenge: bool) -> Vec<u8> {
     let mut nonce = [0; 32];
     aws_lc_rs::rand::fill(&mut nonce).expect("the system's random source answers");
     let key = identity.public();
     let signed = message::relay_hello_signed(VERSION, &key, &nonce, outer.as_ref());
     let signature = identity.key.sign(Purpose::RelayHello, &[hello, &signed]);
-    message::encode(&Message::RelayHello { version: VERSION, key, nonce, exporter: outer, signature })
+    message::encode(&Message::RelayHello {
+        version: VERSION,
+        key,
+        nonce,
+        exporter: outer,
+        signature,
+        challenge,
+    })
 }
 
 /// The credential of an AUTH message, once its proofs hold on this channel.

@@ -9,7 +9,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::{
-    Channel, Exporter, HANDSHAKE_WITHIN, ReceiveError, Transcript, exporter,
+    Channel, Exporter, HANDSHAKE_WITHIN, ReceiveError, Transcript, challenge, exporter,
     message::{self, BindMode, MAX_TOKEN, Message, MessageError, Secret, VERSION, Welcome},
     receive, send, tls,
 };
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Who the dialler is.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Identify<'a> {
     /// A client with a token for the relay's audience.
     Client {
@@ -82,7 +82,36 @@ pub async fn connect<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    match timeout(HANDSHAKE_WITHIN, handshake(carrier, outer, pin, identify)).await {
+    begin(carrier, outer, pin, identify, false).await
+}
+
+/// The same on a carrier of which nobody knows yet what it lets through: that is found out first, and named within seconds.
+///
+/// # Errors
+/// As [`connect`], and what the carrier does not carry.
+pub async fn connect_challenged<IO>(
+    carrier: IO,
+    outer: Option<Exporter>,
+    pin: KeyHash,
+    identify: Identify<'_>,
+) -> Result<Session<IO>, Report>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    begin(carrier, outer, pin, identify, true).await
+}
+
+async fn begin<IO>(
+    carrier: IO,
+    outer: Option<Exporter>,
+    pin: KeyHash,
+    identify: Identify<'_>,
+    challenged: bool,
+) -> Result<Session<IO>, Report>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    match timeout(HANDSHAKE_WITHIN, handshake(carrier, outer, pin, identify, challenged)).await {
         Ok(result) => result,
         Err(_elapsed) => Err(Report::new(Fault::RelayTimeout, "the session's handshake took too long")),
     }
@@ -93,19 +122,28 @@ async fn handshake<IO>(
     outer: Option<Exporter>,
     pin: KeyHash,
     identify: Identify<'_>,
+    challenged: bool,
 ) -> Result<Session<IO>, Report>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     identify.check()?;
     let mut transcript = Transcript::new();
-    let hello = message::encode(&Message::Hello { versions: vec![VERSION], nonce: random() });
+    let hello = Message::Hello { versions: vec![VERSION], nonce: random(), challenge: challenged };
+    let hello = message::encode(&hello);
     transcript.add(&hello);
     send(&mut carrier, &hello).await.map_err(lost)?;
 
-    let (relay_hello, encoded) = receive(&mut carrier).await.map_err(unread)?;
+    let (relay_hello, encoded) = match challenged {
+        true => challenge::answer(&mut carrier).await?,
+        false => receive(&mut carrier).await.map_err(unread)?,
+    };
+    let follows = matches!(relay_hello, Message::RelayHello { challenge: true, .. });
     let seen = check_relay_hello(relay_hello, &hello, pin)?;
     transcript.add(&encoded);
+    if challenged && follows {
+        challenge::of_dialler(&mut carrier).await?;
+    }
 
     let mode = if outer.is_some() && outer == seen { BindMode::Outer } else { BindMode::SessionTls };
     let bind = message::encode(&Message::Bind(mode));
@@ -128,7 +166,7 @@ pub(super) fn check_relay_hello(
     hello: &[u8],
     pin: KeyHash,
 ) -> Result<Option<Exporter>, Report> {
-    let Message::RelayHello { version, key, nonce, exporter, signature } = message else {
+    let Message::RelayHello { version, key, nonce, exporter, signature, .. } = message else {
         return Err(match message {
             // Anybody in between could have said it: only that there is no common version is taken from here, and no
             // word of what came with it.
@@ -234,7 +272,7 @@ pub(super) fn lost(error: io::Error) -> Report {
     Report::caused_by(Fault::CarrierLost, "during the session's handshake", error)
 }
 
-fn broken(error: MessageError) -> Report {
+pub(super) fn broken(error: MessageError) -> Report {
     Report::caused_by(Fault::ProtocolViolation, "what answers does not speak towline's protocol", error)
 }
 

@@ -48,8 +48,10 @@ pub async fn look<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let hello =
-        padded(&message::encode(&Message::Hello { versions: vec![VERSION], nonce: random() }), padding);
+    let hello = padded(
+        &message::encode(&Message::Hello { versions: vec![VERSION], nonce: random(), challenge: false }),
+        padding,
+    );
     send(carrier, &hello).await.map_err(lost)?;
     let (answer, _) = receive(carrier).await.map_err(unread)?;
     let seen = check_relay_hello(answer, &hello, pin)?;

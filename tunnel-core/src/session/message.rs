@@ -72,6 +72,8 @@ pub enum Message {
         versions: Vec<u16>,
         /// Random.
         nonce: [u8; 32],
+        /// Whether it asks for a challenge: it does not know yet what this carrier lets through.
+        challenge: bool,
     },
     /// Relay: its identity, bound to the channel that it sees.
     RelayHello {
@@ -85,6 +87,20 @@ pub enum Message {
         exporter: Option<[u8; 32]>,
         /// Over HELLO and everything above.
         signature: [u8; SIGNATURE_LEN],
+        /// Whether a challenge follows. Not signed: whoever could strip it could cut the carrier as well.
+        challenge: bool,
+    },
+    /// Relay, then dialler: bytes of any value, more than small messages have.
+    Challenge {
+        /// SHA-256 of those that the other side sent; none in the first.
+        heard: Option<[u8; 32]>,
+        /// Random.
+        bytes: Vec<u8>,
+    },
+    /// Relay: what the dialler's bytes were.
+    Challenged {
+        /// Their SHA-256.
+        heard: [u8; 32],
     },
     /// Dialler: how the channel is bound.
     Bind(BindMode),
@@ -212,7 +228,14 @@ const AUTH_AGENT: u8 = 5;
 const ENROL: u8 = 6;
 const WELCOME: u8 = 7;
 const REFUSED: u8 = 8;
+const CHALLENGE: u8 = 9;
+const CHALLENGED: u8 = 10;
 
+/// How many bytes a challenge has: no fewer, so that it is larger than what small messages are let through for.
+pub const CHALLENGE_BYTES: std::ops::RangeInclusive<usize> = 2048..=16 * 1024;
+
+/// What the field says that asks for a challenge, or announces it.
+const WITH_CHALLENGE: &[u8] = &[1];
 /// What the field says that a session of the same process holds beside it: absent in every other.
 const IS_LINE: &[u8] = &[1];
 
@@ -242,15 +265,25 @@ fn relay_hello_fields(
 pub fn encode(message: &Message) -> Vec<u8> {
     let mut fields = FieldWriter::new();
     let kind = match message {
-        Message::Hello { versions, nonce } => {
+        Message::Hello { versions, nonce, challenge } => {
             let versions: Vec<u8> = versions.iter().flat_map(|version| version.to_be_bytes()).collect();
             fields.put(1 | CRITICAL, &versions).put(2 | CRITICAL, nonce);
+            fields.put_some(3, challenge.then_some(WITH_CHALLENGE));
             HELLO
         }
-        Message::RelayHello { version, key, nonce, exporter, signature } => {
+        Message::RelayHello { version, key, nonce, exporter, signature, challenge } => {
             fields = relay_hello_fields(*version, key, nonce, exporter.as_ref());
             fields.put(5 | CRITICAL, signature);
+            fields.put_some(6, challenge.then_some(WITH_CHALLENGE));
             RELAY_HELLO
+        }
+        Message::Challenge { heard, bytes } => {
+            fields.put_some(1, heard.as_ref().map(|heard| &heard[..])).put(2 | CRITICAL, bytes);
+            CHALLENGE
+        }
+        Message::Challenged { heard } => {
+            fields.put(1 | CRITICAL, heard);
+            CHALLENGED
         }
         Message::Bind(mode) => {
             fields.put(1 | CRITICAL, &[u8::from(*mode == BindMode::SessionTls)]);
@@ -305,11 +338,12 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
     }
     // A critical field that this type does not have is not of this version, whatever it is called elsewhere.
     let known: &[u16] = match kind {
-        BIND => &[1],
-        HELLO => &[1, 2],
-        REFUSED => &[1, 2, 3],
+        BIND | CHALLENGED => &[1],
+        CHALLENGE => &[1, 2],
+        HELLO | REFUSED => &[1, 2, 3],
         WELCOME => &[1, 2, 3, 4],
-        AUTH_CLIENT | RELAY_HELLO => &[1, 2, 3, 4, 5],
+        AUTH_CLIENT => &[1, 2, 3, 4, 5],
+        RELAY_HELLO => &[1, 2, 3, 4, 5, 6],
         AUTH_AGENT | ENROL => &[1, 2, 3, 4, 5, 6, 7],
         other => return Err(MessageError::Type(other)),
     };
@@ -321,7 +355,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
         let value = fields.need(tag)?;
         if value.is_empty() || value.len() > max { Err(FieldError::Value(tag)) } else { Ok(value.to_vec()) }
     };
-    let is_line = |tag| match fields.maybe(tag) {
+    let is_set = |tag| match fields.maybe(tag) {
         None => Ok(false),
         Some([1]) => Ok(true),
         Some(_) => Err(FieldError::Value(tag)),
@@ -335,7 +369,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
             }
             let versions =
                 versions.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
-            Message::Hello { versions, nonce: fields.need_array(2)? }
+            Message::Hello { versions, nonce: fields.need_array(2)?, challenge: is_set(3)? }
         }
         RELAY_HELLO => Message::RelayHello {
             version: u16::from_be_bytes(fields.need_array(1)?),
@@ -343,7 +377,16 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
             nonce: fields.need_array(3)?,
             exporter: fields.maybe(4).map(|_| fields.need_array(4)).transpose()?,
             signature: fields.need_array(5)?,
+            challenge: is_set(6)?,
         },
+        CHALLENGE => Message::Challenge {
+            heard: fields.maybe(1).map(|_| fields.need_array(1)).transpose()?,
+            bytes: match fields.need(2)? {
+                bytes if CHALLENGE_BYTES.contains(&bytes.len()) => bytes.to_vec(),
+                _ => return Err(FieldError::Value(2).into()),
+            },
+        },
+        CHALLENGED => Message::Challenged { heard: fields.need_array(1)? },
         BIND => Message::Bind(match fields.need(1)? {
             [0] => BindMode::Outer,
             [1] => BindMode::SessionTls,
@@ -354,7 +397,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
             run_key: key(2)?,
             proof: fields.need_array(3)?,
             program: text(4, MAX_NAME)?,
-            line: is_line(5)?,
+            line: is_set(5)?,
         },
         AUTH_AGENT => Message::AuthAgent {
             cluster: key(1)?,
@@ -363,7 +406,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
             certificate: bounded(4, MAX_CERTIFICATE)?,
             proof: fields.need_array(5)?,
             program: text(6, MAX_NAME)?,
-            line: is_line(7)?,
+            line: is_set(7)?,
         },
         ENROL => Message::Enrol {
             secret: Secret::new(bounded(1, 64)?),

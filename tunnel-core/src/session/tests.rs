@@ -136,7 +136,8 @@ async fn t43_a_swapped_exporter_breaks_the_relays_signature() {
         send(&mut outside, &hello).await.unwrap();
         let (relay_hello, _) = receive(&mut outside).await.unwrap();
         let Message::RelayHello { version, key, nonce, signature, .. } = relay_hello else { panic!() };
-        let swapped = Message::RelayHello { version, key, nonce, exporter: Some([1; 32]), signature };
+        let swapped =
+            Message::RelayHello { version, key, nonce, exporter: Some([1; 32]), signature, challenge: false };
         send(&mut inside, &encode(&swapped)).await.unwrap();
         let more = receive(&mut inside).await;
         drop(outside);
@@ -170,7 +171,9 @@ async fn t43_a_replayed_credential_is_refused() {
     };
     let (mut a, b) = duplex(64 * 1024);
     let replay = async {
-        send(&mut a, &encode(&Message::Hello { versions: vec![1], nonce: [0; 32] })).await.unwrap();
+        send(&mut a, &encode(&Message::Hello { versions: vec![1], nonce: [0; 32], challenge: false }))
+            .await
+            .unwrap();
         receive(&mut a).await.unwrap();
         send(&mut a, &encode(&Message::Bind(BindMode::Outer))).await.unwrap();
         send(&mut a, &encode(&stale)).await.unwrap();
@@ -184,7 +187,7 @@ async fn t43_a_replayed_credential_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn t33_a_dialler_that_stalls_anywhere_is_let_go_within_ten_seconds() {
     let (_, identity) = identity();
-    let hello = encode(&Message::Hello { versions: vec![1], nonce: [0; 32] });
+    let hello = encode(&Message::Hello { versions: vec![1], nonce: [0; 32], challenge: false });
     let bind = encode(&Message::Bind(BindMode::SessionTls));
     for said in [&[][..], &hello[..7], &hello[..], &[&hello[..], &bind[..]].concat()] {
         let (mut a, b) = duplex(64 * 1024);
@@ -201,7 +204,9 @@ async fn a_dialler_from_the_future_is_told_the_relays_version() {
     let (_, identity) = identity();
     let (mut a, b) = duplex(64 * 1024);
     let future = async {
-        send(&mut a, &encode(&Message::Hello { versions: vec![2, 3], nonce: [0; 32] })).await.unwrap();
+        send(&mut a, &encode(&Message::Hello { versions: vec![2, 3], nonce: [0; 32], challenge: false }))
+            .await
+            .unwrap();
         receive(&mut a).await.unwrap().0
     };
     let (answer, accepted) = tokio::join!(future, accept(b, SAME, &identity, welcome_all));
@@ -268,7 +273,7 @@ proptest! {
 
     #[test]
     fn changed_messages_give_an_answer(at in 4usize..150, bit in 0u8..8) {
-        let mut bytes = encode(&Message::Hello { versions: vec![1, 2], nonce: [5; 32] });
+        let mut bytes = encode(&Message::Hello { versions: vec![1, 2], nonce: [5; 32], challenge: false });
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
         let _ = decode(&bytes[4.min(bytes.len())..]);

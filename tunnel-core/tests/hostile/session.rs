@@ -33,7 +33,7 @@ async fn dialled(bytes: &[u8]) -> (AcceptError, Vec<u8>) {
 }
 
 fn hello(versions: &[u16]) -> Vec<u8> {
-    encode(&Message::Hello { versions: versions.to_vec(), nonce: [1; 32] })
+    encode(&Message::Hello { versions: versions.to_vec(), nonce: [1; 32], challenge: false })
 }
 
 #[tokio::test]

@@ -144,12 +144,15 @@ fn install() -> anyhow::Result<PathBuf> {
 /// Works on a copy of the tree; what is built of it is kept for the next time.
 fn command(program: &Path, part: &Part) -> Command {
     let mut command = Command::new(program);
-    command.arg("mutants").args(["--package", part.package]);
+    command.arg("mutants").args(["--package", part.package, "--gitignore", "true"]);
     for file in part.files {
         command.args(["--file", file]);
     }
     command
         .env("CARGO_TARGET_DIR", crate::root().join("target/towline/mutants"))
+        // Each change is built once and run once.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .current_dir(crate::root())
         .stdin(Stdio::null());
     command
@@ -161,8 +164,8 @@ fn mutate(program: &Path, part: &Part) -> anyhow::Result<Found> {
     let status = command(program, part)
         .args(["--no-shuffle", "--colors", "never", "--minimum-test-timeout", "60", "--output"])
         .arg(&output)
-        .arg("--")
-        .args(part.tests)
+        // Said of building, too: all that is not run need not be built.
+        .args(part.tests.iter().flat_map(|argument| ["--cargo-arg", argument]))
         .stdout(Stdio::null())
         .status()
         .context("cargo-mutants can't be run")?;

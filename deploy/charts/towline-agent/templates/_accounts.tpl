@@ -14,6 +14,8 @@ hook, empty for what stays). The preflight's are copies: those that stay are not
 {{- $groupsRole := dict "root" .root "name" $groups "weight" .weight "cluster" true -}}
 {{- $any := printf "%s-any" .impersonator -}}
 {{- $anyRole := dict "root" .root "name" $any "weight" .weight "cluster" true -}}
+{{- /* Where there is a constraint, an unconstrained right beside it would be all that counts. */ -}}
+{{- $unconstrained := semverCompare "<1.36.0-0" .root.Capabilities.KubeVersion.Version -}}
 # The agent's own account. It may keep its state, request tokens for the next account, and ask who may impersonate whom;
 # nothing else.
 apiVersion: v1
@@ -94,7 +96,7 @@ rules:
   {{- end }}
 ---
 {{ include "towline-agent.binding" (dict "root" .root "name" .impersonator "account" .impersonator "weight" .weight) }}
-{{- if $v.impersonation.groups }}
+{{- if and $unconstrained $v.impersonation.groups }}
 ---
 # Kubernetes before 1.36 knows no constraint: anybody's name, and the groups that are named here.
 apiVersion: rbac.authorization.k8s.io/v1
@@ -115,7 +117,7 @@ rules:
 ---
 {{ include "towline-agent.binding" (dict "root" .root "name" $groups "account" .impersonator "weight" .weight) }}
 {{- end }}
-{{- if $v.impersonation.anyGroup }}
+{{- if and $unconstrained $v.impersonation.anyGroup }}
 ---
 # The same with any group, system:masters among them: whoever has that account's token can then be the cluster's
 # administrator.

@@ -49,13 +49,16 @@
 {{- if ne $v.mode "impersonate" -}}
 {{- $_ := set $texts "MODE" $v.mode -}}
 {{- end -}}
+{{- if $v.issuerViaRelay -}}
+{{- $_ := set $texts "ISSUER_VIA_RELAY" "true" -}}
+{{- end -}}
 {{- if $v.allowSystemMasters -}}
 {{- $_ := set $texts "ALLOW_SYSTEM_MASTERS" "true" -}}
 {{- end -}}
 {{- if $v.allowServiceAccountTokens -}}
 {{- $_ := set $texts "ALLOW_SERVICE_ACCOUNT_TOKENS" "true" -}}
 {{- end -}}
-{{- if $v.audit.stdout -}}
+{{- if or $v.audit.stdout (and (kindIs "invalid" $v.audit.stdout) (not $v.audit.volume)) -}}
 {{- $_ := set $texts "AUDIT_LOG" "-" -}}
 {{- else if $v.audit.volume -}}
 {{- $_ := set $texts "AUDIT_LOG" "/var/log/towline/audit.log" -}}

@@ -6,7 +6,7 @@ use bytes::{Buf, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::carrier::{CONNECT_PATH, STREAMS_WAIT, SUBPROTOCOL, dial::Errand};
+use crate::carrier::{CHALLENGED, CONNECT_PATH, STREAMS_WAIT, SUBPROTOCOL, dial::Errand};
 
 /// Section 1.3.
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -39,6 +39,7 @@ pub(super) async fn upgrade<IO>(
     io: &mut IO,
     authority: &str,
     errand: Errand,
+    challenged: bool,
 ) -> Result<BytesMut, HandshakeError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -50,9 +51,10 @@ where
         Errand::GoOn => format!("{STREAMS_WAIT}: 1\r\n"),
         Errand::Begin => String::new(),
     };
+    let challenge = if challenged { format!("{CHALLENGED}: 1\r\n") } else { String::new() };
     let request = format!(
         "GET {CONNECT_PATH} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n{waits}\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n{waits}{challenge}\r\n"
     );
     io.write_all(request.as_bytes()).await?;
     io.flush().await?;

@@ -78,7 +78,7 @@ async fn an_answer_without_end_is_not_read_without_end() {
         while theirs.write_all(&[b'a'; 1024]).await.is_ok() {}
     };
     let asks = async move {
-        let refused = upgrade(&mut ours, "relay", Errand::Begin).await;
+        let refused = upgrade(&mut ours, "relay", Errand::Begin, false).await;
         assert!(matches!(refused, Err(HandshakeError::Answer(_))), "{refused:?}");
     };
     tokio::join!(flood, asks);

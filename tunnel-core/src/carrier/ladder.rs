@@ -1,0 +1,339 @@
+//! Which carrier gets through: tried in order, remembered for each network, and tried again from the top now and then.
+//!
+//! Down goes only what the way itself may be the reason of. Refused credentials, certificates that are not trusted, names that
+//! don't resolve and relays that are busy are the same on each rung.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{
+    dial::{DIAL_WITHIN, Dialler, Errand, HTTP1},
+    h2,
+    http::RequestError,
+    pair,
+    rung::{Carrier, Rung},
+    websocket::WebSocketCarrier,
+};
+use crate::{
+    backoff,
+    fault::{Fault, Report},
+    ids::KeyHash,
+    session::{self, Exporter, Identify, Session},
+};
+
+/// All rungs together take no longer.
+const LADDER_WITHIN: Duration = Duration::from_secs(10);
+/// Where it is not known whether requests get through, an answer is waited for so long: a relay that lets sessions in one by one
+/// answers within two seconds.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// A better rung than the one that works is tried again after this, and by chance up to a fifth sooner or later.
+const BETTER_AFTER: Duration = Duration::from_secs(600);
+/// Networks that are remembered; a laptop meets a few.
+const NETWORKS: usize = 16;
+
+/// A session, and how its bytes travel.
+#[derive(Debug)]
+pub struct Climbed {
+    /// What began.
+    pub session: Session<Carrier>,
+    /// On which carrier.
+    pub rung: Rung,
+}
+
+/// Dials a relay by whatever gets through.
+#[derive(Clone, Debug)]
+pub struct Ladder {
+    dialler: Dialler,
+    memory: Memory,
+}
+
+impl Ladder {
+    /// With what was learned before.
+    pub fn new(dialler: Dialler, memory: Memory) -> Self {
+        Self { dialler, memory }
+    }
+
+    /// Dials, and begins a session with the relay whose identity key has the hash `pin`.
+    ///
+    /// # Errors
+    /// Which step failed, and why. Where no rung gets through it is the first one's fault, with what the others met.
+    pub async fn connect(
+        &self,
+        errand: Errand,
+        pin: KeyHash,
+        identify: Identify<'_>,
+    ) -> Result<Climbed, Report> {
+        let network = Network::here(&self.dialler);
+        let Some(rung) = self.memory.known(&network, Instant::now()) else {
+            return self.climb(network, errand, pin, identify).await;
+        };
+        let begun = async {
+            let (carrier, exporter) = self.dial(rung, errand, None).await?;
+            session::connect(carrier, exporter, pin, identify).await
+        };
+        match begun.await {
+            Ok(session) => Ok(Climbed { session, rung }),
+            Err(report) => {
+                if is_of_carrier(report.fault) {
+                    // The next attempt finds out what gets through now.
+                    self.memory.forget(&network);
+                }
+                Err(report)
+            }
+        }
+    }
+
+    async fn climb(
+        &self,
+        network: Network,
+        errand: Errand,
+        pin: KeyHash,
+        identify: Identify<'_>,
+    ) -> Result<Climbed, Report> {
+        let deadline = Instant::now() + LADDER_WITHIN;
+        let mut failed: Vec<(Rung, Report)> = Vec::new();
+        for rung in Rung::ALL {
+            let begun = async {
+                let (carrier, exporter) = self.dial(rung, errand, Some(ANSWER_WITHIN)).await?;
+                session::connect_challenged(carrier, exporter, pin, identify).await
+            };
+            let begun = timeout_at(deadline, begun).await.unwrap_or_else(|_elapsed| {
+                Err(self.dialler.report(Fault::RequestUnanswered, "there was no time left"))
+            });
+            match begun {
+                Ok(session) => {
+                    if let Some((_, report)) = failed.first() {
+                        tracing::warn!(%report, carrier = rung.name(), "the relay is reached by a slower way");
+                    }
+                    self.memory.note(network, rung, Instant::now(), backoff::random());
+                    return Ok(Climbed { session, rung });
+                }
+                Err(report) if is_of_carrier(report.fault) => failed.push((rung, report)),
+                // It was reached, or will be by none.
+                Err(report) => return Err(report),
+            }
+        }
+        Err(told(failed, &self.dialler))
+    }
+
+    /// A carrier of this kind. Where `within` is given, its request must be answered in that time, and is by a relay that is told so.
+    async fn dial(
+        &self,
+        rung: Rung,
+        errand: Errand,
+        within: Option<Duration>,
+    ) -> Result<(Carrier, Option<Exporter>), Report> {
+        let (dialler, challenged) = (&self.dialler, within.is_some());
+        let within = within.unwrap_or(DIAL_WITHIN);
+        let unanswered = |_elapsed| dialler.report(Fault::RequestUnanswered, rung.name());
+        let deadline = Instant::now() + DIAL_WITHIN;
+        let authority = dialler.address().authority();
+        match rung {
+            Rung::WebSocket => {
+                let (tls, exporter) = dialler.secured(HTTP1, deadline).await?;
+                let asking = WebSocketCarrier::client_asking(tls, &authority, errand, challenged);
+                let carrier = timeout(within, asking).await.map_err(unanswered)?;
+                Ok((Carrier::WebSocket(carrier.map_err(|error| dialler.upgrade_failed(error))?), exporter))
+            }
+            Rung::Http2 => {
+                let (tls, exporter) = dialler.secured(h2::ALPN, deadline).await?;
+                let refused = |error| dialler.request_failed("the POST over HTTP/2", error);
+                if tls.get_ref().1.alpn_protocol() != Some(h2::ALPN) {
+                    return Err(refused(RequestError::Version("HTTP/2")));
+                }
+                let asking = h2::client(tls, &authority, errand, challenged);
+                let carrier = timeout(within, asking).await.map_err(unanswered)?.map_err(refused)?;
+                Ok((Carrier::Http(carrier), exporter))
+            }
+            Rung::Pair => {
+                let asking = pair::client(dialler, errand, challenged);
+                let carrier = timeout(within, asking).await.map_err(unanswered)??;
+                // Two connections have no exporter in common.
+                Ok((Carrier::Http(carrier), None))
+            }
+        }
+    }
+}
+
+/// Whether another carrier may get through where one met this.
+fn is_of_carrier(fault: Fault) -> bool {
+    matches!(
+        fault,
+        Fault::UpgradeRefused
+            | Fault::CarrierLost
+            | Fault::CarrierSilentUp
+            | Fault::CarrierSilentDown
+            | Fault::CarrierLargeUp
+            | Fault::CarrierLargeDown
+            | Fault::CarrierDamaged
+            | Fault::RequestUnanswered
+            | Fault::HttpCarrierRefused
+            | Fault::ProtocolViolation
+            | Fault::RelayTimeout
+    )
+}
+
+/// The first rung's fault, and in its detail what the others met.
+fn told(failed: Vec<(Rung, Report)>, dialler: &Dialler) -> Report {
+    let mut failed = failed.into_iter();
+    let Some((_, first)) = failed.next() else { return Report::from(Fault::Internal) };
+    // The copy's detail has the source's text, too.
+    let mut told = first.clone();
+    if told.detail.is_empty() {
+        told.detail = dialler.address().to_string();
+    }
+    for (rung, report) in failed {
+        told.detail.push_str(&format!("; by {rung}: {} {}", report.fault.code(), report.fault.title()));
+    }
+    told
+}
+
+/// What was learned of networks, in memory. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<HashMap<Network, Known>>>);
+
+/// What tells one network from another, as far as a program can see without asking it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Network {
+    /// Another relay may be reached by another way.
+    relay: String,
+    /// So may the same one behind a proxy, which lets through what it likes.
+    proxy: Option<String>,
+    /// The machine's addresses on it, as its default routes choose them.
+    from: [Option<IpAddr>; 2],
+}
+
+impl Network {
+    fn here(dialler: &Dialler) -> Self {
+        // Documentation addresses (RFC 5737, RFC 3849): nothing is sent to them, a route is looked up.
+        let from = [
+            source(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()),
+            source(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()),
+        ];
+        Self { relay: dialler.address().authority(), proxy: dialler.proxy(), from }
+    }
+}
+
+/// The address that this machine would send from.
+fn source(any: IpAddr, to: IpAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
+    socket.connect(SocketAddr::new(to, 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    rung: Rung,
+    since: Instant,
+    /// When better ones are tried again.
+    better_at: Instant,
+}
+
+impl Memory {
+    /// The rung that works there, unless it is time to look for a better one.
+    fn known(&self, network: &Network, now: Instant) -> Option<Rung> {
+        let known = *self.lock().get(network)?;
+        (known.rung == Rung::WebSocket || now < known.better_at).then_some(known.rung)
+    }
+
+    fn note(&self, network: Network, rung: Rung, now: Instant, chance: u64) {
+        let mut networks = self.lock();
+        if networks.len() >= NETWORKS && !networks.contains_key(&network) {
+            let oldest = networks.iter().min_by_key(|(_, known)| known.since).map(|(key, _)| key.clone());
+            oldest.map(|oldest| networks.remove(&oldest));
+        }
+        // Four fifths, and up to two more.
+        let part = 0.8 + 0.4 * (chance as f64 / u64::MAX as f64);
+        networks.insert(network, Known { rung, since: now, better_at: now + BETTER_AFTER.mul_f64(part) });
+    }
+
+    fn forget(&self, network: &Network) {
+        self.lock().remove(network);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Network, Known>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(n: u8) -> Network {
+        Network {
+            relay: "relay.test:443".into(),
+            proxy: None,
+            from: [Some(Ipv4Addr::new(10, 0, 0, n).into()), None],
+        }
+    }
+
+    #[test]
+    fn what_works_is_remembered_for_a_network_and_better_rungs_are_tried_again() {
+        let (memory, now) = (Memory::default(), Instant::now());
+        assert_eq!(memory.known(&network(1), now), None);
+        memory.note(network(1), Rung::Http2, now, u64::MAX / 2);
+        let soon = now + BETTER_AFTER.mul_f64(0.9);
+        assert_eq!(memory.known(&network(1), soon), Some(Rung::Http2));
+        assert_eq!(memory.known(&network(2), soon), None, "another network");
+        assert_eq!(memory.known(&network(1), now + BETTER_AFTER.mul_f64(1.1)), None);
+        for (chance, at) in [(0, 0.8), (u64::MAX, 1.2)] {
+            memory.note(network(1), Rung::Pair, now, chance);
+            let at = now + BETTER_AFTER.mul_f64(at);
+            assert_eq!(memory.known(&network(1), at - Duration::from_secs(1)), Some(Rung::Pair));
+            assert_eq!(memory.known(&network(1), at + Duration::from_secs(1)), None);
+        }
+        memory.note(network(1), Rung::WebSocket, now, 0);
+        assert_eq!(memory.known(&network(1), now + 10 * BETTER_AFTER), Some(Rung::WebSocket), "the best");
+        memory.forget(&network(1));
+        assert_eq!(memory.known(&network(1), now), None);
+    }
+
+    #[test]
+    fn so_many_networks_and_no_more_are_remembered() {
+        let (memory, now) = (Memory::default(), Instant::now());
+        for n in 0..40 {
+            memory.note(network(n), Rung::Pair, now + Duration::from_secs(u64::from(n)), 0);
+        }
+        assert_eq!(memory.lock().len(), NETWORKS);
+        assert_eq!(memory.known(&network(39), now), Some(Rung::Pair), "the newest stay");
+        assert_eq!(memory.known(&network(0), now), None);
+    }
+
+    #[test]
+    fn only_what_the_way_may_be_the_reason_of_climbs_down() {
+        for fault in [Fault::UpgradeRefused, Fault::CarrierSilentUp, Fault::RequestUnanswered] {
+            assert!(is_of_carrier(fault), "{fault:?}");
+        }
+        for fault in [
+            Fault::NameUnresolved,
+            Fault::ConnectionRefused,
+            Fault::ConnectTimeout,
+            Fault::CertificateUntrusted,
+            Fault::CertificateExpired,
+            Fault::TlsFailed,
+            Fault::RelayKeyMismatch,
+            Fault::RelayTokenRefused,
+            Fault::EnrolTokenRefused,
+            Fault::RelayLimit,
+            Fault::VersionUnsupported,
+        ] {
+            assert!(!is_of_carrier(fault), "{fault:?}");
+        }
+    }
+
+    /// What is known of this machine's own network is found without a packet, and is the same twice.
+    #[test]
+    fn a_network_is_told_by_the_addresses_that_are_sent_from() {
+        let dialler =
+            |address| Dialler::new(super::super::dial::RelayAddress::parse(address).unwrap(), None).unwrap();
+        assert_eq!(Network::here(&dialler("a.test")), Network::here(&dialler("a.test")));
+        assert_ne!(Network::here(&dialler("a.test")), Network::here(&dialler("b.test")));
+    }
+}
