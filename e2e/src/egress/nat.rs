@@ -82,7 +82,7 @@ pub(super) fn route(stage: &Stage, folder: &Path, lets: Lets, dns: Dns) -> anyho
     let world = Forward::start(TcpListener::bind((nat.world(), 0))?, stage.relay_address.parse()?, None)?;
     nat.is_one(&world)?;
     let relay = format!("https://{}:{}", only_way::HOST, world.address().port());
-    let mut route = Route::to(relay).from_inside(&nat.inside);
+    let mut route = Route::to(relay).inside(&nat.inside);
     let issuer = url::Url::parse(&stage.issuer.url())?.port().context("the issuer has a port")?;
     for port in [stage.cluster.apiserver_port(), issuer] {
         let here: SocketAddr = (Ipv4Addr::LOCALHOST, port).into();

@@ -58,7 +58,7 @@ impl Route {
     }
 
     /// From inside a network namespace.
-    pub(super) fn from_inside(self, namespace: &str) -> Self {
+    pub(super) fn inside(self, namespace: &str) -> Self {
         Self { namespace: Some(namespace.to_owned()), ..self }
     }
 

@@ -98,15 +98,14 @@ pub const ROWS: &[Planned] = &[
         WEBSOCKET,
         |scene, folder| nat::route(scene.stage, folder, Lets::Out, Dns::Right),
     )
-    .quick()
-    .and(
-        |passage, folder| {
-            if passage.scene.long { longer::idle(passage, folder) } else { Ok("not idle here".into()) }
-        },
-    ),
+    .quick(),
+    Planned::new("nat-idle", "the same, and nothing is said for 45 s", WEBSOCKET, |scene, folder| {
+        nat::route(scene.stage, folder, Lets::Out, Dns::Right)
+    })
+    .and(longer::idle),
     Planned::new(
         "nat-dead-addresses",
-        "the same, and the relay's name has dead addresses as well, of both families",
+        "such a NAT, and the relay's name has dead addresses as well, of both families",
         WEBSOCKET,
         |scene, folder| nat::route(scene.stage, folder, Lets::Out, Dns::DeadFirst),
     ),
@@ -223,7 +222,7 @@ pub const ROWS: &[Planned] = &[
     Planned::new("nginx-upgrade", "nginx that passes Upgrade on", WEBSOCKET, |scene, folder| {
         nginx(scene, folder, "ssl", NGINX_PASSES_UPGRADE)
     }),
-    Planned::new("nginx-h2", "nginx that speaks HTTP/2 to both sides", HTTP2, |scene, folder| {
+    Planned::new("nginx-h2", "nginx that speaks HTTP/2 to both sides (grpc_pass)", PAIR, |scene, folder| {
         nginx(scene, folder, "ssl http2", NGINX_SPEAKS_H2)
     }),
     Planned::new("haproxy-h2", "haproxy that speaks HTTP/2 only", HTTP2, |scene, folder| {
