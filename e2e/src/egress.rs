@@ -1,6 +1,6 @@
 //! `cargo xtask egress`: out of every kind of network that agents and people sit in, with real proxies and real kubectl.
 //!
-//! A [`route`] is what lies between the two ends and the relay; agent and client take the same one. [`rows`] lists them with what is
+//! A `route` is what lies between the two ends and the relay; agent and client take the same one. `rows` lists them with what is
 //! expected of each: that it leads to the relay, on which carrier, and then seven of kubectl's verbs; or that it does not, and with
 //! which code agent, client and preflight say so. One cluster and one relay serve all rows, one after the other.
 
@@ -54,7 +54,7 @@ pub struct Row {
     pub connected: Duration,
     /// From the starts of both ends, one after the other, until a stream had answered: kube-apiserver's `/version`.
     pub first_stream: Option<Duration>,
-    /// What became of each verb, in the order of [`verbs`].
+    /// What became of each verb, in the order of `verbs::NAMES`.
     pub verbs: Vec<bool>,
     /// What else was seen.
     pub notes: Vec<String>,
