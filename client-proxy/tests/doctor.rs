@@ -75,6 +75,17 @@ fn status(diagnosis: &Diagnosis, step: &str) -> Status {
     found.unwrap_or_else(|| panic!("no {step}: {diagnosis:#?}")).status
 }
 
+/// A row of `cargo xtask doctor --table`.
+fn row(name: &str, said: Option<Fault>, begun: Instant) {
+    if std::env::var_os("TOWLINE_DOCTOR_TABLE").is_some() {
+        println!(
+            "doctor-table\t{name}\t{}\t{:.1}",
+            said.map_or("-", Fault::code),
+            begun.elapsed().as_secs_f64()
+        );
+    }
+}
+
 #[tokio::test]
 async fn each_fault_behind_the_network_gets_its_own_diagnosis() {
     let mut wrong = Vec::new();
@@ -114,13 +125,7 @@ async fn each_fault_behind_the_network_gets_its_own_diagnosis() {
         let begun = Instant::now();
         let diagnosis = diagnose(subject).await;
         let said = first(&diagnosis);
-        if std::env::var_os("TOWLINE_DOCTOR_TABLE").is_some() {
-            println!(
-                "doctor-table\t{name}\t{}\t{:.1}",
-                said.map_or("-", Fault::code),
-                begun.elapsed().as_secs_f64()
-            );
-        }
+        row(name, said, begun);
         if said != Some(expected) {
             wrong.push(format!("{name}: {said:?} and not {expected:?}: {diagnosis:#?}"));
         }
@@ -181,9 +186,11 @@ async fn a_session_that_is_cut_while_nothing_happens_is_told() {
         examine(subject, tell).await
     });
     soon("a session", session).await.unwrap();
+    let cut = Instant::now();
     world.peer.kill().await;
     let diagnosis = soon("the diagnosis", looking).await.unwrap();
     assert_eq!(first(&diagnosis), Some(Fault::ConnectionCut), "{diagnosis:#?}");
+    row("an idle session is cut (--deep)", first(&diagnosis), cut);
 }
 
 fn towline(world: &World, arguments: &[&str]) -> Command {

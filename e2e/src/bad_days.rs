@@ -232,7 +232,8 @@ fn proxy_that_fails(
     run_within(command, ANSWER_WITHIN)
 }
 
-fn replace(arguments: &mut [String], flag: &str, value: impl Into<String>) {
+/// Gives a flag that stands there already another value.
+pub(crate) fn replace(arguments: &mut [String], flag: &str, value: impl Into<String>) {
     if let Some(at) = arguments.iter().position(|argument| argument == flag) {
         arguments[at + 1] = value.into();
     }

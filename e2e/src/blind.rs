@@ -58,6 +58,12 @@ use towline_tunnel::{
 #[derive(Clone, Debug, Default)]
 pub struct Tape(Arc<Mutex<Vec<u8>>>);
 
+impl From<Vec<u8>> for Tape {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Arc::new(Mutex::new(bytes)))
+    }
+}
+
 impl Tape {
     fn record(&self, bytes: &[u8]) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);

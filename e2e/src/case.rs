@@ -1,6 +1,7 @@
 //! One case of the table: a script, and what came of it.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
@@ -35,7 +36,15 @@ impl Case {
     /// # Errors
     /// If the folder or a script can't be read.
     pub fn all() -> anyhow::Result<Vec<Self>> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+        Self::of_folder("cases")
+    }
+
+    /// The scripts of another folder beside it, in order.
+    ///
+    /// # Errors
+    /// See [`Case::all`].
+    pub(crate) fn of_folder(folder: &str) -> anyhow::Result<Vec<Self>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let mut scripts: Vec<PathBuf> = fs::read_dir(&folder)
             .with_context(|| folder.display().to_string())?
             .map(|entry| entry.map(|entry| entry.path()))
@@ -90,6 +99,8 @@ pub struct Variant {
     pub spdy: bool,
     /// Whether its kubectl reads before it is ready to: see `without_discarded_greeting`.
     pub reads_too_early: bool,
+    /// The network namespace that it runs in, where it is not this one.
+    pub namespace: Option<String>,
 }
 
 /// What came of a script.
@@ -141,10 +152,21 @@ impl Case {
     /// # Errors
     /// If it can't be run at all.
     pub fn run(&self, way: &Way, variant: &Variant, image: &str) -> anyhow::Result<Outcome> {
+        self.run_for(way, variant, image, WITHIN)
+    }
+
+    /// The same, for so long at most.
+    pub(crate) fn run_for(
+        &self,
+        way: &Way,
+        variant: &Variant,
+        image: &str,
+        within: Duration,
+    ) -> anyhow::Result<Outcome> {
         let scratch = way.folder.join(format!("{}-{}", self.name, variant.name.replace([' ', '/'], "-")));
         fs::create_dir_all(&scratch)?;
         let path = std::env::var("PATH").unwrap_or_default();
-        let mut command = Command::new("bash");
+        let mut command = in_namespace(variant.namespace.as_deref(), "bash");
         command
             .arg("-u")
             .arg(&self.script)
@@ -162,7 +184,7 @@ impl Case {
             command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false");
             command.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
         }
-        let mut outcome = run_within(command, WITHIN)?;
+        let mut outcome = run_within(command, within)?;
         outcome.stdout = outcome.stdout.replace(&way.namespace, "NAMESPACE");
         if variant.reads_too_early {
             outcome.stdout = without_discarded_greeting(&outcome.stdout);
@@ -170,6 +192,14 @@ impl Case {
         let _removed = fs::remove_dir_all(&scratch);
         Ok(outcome)
     }
+}
+
+/// A program in a network namespace, or in this one.
+pub(crate) fn in_namespace(namespace: Option<&str>, program: impl AsRef<OsStr>) -> Command {
+    let Some(namespace) = namespace else { return Command::new(program) };
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace]).arg(program);
+    command
 }
 
 /// The output without the lines in which kubectl before 1.34 says that it discarded kube-apiserver's greeting.

@@ -13,6 +13,7 @@ pub mod case;
 pub mod chart;
 pub mod demo;
 pub mod echo;
+pub mod egress;
 pub mod identity;
 pub mod kill;
 pub mod only_way;

@@ -1,7 +1,9 @@
 //! A cluster, an identity provider, relay, agent and proxies: everything that a journey needs, and its end.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -206,6 +208,11 @@ impl Stage {
         Ok(())
     }
 
+    /// The arguments of this stage's agent, behind `run` or `preflight`: for one that is started by somebody else.
+    pub fn agent_arguments(&self) -> Vec<OsString> {
+        agent_arguments(self.folder.path(), &self.trust, &self.agent_setup)
+    }
+
     /// Lets a user open the cluster.
     ///
     /// # Errors
@@ -390,16 +397,8 @@ fn start_agent(
     let mut command = Command::new(&programs.agent);
     command
         .env("RUST_LOG", program_log("towline_agent"))
-        .args(["run", "--data-dir"])
-        .arg(folder.join("agent"))
-        .arg("--kubeconfig")
-        .arg(&setup.kubeconfig)
-        .args(&setup.flags)
-        .args(&trust.agent)
-        .arg("--audit-log")
-        .arg(agent_audit(folder))
-        // What a proxy that was killed leaves behind is gone soon.
-        .args(["--resume-timeout", "20s"]);
+        .arg("run")
+        .args(agent_arguments(folder, trust, setup));
     if let Some(file) = enrolment {
         command.arg("--enrolment-token-file").arg(file);
     }
@@ -407,6 +406,17 @@ fn start_agent(
     process.wait_for(&["connected"], READY_WITHIN)?;
     let metrics = field(&process.wait_for(&["\"metrics\""], READY_WITHIN)?, "metrics")?;
     Ok((process, metrics))
+}
+
+/// What `run` and `preflight` are told, once the cluster is enrolled.
+fn agent_arguments(folder: &Path, trust: &Trust, setup: &AgentSetup) -> Vec<OsString> {
+    let mut all: Vec<OsString> = vec!["--data-dir".into(), folder.join("agent").into()];
+    all.extend(["--kubeconfig".into(), setup.kubeconfig.clone().into()]);
+    all.extend(setup.flags.iter().chain(&trust.agent).map(OsString::from));
+    all.extend(["--audit-log".into(), agent_audit(folder).into()]);
+    // What a proxy that was killed leaves behind is gone soon.
+    all.extend(["--resume-timeout".into(), "20s".into()]);
+    all
 }
 
 /// A folder for the logs of all programs, which then log everything: for whoever looks for a fault.
@@ -441,7 +451,7 @@ fn keep_logs(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 /// A field of a line of log, which is JSON where no terminal reads it.
-fn field(line: &str, name: &str) -> anyhow::Result<String> {
+pub(crate) fn field(line: &str, name: &str) -> anyhow::Result<String> {
     let read: serde_json::Value = serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
     Ok(read[name].as_str().with_context(|| format!("no field {name} in {line}"))?.to_owned())
 }

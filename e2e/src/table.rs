@@ -393,7 +393,7 @@ fn variants(cluster: &Cluster, folder: &Path) -> anyhow::Result<Vec<Variant>> {
         symlink(cluster.programs().path("helm"), programs.join("helm"))?;
         symlink(&informer, programs.join("informer"))?;
         let reads_too_early = reads_too_early(&version);
-        let usual = Variant { name: String::new(), programs, spdy: false, reads_too_early };
+        let usual = Variant { name: String::new(), programs, spdy: false, reads_too_early, namespace: None };
         if number == 0 {
             variants.push(usual.clone());
             variants.push(Variant { name: "SPDY/3.1".into(), spdy: true, ..usual });

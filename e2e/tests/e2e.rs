@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use towline_e2e::{
     access, acting, audit_join,
     bad_days::{self, Trouble},
-    blind, blind_run, chart, identity, kill, pod,
+    blind, blind_run, chart, egress, identity, kill, pod,
     programs::Programs,
     resume,
     stage::Stage,
@@ -132,6 +132,15 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
         Check::new("the_agent_runs_in_a_pod_with_the_least_rights", || pod::run(&*stage.try_borrow()?)),
         Check::new("the_chart_installs_upgrades_and_leaves_the_cluster_its_identity", || {
             chart::run(&*stage.try_borrow()?)
+        }),
+        Check::new("agent_and_client_get_out_by_nat_and_by_squid_or_say_why_not", || {
+            let mut stage = stage.try_borrow_mut()?;
+            let say = |row: &egress::Row| println!("{}", row.print());
+            let rows = egress::run(&mut stage, runtime.handle(), false, |row| row.quick, say)?;
+            let wrong: Vec<String> =
+                rows.iter().filter(|row| !row.is_as_expected()).map(egress::Row::print).collect();
+            ensure!(wrong.is_empty() && !rows.is_empty(), "{}", wrong.join("\n"));
+            Ok(())
         }),
         Check::new("sigterm_ends_relay_and_agent_well", || {
             with_trouble(&|_, stage| bad_days::ends_when_told(stage))

@@ -42,6 +42,18 @@ pub fn e2e(arguments: &[String]) -> anyhow::Result<ExitCode> {
     run("towline-e2e", arguments)
 }
 
+/// `cargo xtask egress`.
+///
+/// # Errors
+/// See [`demo`].
+pub fn egress(arguments: &[String]) -> anyhow::Result<ExitCode> {
+    if !is_question(arguments) {
+        needs::check(&[Need::Python3])?;
+        begin_cluster()?;
+    }
+    run("towline-egress", arguments)
+}
+
 /// `cargo xtask soak kill`.
 ///
 /// # Errors

@@ -42,6 +42,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Real kubectl out of every kind of network: proxies, middleboxes, NAT.
+    #[command(disable_help_flag = true)]
+    Egress {
+        /// Passed on; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Real kubectl through relay, agent and proxy, before your eyes.
     #[command(disable_help_flag = true)]
     Demo {
@@ -62,6 +69,7 @@ fn main() -> ExitCode {
         Task::Threats(arguments) => threats::run(&arguments),
         Task::Soak(command) => soak::run(command),
         Task::E2e { rest } => journey::e2e(&rest),
+        Task::Egress { rest } => journey::egress(&rest),
         Task::Demo { rest } => journey::demo(&rest),
     };
     match done {

@@ -3,6 +3,8 @@
 //! Nothing is installed on the machine: Debian packages are unpacked into the cache, so that no service of theirs
 //! ever starts, and no root is needed.
 
+pub mod running;
+
 use std::{
     ffi::OsString,
     fs::{self, File},
@@ -16,6 +18,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Subcommand, ValueEnum};
 
 const RATHOLE: &str = "0.5.0";
+const MITMPROXY: &str = "11.0.2";
 
 /// A few megabytes; where there is no network, whoever waits is to hear of it.
 const FETCH_WITHIN: Duration = Duration::from_secs(120);
@@ -41,8 +44,12 @@ pub enum PeersCommand {
 /// Software that people use today.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Peer {
+    /// The small name server (Debian package dnsmasq-base).
+    Dnsmasq,
     /// The proxy (Debian package haproxy).
     Haproxy,
+    /// The proxy that looks into TLS (PyPI package mitmproxy).
+    Mitmproxy,
     /// The web server and proxy (Debian package nginx).
     Nginx,
     /// Client and server (Debian packages openssh-client, openssh-server).
@@ -101,7 +108,9 @@ impl Peer {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Dnsmasq => "dnsmasq",
             Self::Haproxy => "haproxy",
+            Self::Mitmproxy => "mitmproxy",
             Self::Nginx => "nginx",
             Self::Openssh => "openssh",
             Self::Rathole => "rathole",
@@ -114,7 +123,9 @@ impl Peer {
     /// Its programs.
     fn programs(self) -> &'static [&'static str] {
         match self {
+            Self::Dnsmasq => &["dnsmasq"],
             Self::Haproxy => &["haproxy"],
+            Self::Mitmproxy => &["mitmdump"],
             Self::Nginx => &["nginx"],
             Self::Openssh => &["sshd", "ssh", "ssh-keygen"],
             Self::Rathole => &["rathole"],
@@ -127,7 +138,9 @@ impl Peer {
     /// What to do where it is missing.
     pub fn fix(self) -> String {
         let by_hand = match self {
+            Self::Dnsmasq => ", or install it: apt-get install dnsmasq-base",
             Self::Haproxy => ", or install it: apt-get install haproxy",
+            Self::Mitmproxy => " (1 min; needs Python 3.10 or later with venv)",
             Self::Nginx => ", or install it: apt-get install nginx",
             Self::Openssh => ", or install it: apt-get install openssh-client openssh-server",
             Self::Rathole => " (4 min; needs a C compiler, pkg-config and libssl-dev)",
@@ -140,8 +153,9 @@ impl Peer {
 
     /// What is there already, without fetching or building anything.
     pub fn find(self) -> Option<Installed> {
-        // Another program of that name may be anything.
-        let on_path = (self != Self::Remotedialer).then_some(Installed { root: None });
+        // Another program of that name may be anything; mitmproxy records and intercepts otherwise in other versions.
+        let own = matches!(self, Self::Remotedialer | Self::Mitmproxy);
+        let on_path = (!own).then_some(Installed { root: None });
         on_path
             .into_iter()
             .chain([Installed { root: Some(self.folder()) }])
@@ -167,7 +181,9 @@ impl Peer {
             return Ok(found);
         }
         let made = match self {
+            Self::Dnsmasq => unpack(&["dnsmasq-base"], &folder),
             Self::Haproxy => unpack(&["haproxy"], &folder),
+            Self::Mitmproxy => install_mitmproxy(&folder),
             Self::Nginx => unpack(&["nginx"], &folder),
             Self::Openssh => unpack(&["openssh-client", "openssh-server"], &folder),
             Self::Rathole => build_rathole(&folder),
@@ -181,9 +197,10 @@ impl Peer {
 
     fn folder(self) -> PathBuf {
         let version = match self {
-            Self::Haproxy | Self::Nginx | Self::Openssh | Self::Squid | Self::Tinyproxy => {
+            Self::Dnsmasq | Self::Haproxy | Self::Nginx | Self::Openssh | Self::Squid | Self::Tinyproxy => {
                 "debian".to_owned()
             }
+            Self::Mitmproxy => MITMPROXY.to_owned(),
             Self::Rathole => RATHOLE.to_owned(),
             // Its version stands in go.mod; the program around it changes, too.
             Self::Remotedialer => remotedialer_version(),
@@ -319,6 +336,19 @@ fn build_rathole(folder: &Path) -> anyhow::Result<()> {
         .env_remove("CARGO_TARGET_DIR")
         .current_dir(std::env::temp_dir());
     run_with_progress(&mut install, "rathole", BUILD_WITHIN)
+}
+
+/// Into an environment of its own. pip writes the program last, so that one that is there is whole.
+fn install_mitmproxy(folder: &Path) -> anyhow::Result<()> {
+    eprintln!("   installing mitmproxy {MITMPROXY} (about 1 min, once)");
+    let mut make = Command::new("python3");
+    make.args(["-m", "venv", "--clear"]).arg(folder);
+    run_with_progress(&mut make, "python3 -m venv", FETCH_WITHIN)?;
+    let mut install = Command::new(folder.join("bin/pip"));
+    install
+        .args(["install", "--quiet", "--disable-pip-version-check"])
+        .arg(format!("mitmproxy=={MITMPROXY}"));
+    run_with_progress(&mut install, "pip install mitmproxy", BUILD_WITHIN)
 }
 
 fn remotedialer_folder() -> PathBuf {

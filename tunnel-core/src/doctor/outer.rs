@@ -170,12 +170,18 @@ impl Network {
         let handshake = TlsConnector::from(Arc::new(config)).connect(name.clone(), pipe);
         let stream = match timeout(HANDSHAKE_WITHIN, handshake).await {
             Err(_elapsed) => {
-                let report =
-                    Report::new(Fault::TlsFailed, format!("{}: the handshake is not answered", self.relay));
-                return Verdict::failed(
-                    report,
-                    "TCP connects, and nothing comes back: a filter may let only the connection through",
-                );
+                let seen = format!("{}: the handshake is not answered", self.relay);
+                let (fault, why) = match &self.way {
+                    Some(_) => (
+                        Fault::ProxySwallows,
+                        "the proxy said that the way is open, and nothing comes back through it",
+                    ),
+                    None => (
+                        Fault::TlsFailed,
+                        "TCP connects, and nothing comes back: a filter may let only the connection through",
+                    ),
+                };
+                return Verdict::failed(Report::new(fault, seen), why);
             }
             Ok(Err(error)) => {
                 return Verdict::failed(

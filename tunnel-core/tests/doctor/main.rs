@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails here says where")]
 
 mod peer;
+mod proxied;
 
 use std::{
     io,
@@ -185,8 +186,23 @@ async fn cases() -> Vec<Case> {
 
 #[tokio::test]
 async fn each_fault_on_the_way_gets_its_own_diagnosis_in_time() {
+    judge(cases().await).await;
+}
+
+#[tokio::test]
+async fn each_fault_of_a_proxy_gets_its_own_diagnosis_in_time() {
+    judge(proxied::scripted().await).await;
+}
+
+#[tokio::test]
+async fn real_proxies_get_the_diagnosis_of_what_they_do() {
+    judge(proxied::real().await).await;
+}
+
+/// Looks at all of them at once.
+async fn judge(cases: Vec<Case>) {
     let mut running = JoinSet::new();
-    for case in cases().await {
+    for case in cases {
         running.spawn(async move {
             let begun = Instant::now();
             let diagnosis = timeout(WITHIN, diagnose(case.network.clone())).await;

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -25,6 +26,7 @@ use towline_tunnel::{
         websocket::{WebSocketCarrier, accept_key},
     },
     doctor::{Names, Network},
+    egress::Egress,
     ids::KeyHash,
     keys::SigningKey,
     mux::CloseReason,
@@ -119,6 +121,25 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// The authority of its certificate.
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    /// The way to its address, by this way out, for somebody who has its authority and key.
+    pub(crate) fn over(&self, egress: Egress) -> Network {
+        let relay = RelayAddress::parse(&self.address.to_string()).unwrap();
+        Network::over(egress, relay, self.pin, Some(self.ca_file()))
+    }
+
+    /// The way to what stands before it, which has a certificate of its own.
+    pub(crate) fn behind(&self, front: SocketAddr, ca: &Path) -> Network {
+        let relay = RelayAddress::parse(&front.to_string()).unwrap();
+        Network::straight(relay, self.pin, Some(ca.to_owned()))
+    }
+}
+
 fn certificate(name: &str, until: i32) -> (String, TlsAcceptor) {
     let mut authority = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -169,10 +190,17 @@ impl Relay {
             tls.flush().await.ok()?;
             return Some(());
         }
+        let Ok(key) = accept_key(&headers) else {
+            let answer = format!(
+                "HTTP/1.1 426 Upgrade Required\r\nDate: {date}\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n"
+            );
+            tls.write_all(answer.as_bytes()).await.ok()?;
+            tls.flush().await.ok()?;
+            return Some(());
+        };
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nDate: {date}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Accept: {}\r\nSec-WebSocket-Protocol: towline.v1\r\n\r\n",
-            accept_key(&headers).unwrap()
+             Sec-WebSocket-Accept: {key}\r\nSec-WebSocket-Protocol: towline.v1\r\n\r\n"
         );
         tls.write_all(answer.as_bytes()).await.ok()?;
         tls.flush().await.ok()?;
