@@ -95,7 +95,7 @@ impl Cli {
             _ => (None, Level::Warn),
         };
         // What is wrong with a profile is told once the command reads it.
-        let of_profile = || Profile::load(reach?.profile.as_deref()).ok()?.log;
+        let of_profile = || Profile::load(reach?.at.profile.as_deref()).ok()?.log;
         self.log.or_else(of_profile).unwrap_or(usual)
     }
 

@@ -600,14 +600,15 @@ impl RelayConn {
             return self.reset(stream, CloseReason::Forbidden, "no stream begins on a line");
         }
         let Some(me) = self.me.upgrade() else { return };
-        let from = Route { conn: me, stream, documents: None };
+        let key = request.key;
+        let from = Route { conn: me, stream, key, documents: None };
         match self.switchboard.issuers().open(agent, self.channel(), request, from) {
             Ok(route) => self.lock().leg.bind(stream, route, 0),
             Err((reason, detail)) => {
                 self.metrics().refused(Stage::Stream, reason);
                 info!(
-                    channel = %self.channel(), stream, cluster = %agent.cluster.id, reason = reason.text(), detail = &*detail,
-                    "a way to an identity provider was refused"
+                    channel = %self.channel(), stream = %key, cluster = %agent.cluster.id, reason = reason.text(),
+                    detail = &*detail, "a way to an identity provider was refused"
                 );
                 self.reset(stream, reason, &detail);
             }

@@ -103,13 +103,14 @@ impl Issuers {
             return many("too many ways to identity providers in a minute");
         }
         *count += 1;
+        let key = request.key;
         let request =
             OpenRequest { cluster, channel: Some(channel), share: 0, ticket: None, offer: None, ..request };
         let stream = far
             .open(request, from)
             .map_err(|reason| (reason, "too many ways to identity providers".into()))?;
         drop(begun);
-        Ok(Route { conn: far, stream, documents: None })
+        Ok(Route { conn: far, stream, key, documents: None })
     }
 
     fn allows(&self, host: &IssuerHost) -> bool {
