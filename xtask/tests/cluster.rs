@@ -1,4 +1,5 @@
 //! `cargo xtask cluster` as people run it: side by side, after kill -9, told to end, and where something is missing.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
     fs,
