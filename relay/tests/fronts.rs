@@ -132,6 +132,14 @@ async fn nginx_that_passes_upgrade_on_gets_the_first_rung() {
 }
 
 #[tokio::test]
+async fn nginx_that_speaks_http2_to_the_relay_is_passed_by_http2() {
+    let (bench, agent) = bench().await;
+    let location = "grpc_pass grpcs://RELAY; client_max_body_size 0;";
+    let Some(front) = nginx(&bench, "ssl http2", location).await else { return };
+    gets_through(&bench, &agent, &front, Rung::Http2).await;
+}
+
+#[tokio::test]
 async fn haproxy_that_speaks_http2_only_is_passed_by_http2() {
     let (bench, agent) = bench().await;
     let Some(front) = haproxy(&bench, "h2", "h2", "").await else { return };
