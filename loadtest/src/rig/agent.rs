@@ -64,11 +64,7 @@ impl Member {
     ///
     /// # Errors
     /// If it is refused.
-    pub async fn join(
-        &mut self,
-        way: &Way,
-        token: &EnrolmentToken,
-    ) -> Result<Session<Carrier>, Report> {
+    pub async fn join(&mut self, way: &Way, token: &EnrolmentToken) -> Result<Session<Carrier>, Report> {
         self.relay = Some(token.relay_key);
         self.enrol(way, &token.secret).await
     }

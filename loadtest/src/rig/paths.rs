@@ -56,12 +56,7 @@ impl Simulated {
         Self::new(&format!("relay alone by {rung}"), rig, false, Via { rung, ..Via::STRAIGHT }).await
     }
 
-    async fn new(
-        name: &str,
-        rig: &Rig,
-        with_inner: bool,
-        via: Via,
-    ) -> anyhow::Result<Self> {
+    async fn new(name: &str, rig: &Rig, with_inner: bool, via: Via) -> anyhow::Result<Self> {
         let (far, member) = (rig.far.far().clone(), Member::new());
         let service = if with_inner { Service::FarInner(far, member.inner()?) } else { Service::Far(far) };
         let agent = rig.agent_of(member.clone(), &cluster_name(), service, via).await?;
