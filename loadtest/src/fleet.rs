@@ -10,10 +10,7 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
 use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
-use towline_tunnel::{
-    carrier::dial::Dialler,
-    mux::{EndpointConfig, Ledger},
-};
+use towline_tunnel::mux::{EndpointConfig, Ledger};
 
 use crate::{
     figure::Figure,
@@ -22,6 +19,7 @@ use crate::{
     rig::{
         self, Rig,
         agent::{Agent, Member, Service},
+        way::{Via, Way},
     },
     stats::histogram,
     terms::Terms,
@@ -102,7 +100,7 @@ impl Fleet {
         shape: Shape,
         bar: &ProgressBar,
     ) -> anyhow::Result<(Self, Duration)> {
-        let dialler = rig.dialler(None)?;
+        let way = rig.way(Via::STRAIGHT)?;
         let clusters = (shape.clusters as usize).min(agents);
         let mut tokens = Vec::new();
         for number in 0..clusters {
@@ -113,7 +111,7 @@ impl Fleet {
         for token in &tokens {
             let mut member = Member::new();
             let since = Instant::now();
-            let session = member.join(&dialler, token).await?;
+            let session = member.join(&way, token).await?;
             joins.saturating_record(micros(since));
             let agent = Agent::serve(session, &member, idle(), Service::Hold);
             joined.push((member, agent));
@@ -123,10 +121,10 @@ impl Fleet {
         let mut joining = JoinSet::new();
         for number in clusters..agents {
             let member = joined[number % clusters].0.sibling();
-            let (dialler, places, bar) = (dialler.clone(), Arc::clone(&places), bar.clone());
+            let (way, places, bar) = (way.clone(), Arc::clone(&places), bar.clone());
             joining.spawn(async move {
                 let _place = places.acquire().await?;
-                let joined = join(member, &dialler).await.with_context(|| format!("agent {number}"));
+                let joined = join(member, &way).await.with_context(|| format!("agent {number}"));
                 bar.inc(1);
                 joined
             });
@@ -160,9 +158,9 @@ impl Fleet {
     }
 }
 
-async fn join(mut member: Member, dialler: &Dialler) -> anyhow::Result<(Member, Agent, u64)> {
+async fn join(mut member: Member, way: &Way) -> anyhow::Result<(Member, Agent, u64)> {
     let since = Instant::now();
-    let session = member.join_sibling(dialler).await?;
+    let session = member.join_sibling(way).await?;
     let agent = Agent::serve(session, &member, idle(), Service::Hold);
     Ok((member, agent, micros(since)))
 }

@@ -1,5 +1,6 @@
 //! Bytes a second: the relay alone, the whole journey, and one stream on a long line.
 
+mod carriers;
 mod lines;
 
 use clap::Args;
@@ -27,6 +28,9 @@ pub struct Arguments {
     /// Only these parts: relay, journey, lines
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
+    /// Only what these carriers cost the relay, each in turns with websockets (direct to the relay, http2 is RFC 8441)
+    #[arg(long, value_delimiter = ',', value_name = "CARRIER")]
+    rung: Vec<carriers::Slower>,
     /// Also towards the far end, as `cp` to a pod
     #[arg(long)]
     up: bool,
@@ -51,6 +55,9 @@ pub async fn run(arguments: Arguments, terms: &Terms, told: &mut Told) -> anyhow
     let rig = Rig::start(&[]).await?;
     let wants = |part| arguments.only.is_empty() || arguments.only.contains(&part);
     let directions = if arguments.up { vec![Direction::Down, Direction::Up] } else { vec![Direction::Down] };
+    if !arguments.rung.is_empty() {
+        return carriers::run(&rig, &arguments, &directions, terms, told).await;
+    }
     let direct = Direct::tls(&rig.far);
     if wants(Part::Relay) {
         let alone = Simulated::relay_alone(&rig).await?;

@@ -18,6 +18,7 @@ use crate::{
         client::opened,
         paths::Simulated,
         programs::{Lines, Programs},
+        way::Via,
     },
     terms::Terms,
     told::Told,
@@ -69,11 +70,11 @@ async fn idle_agents(agents: usize, shape: Shape, told: &mut Told) -> anyhow::Re
 async fn idle_streams(streams: usize, told: &mut Told) -> anyhow::Result<()> {
     let rig = Rig::start(&[]).await?;
     let member = Member::new();
-    let agent = rig.agent_of(member.clone(), "streams", Service::Hold, None).await?;
+    let agent = rig.agent_of(member.clone(), "streams", Service::Hold, Via::STRAIGHT).await?;
     let bar = told.begin("streams", streams);
     let mut clients = Vec::new();
     for _ in 0..streams.div_ceil(EACH_CLIENT) {
-        clients.push(rig.client_of(member.cluster(), None).await?);
+        clients.push(rig.client_of(member.cluster(), Via::STRAIGHT).await?);
     }
     let before = settled(rig.relay.pid()).await?.private;
     let mut held = Vec::with_capacity(streams);

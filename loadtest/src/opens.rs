@@ -25,6 +25,7 @@ use crate::{
         Rig,
         agent::{Agent, Member, Service},
         client::Client,
+        way::Via,
     },
     terms::Terms,
     told::Told,
@@ -93,8 +94,8 @@ impl Pair {
     async fn new(rig: &Rig, name: &str, with_inner: bool) -> anyhow::Result<Arc<Self>> {
         let member = Member::new();
         let service = if with_inner { Service::EndInner(member.inner()?) } else { Service::End };
-        let agent = rig.agent_of(member.clone(), name, service, None).await?;
-        let client = rig.client_of(member.cluster(), None).await?;
+        let agent = rig.agent_of(member.clone(), name, service, Via::STRAIGHT).await?;
+        let client = rig.client_of(member.cluster(), Via::STRAIGHT).await?;
         let inner = with_inner.then(|| client.inner(member.cluster())).transpose()?;
         Ok(Arc::new(Self { client, cluster: member.cluster(), inner, _agent: agent }))
     }

@@ -6,8 +6,9 @@ pub mod client;
 pub mod paths;
 pub mod programs;
 pub mod relay;
+pub mod way;
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
 use tempfile::TempDir;
@@ -24,6 +25,7 @@ use self::{
     agent::{Agent, Member, Service},
     client::Client,
     relay::Relay,
+    way::{Via, Way},
 };
 use crate::{certificates::Certificates, far::FarEnd};
 
@@ -72,13 +74,14 @@ impl Rig {
         self.folder.path()
     }
 
-    /// Dials the relay, or what leads there.
+    /// The way to the relay, or to what leads there.
     ///
     /// # Errors
     /// If the relay's authority can't be read.
-    pub fn dialler(&self, via: Option<SocketAddr>) -> anyhow::Result<Dialler> {
-        let address = via.unwrap_or_else(|| self.relay.address()).to_string();
-        Ok(Dialler::new(RelayAddress::parse(&address)?, Some(&self.relay.authority()))?)
+    pub fn way(&self, via: Via) -> anyhow::Result<Way> {
+        let address = via.line.unwrap_or_else(|| self.relay.address()).to_string();
+        let dialler = Dialler::new(RelayAddress::parse(&address)?, Some(&self.relay.authority()))?;
+        Ok(Way::new(dialler, via.rung))
     }
 
     /// Enrols a simulated agent's cluster under a name, lets clients open it, and connects the agent.
@@ -90,10 +93,10 @@ impl Rig {
         mut member: Member,
         name: &str,
         service: Service,
-        via: Option<SocketAddr>,
+        via: Via,
     ) -> anyhow::Result<Agent> {
         let token = self.relay.enroll(name)?;
-        let session = member.join(&self.dialler(via)?, &token).await?;
+        let session = member.join(&self.way(via)?, &token).await?;
         self.relay.let_in(USER, name)?;
         Ok(Agent::serve(session, &member, endpoint(), service))
     }
@@ -102,9 +105,9 @@ impl Rig {
     ///
     /// # Errors
     /// If it is refused.
-    pub async fn client(&self, via: Option<SocketAddr>) -> anyhow::Result<Client> {
+    pub async fn client(&self, via: Via) -> anyhow::Result<Client> {
         let token = Secret::new(self.token(RELAY_AUDIENCE)?);
-        Client::connect(&self.dialler(via)?, self.relay.key(), &token, endpoint()).await
+        Client::connect(&self.way(via)?, self.relay.key(), &token, endpoint()).await
     }
 
     /// A token of [`USER`]'s.
@@ -121,7 +124,7 @@ impl Rig {
     ///
     /// # Errors
     /// If it does not come to know.
-    pub async fn client_of(&self, cluster: ClusterId, via: Option<SocketAddr>) -> anyhow::Result<Client> {
+    pub async fn client_of(&self, cluster: ClusterId, via: Via) -> anyhow::Result<Client> {
         let client = self.client(via).await?;
         let deadline = Instant::now() + LET_IN_WITHIN;
         loop {

@@ -18,7 +18,6 @@ use tokio::{
 use towline_relay::limits::Limits;
 use towline_tunnel::{
     backoff::{self, Backoff},
-    carrier::dial::Dialler,
     fault::Report,
 };
 
@@ -29,6 +28,7 @@ use crate::{
     rig::{
         Rig,
         agent::{Agent, Member, Service},
+        way::{Via, Way},
     },
     terms::Terms,
     told::Told,
@@ -89,12 +89,12 @@ async fn one(agents: usize, arguments: &Arguments, told: &mut Told) -> anyhow::R
     let mut rig = Rig::start(&flags).await?;
     let bar = told.begin(&format!("{agents} agents join"), agents);
     let (fleet, _) = Fleet::join(&rig, agents, arguments.shape, &bar).await?;
-    let dialler = Arc::new(rig.dialler(None)?);
+    let way = Arc::new(rig.way(Via::STRAIGHT)?);
     // One word for each attempt: whoever has much to say waits.
     let (news, mut heard) = mpsc::channel(4096);
     let mut lives = JoinSet::new();
     for (member, agent) in fleet.into_agents() {
-        lives.spawn(live(member, agent, Arc::clone(&dialler), news.clone()));
+        lives.spawn(live(member, agent, Arc::clone(&way), news.clone()));
     }
     drop(news);
 
@@ -224,7 +224,7 @@ fn peak(times: &[Duration]) -> usize {
 }
 
 /// One agent: waits until its session is lost, then comes back; and again.
-async fn live(member: Member, mut agent: Agent, dialler: Arc<Dialler>, news: mpsc::Sender<News>) {
+async fn live(member: Member, mut agent: Agent, way: Arc<Way>, news: mpsc::Sender<News>) {
     let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
     loop {
         let hint = tokio::select! {
@@ -234,7 +234,7 @@ async fn live(member: Member, mut agent: Agent, dialler: Arc<Dialler>, news: mps
         let mut delay = backoff.after_failure(hint, backoff::random());
         loop {
             sleep(delay).await;
-            match member.come_back(&dialler).await {
+            match member.come_back(&way).await {
                 Ok(session) => {
                     agent = Agent::serve(session, &member, idle(), Service::Hold);
                     backoff.reset();

@@ -132,9 +132,27 @@ async fn nginx_that_passes_upgrade_on_gets_the_first_rung() {
 }
 
 #[tokio::test]
-async fn haproxy_that_speaks_http2_only_is_passed_by_http2() {
+async fn nginx_that_speaks_http2_to_the_relay_is_passed_by_http2() {
+    let (bench, agent) = bench().await;
+    let location = "grpc_pass grpcs://RELAY; client_max_body_size 0;";
+    let Some(front) = nginx(&bench, "ssl http2", location).await else { return };
+    gets_through(&bench, &agent, &front, Rung::Http2).await;
+}
+
+/// It makes extended CONNECT (RFC 8441) of the upgrade, because the relay offers it.
+#[tokio::test]
+async fn haproxy_that_speaks_http2_to_the_relay_gets_the_first_rung() {
     let (bench, agent) = bench().await;
     let Some(front) = haproxy(&bench, "h2", "h2", "").await else { return };
+    gets_through(&bench, &agent, &front, Rung::WebSocket).await;
+}
+
+/// It offers extended CONNECT itself, and forbids it like any websocket.
+#[tokio::test]
+async fn haproxy_that_forbids_websockets_is_passed_by_a_post() {
+    let (bench, agent) = bench().await;
+    let rules = "    http-request deny if { req.hdr(upgrade) -i websocket }\n";
+    let Some(front) = haproxy(&bench, "h2,http/1.1", "h2", rules).await else { return };
     gets_through(&bench, &agent, &front, Rung::Http2).await;
 }
 

@@ -6,13 +6,13 @@ mod common;
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use common::{
     Bench, SOON, eventually,
-    ladder::{Dialled, bench, dial_at, echoes},
+    ladder::{Dialled, bench, better_at, dial_at, echoes},
     limits,
 };
 use rustls::{
@@ -49,6 +49,8 @@ enum Way {
     Silent,
     /// It is cut after this time.
     CutAfter(Duration),
+    /// Extended CONNECT (RFC 8441) is not offered.
+    NoConnect,
 }
 
 /// The ways of websockets, of HTTP/2, and of other requests.
@@ -57,6 +59,8 @@ type Ways = [Way; 3];
 /// Between diallers and a relay.
 struct Middlebox {
     address: SocketAddr,
+    /// As they are now.
+    ways: Arc<Mutex<Ways>>,
     _serving: AbortOnDropHandle<()>,
 }
 
@@ -79,10 +83,13 @@ impl Middlebox {
         let (acceptor, beyond) = (TlsAcceptor::from(Arc::new(config)), Beyond::of(bench));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let ways = Arc::new(Mutex::new(ways));
+        let now = Arc::clone(&ways);
         let serving = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
                 let (acceptor, beyond) = (acceptor.clone(), beyond.clone());
+                let ways = *now.lock().unwrap();
                 connections.spawn(async move {
                     let mut near = acceptor.accept(tcp).await.ok()?;
                     let h2 = near.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -96,7 +103,7 @@ impl Middlebox {
                 });
             }
         });
-        (Self { address, _serving: AbortOnDropHandle::new(serving) }, ca)
+        (Self { address, ways, _serving: AbortOnDropHandle::new(serving) }, ca)
     }
 }
 
@@ -161,8 +168,8 @@ where
     };
     let both = async {
         tokio::select! {
-            () = pass(near_read, far_write, passes_up) => {}
-            () = pass(far_read, near_write, passes_down) => {}
+            () = pass(near_read, far_write, passes_up, false) => {}
+            () = pass(far_read, near_write, passes_down, way == Way::NoConnect) => {}
         }
     };
     match way {
@@ -175,9 +182,16 @@ async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     passes: impl Fn(usize, bool) -> bool,
+    hides_connect: bool,
 ) {
+    // RFC 8441, section 3: SETTINGS_ENABLE_CONNECT_PROTOCOL is 1.
+    const OFFER: [u8; 6] = [0, 8, 0, 0, 0, 1];
     let (mut bytes, mut first) = (vec![0; 64 * 1024], true);
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
+        if first && hides_connect {
+            let offer = bytes[..read].windows(6).position(|setting| setting == OFFER);
+            bytes[offer.expect("the relay offers it") + 5] = 0;
+        }
         if passes(read, first) && (to.write_all(&bytes[..read]).await.is_err() || to.flush().await.is_err()) {
             return;
         }
@@ -198,13 +212,19 @@ async fn dial(bench: &Bench, ways: Ways, memory: &Memory) -> Result<Dialled, Rep
 }
 
 const OPEN: Ways = [Way::Pass; 3];
+const POST: Ways = [Way::Refuse, Way::NoConnect, Way::Pass];
 const NO_UPGRADE: Ways = [Way::Refuse, Way::Pass, Way::Pass];
 const PLAIN_REQUESTS: Ways = [Way::Refuse, Way::Refuse, Way::Pass];
 
 #[tokio::test]
 async fn each_carrier_carries_large_streams_both_ways_and_a_half_close() {
     let (bench, agent) = bench().await;
-    let each = [(OPEN, Rung::WebSocket), (NO_UPGRADE, Rung::Http2), (PLAIN_REQUESTS, Rung::Pair)];
+    let each = [
+        (OPEN, Rung::WebSocket),
+        (NO_UPGRADE, Rung::Http2),
+        (POST, Rung::Http2),
+        (PLAIN_REQUESTS, Rung::Pair),
+    ];
     for (ways, rung) in each {
         let dialled = dial(&bench, ways, &Memory::default()).await.unwrap();
         assert_eq!(dialled.rung, rung);
@@ -231,7 +251,7 @@ async fn a_network_that_lets_everything_through_gets_the_first_rung() {
 async fn a_carrier_that_is_cut_or_dropped_ends_its_session_at_the_relay() {
     let (bench, agent) = bench().await;
     let sessions = r#"towline_relay_sessions{kind="client"}"#;
-    for ways in [NO_UPGRADE, PLAIN_REQUESTS] {
+    for ways in [NO_UPGRADE, POST, PLAIN_REQUESTS] {
         let dialled = dial(&bench, ways, &Memory::default()).await.unwrap();
         echoes(&dialled.client, &agent, 1000).await;
         assert_eq!(bench.metric(sessions).await, 1);
@@ -309,6 +329,35 @@ async fn what_worked_is_tried_first_and_forgotten_when_it_no_longer_does() {
     assert_eq!((first.rung, second.rung), (Rung::Http2, Rung::Http2));
     assert!(second.took < Duration::from_secs(2), "{:?}", second.took);
     echoes(&second.client, &agent, 1000).await;
+}
+
+/// The network changes under a session: the better rung is found when it is asked for, remembered, and disturbs nothing.
+#[tokio::test]
+async fn a_better_rung_is_found_later_and_streams_on_the_slower_one_go_on() {
+    let (bench, agent) = bench().await;
+    let (middlebox, ca) = Middlebox::start(&bench, PLAIN_REQUESTS).await;
+    let (memory, address) = (Memory::default(), middlebox.address);
+    let slow = dial_at(&bench, address, &ca, &memory).await.unwrap();
+    assert_eq!(slow.rung, Rung::Pair);
+    let mut stream = slow.client.open(agent.cluster());
+    let mut echoed = [0; 5];
+    stream.write_all(b"first").await.unwrap();
+    timeout(SOON, stream.read_exact(&mut echoed)).await.unwrap().unwrap();
+
+    let none = better_at(&bench, address, &ca, &memory, Rung::Pair).await;
+    let none = none.map(|dialled| dialled.rung).unwrap_err();
+    assert_eq!(none.fault, Fault::UpgradeRefused, "{none}");
+    assert!(!none.to_string().contains("by pair"), "only better ones are tried: {none}");
+    assert_eq!(dial_at(&bench, address, &ca, &memory).await.unwrap().rung, Rung::Pair, "it stays remembered");
+
+    *middlebox.ways.lock().unwrap() = OPEN;
+    let better = better_at(&bench, address, &ca, &memory, Rung::Pair).await.unwrap();
+    assert_eq!(better.rung, Rung::WebSocket);
+    echoes(&better.client, &agent, 100_000).await;
+    assert_eq!(dial_at(&bench, address, &ca, &memory).await.unwrap().rung, Rung::WebSocket);
+    stream.write_all(b"later").await.unwrap();
+    timeout(SOON, stream.read_exact(&mut echoed)).await.unwrap().unwrap();
+    assert_eq!(&echoed, b"later");
 }
 
 async fn tls(bench: &Bench) -> TlsStream<TcpStream> {

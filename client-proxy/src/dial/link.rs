@@ -1,5 +1,6 @@
 //! The session with the relay: dialled, kept, and dialled again; and lines for bulk beside it.
 
+mod better;
 mod lines;
 
 use std::{
@@ -225,6 +226,21 @@ impl Shared {
         }
     }
 
+    fn ladder(&self) -> Ladder {
+        Ladder::new(self.config.dialler.clone(), self.carriers.clone())
+    }
+
+    /// A session stands: new streams are opened on it.
+    fn tell_of(&self, session: &Session) {
+        let relay = self.config.dialler.address();
+        tracing::info!(%relay, channel = %session.channel, carrier = session.carrier.name(), "session established");
+        self.view.send_modify(|view| {
+            view.attempts += 1;
+            (view.lost, view.slow) = (None, None);
+            view.state = State::Up(session.clone());
+        });
+    }
+
     fn overdue(&self, state: &State) -> Report {
         match state {
             State::Down(report) => report.clone(),
@@ -245,34 +261,32 @@ async fn keep(shared: Arc<Shared>) {
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let mut was_up = false;
     let mut drivers: VecDeque<AbortOnDropHandle<Closed>> = VecDeque::new();
-    while !shared.stop.is_cancelled() {
+    'kept: while !shared.stop.is_cancelled() {
         shared.view.send_modify(|view| view.state = State::Dialling);
         let begun = Instant::now();
         let attempt = tokio::select! {
-            attempt = establish(&shared, false) => attempt,
+            attempt = establish(&shared, Purpose::Session) => attempt,
             () = shared.stop.cancelled() => break,
         };
         let (report, hint) = match attempt {
-            Ok((session, driver)) => {
-                tracing::info!(relay = %shared.config.dialler.address(), channel = %session.channel, carrier = session.carrier.name(), "session established");
+            Ok(mut stands) => {
                 was_up = true;
-                drivers.retain(|driver| !driver.is_finished());
-                drivers.push_back(driver);
-                if drivers.len() > MAX_OLD {
-                    drivers.pop_front();
-                }
-                shared.view.send_modify(|view| {
-                    view.attempts += 1;
-                    (view.lost, view.slow) = (None, None);
-                    view.state = State::Up(session.clone());
-                });
-                let lost = tokio::select! {
-                    lost = lost(&session) => lost,
-                    () = shared.stop.cancelled() => {
-                        session.connection.close();
-                        break;
+                let lost = loop {
+                    shared.tell_of(&stands.0);
+                    tokio::select! {
+                        lost = lost(&stands.0) => break lost,
+                        better = better::found(&shared, stands.0.carrier) => {
+                            let (session, driver) = std::mem::replace(&mut stands, better);
+                            put_by(&mut drivers, better::retire(session, driver));
+                        }
+                        () = shared.stop.cancelled() => {
+                            stands.0.connection.close();
+                            put_by(&mut drivers, stands.1);
+                            break 'kept;
+                        }
                     }
                 };
+                put_by(&mut drivers, stands.1);
                 if begun.elapsed() >= STEADY {
                     backoff.reset();
                 }
@@ -305,6 +319,15 @@ async fn keep(shared: Arc<Shared>) {
     }
 }
 
+/// Keeps the driver of a session that takes no new streams until its streams have ended; of many, the newest.
+fn put_by(drivers: &mut VecDeque<AbortOnDropHandle<Closed>>, driver: AbortOnDropHandle<Closed>) {
+    drivers.retain(|driver| !driver.is_finished());
+    drivers.push_back(driver);
+    if drivers.len() > MAX_OLD {
+        drivers.pop_front();
+    }
+}
+
 /// Waits for the next attempt. Somebody who wants a session shortens the wait, but never what the relay asked for.
 async fn wait(shared: &Shared, begun: Instant, delay: Duration, hint: Duration) {
     let now = Instant::now();
@@ -331,14 +354,33 @@ async fn lost(session: &Session) -> (Report, Duration) {
     }
 }
 
-async fn establish(shared: &Shared, line: bool) -> Result<(Session, AbortOnDropHandle<Closed>), Report> {
+/// What a session is begun for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// To be the process's.
+    Session,
+    /// The same, on a better carrier than this one and on no other.
+    Better(Rung),
+    /// To carry bulk beside it.
+    Line,
+}
+
+async fn establish(
+    shared: &Shared,
+    purpose: Purpose,
+) -> Result<(Session, AbortOnDropHandle<Closed>), Report> {
     let config = &shared.config;
     // Before dialling: without a token there is nothing to say to the relay.
     let token = config.tokens.for_relay(SystemTime::now())?;
     let errand = Errand::of_parked(shared.keeper.parked());
+    let line = purpose == Purpose::Line;
     let identify = Identify::Client { token: &token, run_key: &config.run_key, line };
-    let ladder = Ladder::new(config.dialler.clone(), shared.carriers.clone());
-    let Climbed { session: begun, rung } = ladder.connect(errand, config.pin, identify).await?;
+    let ladder = shared.ladder();
+    let climbed = match purpose {
+        Purpose::Session | Purpose::Line => ladder.connect(errand, config.pin, identify).await,
+        Purpose::Better(than) => ladder.better(than, errand, config.pin, identify).await,
+    };
+    let Climbed { session: begun, rung } = climbed?;
     let endpoint = EndpointConfig {
         side: Side::Dialler,
         max_streams: MAX_STREAMS,

@@ -9,10 +9,7 @@ use tokio::{
     task::JoinSet,
 };
 use towline_tunnel::{
-    carrier::{
-        dial::{Dialler, OuterTls},
-        websocket::WebSocketCarrier,
-    },
+    carrier::rung::Carrier,
     enrolment::{EnrolmentToken, JOIN},
     fault::Report,
     ids::{ClusterId, InstanceId, KeyHash},
@@ -22,10 +19,8 @@ use towline_tunnel::{
     session::{self, Identify, Session, message::Secret},
 };
 
+use super::way::Way;
 use crate::far::Far;
-
-/// A session's bytes.
-pub type Carrier = WebSocketCarrier<OuterTls>;
 
 /// Who an agent is: one instance of a cluster.
 #[derive(Clone, Debug)]
@@ -69,27 +64,23 @@ impl Member {
     ///
     /// # Errors
     /// If it is refused.
-    pub async fn join(
-        &mut self,
-        dialler: &Dialler,
-        token: &EnrolmentToken,
-    ) -> Result<Session<Carrier>, Report> {
+    pub async fn join(&mut self, way: &Way, token: &EnrolmentToken) -> Result<Session<Carrier>, Report> {
         self.relay = Some(token.relay_key);
-        self.enrol(dialler, &token.secret).await
+        self.enrol(way, &token.secret).await
     }
 
     /// Lets itself in with the cluster's key: a sibling of one that is enrolled.
     ///
     /// # Errors
     /// If it is refused.
-    pub async fn join_sibling(&mut self, dialler: &Dialler) -> Result<Session<Carrier>, Report> {
-        self.enrol(dialler, &Secret::new(JOIN)).await
+    pub async fn join_sibling(&mut self, way: &Way) -> Result<Session<Carrier>, Report> {
+        self.enrol(way, &Secret::new(JOIN)).await
     }
 
-    async fn enrol(&mut self, dialler: &Dialler, secret: &Secret) -> Result<Session<Carrier>, Report> {
+    async fn enrol(&mut self, way: &Way, secret: &Secret) -> Result<Session<Carrier>, Report> {
         let identify =
             Identify::Enrol { secret, cluster: &self.cluster, instance: self.instance, key: &self.key };
-        let session = begin(dialler, self.relay, identify).await?;
+        let session = begin(way, self.relay, identify).await?;
         self.certificate = session.welcome.certificate.clone().unwrap_or_default();
         Ok(session)
     }
@@ -98,7 +89,7 @@ impl Member {
     ///
     /// # Errors
     /// If it is refused.
-    pub async fn come_back(&self, dialler: &Dialler) -> Result<Session<Carrier>, Report> {
+    pub async fn come_back(&self, way: &Way) -> Result<Session<Carrier>, Report> {
         let identify = Identify::Agent {
             cluster: self.cluster.public(),
             instance: self.instance,
@@ -106,7 +97,7 @@ impl Member {
             certificate: &self.certificate,
             line: false,
         };
-        begin(dialler, self.relay, identify).await
+        begin(way, self.relay, identify).await
     }
 
     /// Takes inner TLS in the cluster's name.
@@ -120,11 +111,11 @@ impl Member {
 }
 
 async fn begin(
-    dialler: &Dialler,
+    way: &Way,
     relay: Option<KeyHash>,
     identify: Identify<'_>,
 ) -> Result<Session<Carrier>, Report> {
-    let (carrier, exporter) = dialler.dial().await?;
+    let (carrier, exporter) = way.dial().await?;
     // One that never joined knows no relay: no key has this hash.
     let pin = relay.unwrap_or_else(|| KeyHash::from_bytes([0; 32]));
     session::connect(carrier, exporter, pin, identify).await

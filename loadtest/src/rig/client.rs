@@ -7,13 +7,14 @@ use bytes::BytesMut;
 use tokio::time::{Duration, Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 use towline_tunnel::{
-    carrier::dial::Dialler,
     ids::{ClusterId, KeyHash, StreamKey},
     inner::{InnerConnector, InnerStream},
     keys::SigningKey,
     mux::{Closed, Connection, EndpointConfig, MuxStream, OpenRequest},
     session::{self, Identify, message::Secret},
 };
+
+use super::way::Way;
 
 /// An agent on this machine answers within this.
 const OPENED_WITHIN: Duration = Duration::from_secs(10);
@@ -32,13 +33,13 @@ impl Client {
     /// # Errors
     /// If it is refused.
     pub async fn connect(
-        dialler: &Dialler,
+        way: &Way,
         relay: KeyHash,
         token: &Secret,
         config: EndpointConfig,
     ) -> anyhow::Result<Self> {
         let run_key = Arc::new(SigningKey::generate());
-        let (carrier, exporter) = dialler.dial().await?;
+        let (carrier, exporter) = way.dial().await?;
         let identify = Identify::Client { token, run_key: &run_key, line: false };
         let session = session::connect(carrier, exporter, relay, identify).await?;
         let (connection, driver) = Connection::new(session.channel, BytesMut::new(), config);

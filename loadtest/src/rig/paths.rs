@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use towline_tunnel::{ids::ClusterId, inner::InnerConnector};
+use towline_tunnel::{carrier::rung::Rung, ids::ClusterId, inner::InnerConnector};
 
 use super::{
     Rig,
     agent::{Agent, Member, Service},
     client::Client,
+    way::Via,
 };
 use crate::path::{Dialling, Io, Path};
 
@@ -28,7 +29,7 @@ impl Simulated {
     /// # Errors
     /// If something is refused.
     pub async fn relay_alone(rig: &Rig) -> anyhow::Result<Self> {
-        Self::new("relay alone", rig, false, None).await
+        Self::new("relay alone", rig, false, Via::STRAIGHT).await
     }
 
     /// With inner TLS between client and agent: all that encrypts, in two processes.
@@ -36,7 +37,7 @@ impl Simulated {
     /// # Errors
     /// If something is refused.
     pub async fn end_to_end(rig: &Rig) -> anyhow::Result<Self> {
-        Self::new("client, relay, agent", rig, true, None).await
+        Self::new("client, relay, agent", rig, true, Via::STRAIGHT).await
     }
 
     /// The same over a line: the agent's way to the relay leads through `line`.
@@ -44,19 +45,22 @@ impl Simulated {
     /// # Errors
     /// If something is refused.
     pub async fn over_a_line(rig: &Rig, line: std::net::SocketAddr) -> anyhow::Result<Self> {
-        Self::new("towline", rig, true, Some(line)).await
+        Self::new("towline", rig, true, Via { line: Some(line), ..Via::STRAIGHT }).await
     }
 
-    async fn new(
-        name: &str,
-        rig: &Rig,
-        with_inner: bool,
-        line: Option<std::net::SocketAddr>,
-    ) -> anyhow::Result<Self> {
+    /// The relay alone, both of whose sessions are on this carrier.
+    ///
+    /// # Errors
+    /// If something is refused.
+    pub async fn relay_by(rig: &Rig, rung: Rung) -> anyhow::Result<Self> {
+        Self::new(&format!("relay alone by {rung}"), rig, false, Via { rung, ..Via::STRAIGHT }).await
+    }
+
+    async fn new(name: &str, rig: &Rig, with_inner: bool, via: Via) -> anyhow::Result<Self> {
         let (far, member) = (rig.far.far().clone(), Member::new());
         let service = if with_inner { Service::FarInner(far, member.inner()?) } else { Service::Far(far) };
-        let agent = rig.agent_of(member.clone(), &cluster_name(), service, line).await?;
-        let client = Arc::new(rig.client_of(member.cluster(), None).await?);
+        let agent = rig.agent_of(member.clone(), &cluster_name(), service, via).await?;
+        let client = Arc::new(rig.client_of(member.cluster(), Via { line: None, ..via }).await?);
         let inner = with_inner.then(|| client.inner(member.cluster())).transpose()?;
         Ok(Self {
             name: name.to_owned(),

@@ -2,15 +2,21 @@
 
 use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
-use towline_tunnel::session::Exporter;
+use towline_tunnel::{
+    carrier::{rung::Rung, websocket::WebSocketCarrier},
+    session::Exporter,
+};
 
 use super::{
     Arrived, log_panic,
-    pairs::{Attached, Pair},
+    pairs::{Attached, Pair, PairGuard},
     requests::{Found, Requests, Streamed},
     run, session,
 };
@@ -47,16 +53,21 @@ impl Beside {
         let mut posts = Posts::default();
         let mut next = Some(first);
         let ended = loop {
+            let mut seat = || {
+                let (turn, deadline) = match place.take() {
+                    Some(place) => (Some(Turn::Now(place)), deadline),
+                    // Another one on a connection that a proxy shares.
+                    None => (places.enter(from.ip()), Instant::now() + relay.limits().handshake_timeout),
+                };
+                Seat { turn, deadline, from, relay: Arc::clone(relay) }
+            };
             match next.take() {
                 Some(Found::Carrier(streamed)) => {
                     breakers.extend(streamed.pair.as_ref().map(|pair| pair.breaker()));
-                    let time = relay.limits().handshake_timeout;
-                    let (turn, deadline) = match place.take() {
-                        Some(place) => (Some(Turn::Now(place)), deadline),
-                        // Another one on a connection that a proxy shares.
-                        None => (places.enter(from.ip()), Instant::now() + time),
-                    };
-                    sessions.spawn(one(*streamed, exporter, turn, deadline, from, Arc::clone(relay)));
+                    sessions.spawn(streamed_one(*streamed, exporter, seat()));
+                }
+                Some(Found::Tunnel { on, watched, turn }) => {
+                    sessions.spawn(tunnelled(on, watched, turn, exporter, seat()));
                 }
                 Some(Found::Post(pair)) => posts.are_of(pair),
                 // After other requests nobody waits for it.
@@ -146,24 +157,41 @@ impl Posts {
     }
 }
 
-/// One session, from its carrier's beginning to its end.
-async fn one(
-    streamed: Streamed,
-    exporter: Option<Exporter>,
-    place: Option<Turn>,
+/// Where a session begins, and until when.
+struct Seat {
+    /// None where there is no place.
+    turn: Option<Turn>,
     deadline: Instant,
     from: SocketAddr,
     relay: Arc<Relay>,
-) {
+}
+
+/// A session on a carrier that is requests.
+async fn streamed_one(streamed: Streamed, exporter: Option<Exporter>, seat: Seat) {
     let Streamed { carrier, rung, watched, turn, pair } = streamed;
-    let Some(place) = place else { return };
-    let Ok(Some(handshake)) = tokio::time::timeout_at(deadline, place.come()).await else { return };
     // The halves of a pair are two connections, which have no exporter in common.
     let exporter = exporter.filter(|_| pair.is_none());
-    let arrived = Arrived { carrier, exporter, rung, watched, turn };
+    one(Arrived { carrier, exporter, rung, watched, turn }, pair.as_ref(), seat).await;
+}
+
+/// A session on a websocket that is a stream of the connection.
+async fn tunnelled(on: OnUpgrade, watched: bool, turn: Instant, exporter: Option<Exporter>, seat: Seat) {
+    let Ok(Ok(upgraded)) = timeout_at(seat.deadline, on).await else { return };
+    let carrier = WebSocketCarrier::server(TokioIo::new(upgraded));
+    one(Arrived { carrier, exporter, rung: Rung::Http2, watched, turn }, None, seat).await;
+}
+
+/// One session, from its carrier's beginning to its end.
+async fn one<C>(arrived: Arrived<C>, pair: Option<&PairGuard>, seat: Seat)
+where
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let Seat { turn, deadline, from, relay } = seat;
+    let Some(turn) = turn else { return };
+    let Ok(Some(handshake)) = timeout_at(deadline, turn.come()).await else { return };
     let begun = Box::pin(session(arrived, from, deadline, handshake, &relay)).await;
     let Some(begun) = begun else { return };
-    if let Some(pair) = &pair {
+    if let Some(pair) = pair {
         pair.establish();
     }
     run(begun, from, &relay).await;

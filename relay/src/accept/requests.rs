@@ -12,7 +12,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{Either, Full};
 use hyper::{
-    body::Incoming, server::conn::http1, server::conn::http2, service::service_fn, upgrade::OnUpgrade,
+    body::Incoming, ext::Protocol, server::conn::http1, server::conn::http2, service::service_fn,
+    upgrade::OnUpgrade,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
@@ -114,6 +115,13 @@ pub(super) enum Found {
     },
     /// A carrier that is this request.
     Carrier(Box<Streamed>),
+    /// A websocket in this request's stream (RFC 8441), once it was answered.
+    Tunnel {
+        on: OnUpgrade,
+        watched: bool,
+        /// When its turn came.
+        turn: Instant,
+    },
     /// It is a part of this pair.
     Post(Arc<Pair>),
 }
@@ -219,6 +227,7 @@ where
             .max_local_error_reset_streams(H2_RESETS)
             .adaptive_window(true)
             .max_send_buf_size(OUTGOING)
+            .enable_connect_protocol()
             .serve_connection(TokioIo::new(io), service);
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
@@ -249,6 +258,7 @@ async fn answer(request: Request<Incoming>, door: &Door, found: &mpsc::Sender<Fo
         (CONNECT_PATH, &Method::POST, Some(_)) if request.version() == http::Version::HTTP_2 => {
             stream(request, door, found).await
         }
+        (CONNECT_PATH, &Method::CONNECT, Some(_)) => tunnel(request, door, found).await,
         (CONNECT_PATH, ..) => upgrade(request, door, found).await,
         (PAIR_PATH, &Method::GET, Some((relay, _))) => pair(&request, door, relay, found).await,
         (PAIR_PATH, &Method::POST, Some((relay, _))) => post(request, relay, found).await,
@@ -292,6 +302,32 @@ async fn upgrade(mut request: Request<Incoming>, door: &Door, found: &mpsc::Send
     response
 }
 
+/// Extended CONNECT (RFC 8441, section 5): what follows is a websocket. Without `:protocol` it asks for a proxy, and there is none.
+async fn tunnel(mut request: Request<Incoming>, door: &Door, found: &mpsc::Sender<Found>) -> Answer {
+    let is = |name, value: &str| {
+        let mut values = request.headers().get_all(name).iter();
+        values.next().is_some_and(|said| said.as_bytes() == value.as_bytes()) && values.next().is_none()
+    };
+    let protocol = request.extensions().get::<Protocol>().map(Protocol::as_str);
+    let is_websocket = protocol == Some("websocket") && is(header::SEC_WEBSOCKET_VERSION, "13");
+    if !is_websocket || !is(header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+        return text(StatusCode::BAD_REQUEST, "a websocket of the protocol towline.v1 is needed\n");
+    }
+    let turn = match door.pass(request.headers()).await {
+        Ok(turn) => turn,
+        Err(delay) => return later(delay),
+    };
+    let watched = request.headers().contains_key(CHALLENGED);
+    let on = hyper::upgrade::on(&mut request);
+    if found.try_send(Found::Tunnel { on, watched, turn }).is_err() {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n");
+    }
+    let mut response = text(StatusCode::OK, "");
+    response.headers_mut().remove(header::CONTENT_TYPE);
+    response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    response
+}
+
 /// A POST that is a carrier: its body up, its answer's down.
 async fn stream(request: Request<Incoming>, door: &Door, found: &mpsc::Sender<Found>) -> Answer {
     let turn = match door.pass(request.headers()).await {
@@ -299,7 +335,11 @@ async fn stream(request: Request<Incoming>, door: &Door, found: &mpsc::Sender<Fo
         Err(delay) => return later(delay),
     };
     let watched = request.headers().contains_key(CHALLENGED);
-    let (writer, body) = pipe(OUTGOING);
+    let (mut writer, body) = pipe(OUTGOING);
+    // As of a pair: some proxies keep the answer's head until its body begins.
+    if writer.write_all(SUBPROTOCOL.as_bytes()).await.is_err() {
+        return text(StatusCode::INTERNAL_SERVER_ERROR, "");
+    }
     let carrier = HttpCarrier::of_request(request.into_body(), writer);
     let streamed = Streamed { carrier, rung: Rung::Http2, watched, turn, pair: None };
     begin(streamed, body, found)

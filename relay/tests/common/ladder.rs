@@ -41,24 +41,49 @@ pub(crate) async fn dial_at(
     ca: &Path,
     memory: &Memory,
 ) -> Result<Dialled, Report> {
-    let address = RelayAddress::parse(&address.to_string()).unwrap();
-    let ladder = Ladder::new(Dialler::new(address, Some(ca)).unwrap(), memory.clone());
+    let ladder = ladder(address, ca, memory);
     let (token, run_key) = (bench.token("alice", &[]), SigningKey::generate());
     let identify = Identify::Client { token: &token, run_key: &run_key, line: false };
     let begun = Instant::now();
     let climbed = ladder.connect(Errand::Begin, bench.relay.identity_hash(), identify).await;
-    let took = begun.elapsed();
-    let Climbed { session, rung } = climbed?;
-    let config = EndpointConfig {
-        side: Side::Dialler,
-        max_streams: 1000,
-        ledger: Ledger::new(64 << 20),
-        instance: InstanceId::random(),
-        jitter: 0,
-    };
-    let (connection, driver) = Connection::new(session.channel, BytesMut::new(), config);
-    let client = Client { connection, driver: tokio::spawn(driver.run()) };
-    Ok(Dialled { client, rung, took })
+    Ok(Dialled::new(climbed?, begun.elapsed()))
+}
+
+/// A session on a better rung than this.
+pub(crate) async fn better_at(
+    bench: &Bench,
+    address: SocketAddr,
+    ca: &Path,
+    memory: &Memory,
+    than: Rung,
+) -> Result<Dialled, Report> {
+    let ladder = ladder(address, ca, memory);
+    let (token, run_key) = (bench.token("alice", &[]), SigningKey::generate());
+    let identify = Identify::Client { token: &token, run_key: &run_key, line: false };
+    let begun = Instant::now();
+    let climbed = ladder.better(than, Errand::Begin, bench.relay.identity_hash(), identify).await;
+    Ok(Dialled::new(climbed?, begun.elapsed()))
+}
+
+fn ladder(address: SocketAddr, ca: &Path, memory: &Memory) -> Ladder {
+    let address = RelayAddress::parse(&address.to_string()).unwrap();
+    Ladder::new(Dialler::new(address, Some(ca)).unwrap(), memory.clone())
+}
+
+impl Dialled {
+    fn new(climbed: Climbed, took: Duration) -> Self {
+        let Climbed { session, rung } = climbed;
+        let config = EndpointConfig {
+            side: Side::Dialler,
+            max_streams: 1000,
+            ledger: Ledger::new(64 << 20),
+            instance: InstanceId::random(),
+            jitter: 0,
+        };
+        let (connection, driver) = Connection::new(session.channel, BytesMut::new(), config);
+        let client = Client { connection, driver: tokio::spawn(driver.run()) };
+        Self { client, rung, took }
+    }
 }
 
 pub(crate) async fn bench() -> (Bench, Agent) {

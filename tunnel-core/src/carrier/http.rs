@@ -191,9 +191,15 @@ pub(super) enum RequestError {
 
 /// Judges the head of an answer that should be a carrier.
 pub(super) fn check_answer(status: StatusCode, headers: &HeaderMap) -> Result<(), RequestError> {
+    check_status(status, headers)?;
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if kind == Some(CONTENT_TYPE.as_bytes()) { Ok(()) } else { Err(RequestError::Answer) }
+}
+
+/// The same where there is no body.
+pub(super) fn check_status(status: StatusCode, headers: &HeaderMap) -> Result<(), RequestError> {
     if status == StatusCode::OK {
-        let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-        return if kind == Some(CONTENT_TYPE.as_bytes()) { Ok(()) } else { Err(RequestError::Answer) };
+        return Ok(());
     }
     let busy = matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
     let seconds = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());

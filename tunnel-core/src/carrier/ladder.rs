@@ -5,12 +5,13 @@
 
 use std::{
     collections::HashMap,
+    future::pending,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{
     dial::{DIAL_WITHIN, Dialler, Errand, HTTP1},
@@ -71,7 +72,7 @@ impl Ladder {
     ) -> Result<Climbed, Report> {
         let network = Network::here(&self.dialler);
         let Some(rung) = self.memory.known(&network, Instant::now()) else {
-            return self.climb(network, errand, pin, identify).await;
+            return self.climb(&Rung::ALL, network, errand, pin, identify).await;
         };
         let begun = async {
             let (carrier, exporter) = self.dial(rung, errand, None).await?;
@@ -89,8 +90,39 @@ impl Ladder {
         }
     }
 
+    /// Waits until a better rung than this should be tried beside the session that stands on it; for ever where there is none.
+    pub async fn better_due(&self, than: Rung) {
+        if than == Rung::ALL[0] {
+            return pending().await;
+        }
+        let known = self.memory.better_at(&Network::here(&self.dialler));
+        sleep_until(known.unwrap_or_else(|| Instant::now() + BETTER_AFTER)).await;
+    }
+
+    /// Tries the rungs that are better than this one, and no other: a session on one can take the place of one that stands. What
+    /// fails is remembered as well: [`better_due`](Self::better_due) waits for the next time.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn better(
+        &self,
+        than: Rung,
+        errand: Errand,
+        pin: KeyHash,
+        identify: Identify<'_>,
+    ) -> Result<Climbed, Report> {
+        let network = Network::here(&self.dialler);
+        let better = Rung::ALL.partition_point(|rung| *rung < than);
+        let climbed = self.climb(&Rung::ALL[..better], network.clone(), errand, pin, identify).await;
+        if climbed.is_err() {
+            self.memory.note(network, than, Instant::now(), backoff::random());
+        }
+        climbed
+    }
+
     async fn climb(
         &self,
+        rungs: &[Rung],
         network: Network,
         errand: Errand,
         pin: KeyHash,
@@ -98,7 +130,7 @@ impl Ladder {
     ) -> Result<Climbed, Report> {
         let deadline = Instant::now() + LADDER_WITHIN;
         let mut failed: Vec<(Rung, Report)> = Vec::new();
-        for rung in Rung::ALL {
+        for &rung in rungs {
             let begun = async {
                 let (carrier, exporter) = self.dial(rung, errand, Some(ANSWER_WITHIN)).await?;
                 session::connect_challenged(carrier, exporter, pin, identify).await
@@ -120,6 +152,14 @@ impl Ladder {
             }
         }
         Err(told(failed, &self.dialler))
+    }
+
+    /// A carrier of this kind and no other, and the exporter of its outer TLS: what compares them asks for each.
+    ///
+    /// # Errors
+    /// Which step failed, and why.
+    pub async fn carrier(&self, rung: Rung) -> Result<(Carrier, Option<Exporter>), Report> {
+        self.dial(rung, Errand::Begin, None).await
     }
 
     /// A carrier of this kind. Where `within` is given, its request must be answered in that time, and is by a relay that is told so.
@@ -148,8 +188,11 @@ impl Ladder {
                     return Err(refused(RequestError::Version("HTTP/2")));
                 }
                 let asking = h2::client(tls, &authority, errand, challenged);
-                let carrier = timeout(within, asking).await.map_err(unanswered)?.map_err(refused)?;
-                Ok((Carrier::Http(carrier), exporter))
+                let carrier = match timeout(within, asking).await.map_err(unanswered)?.map_err(refused)? {
+                    h2::Asked::Post(carrier) => Carrier::Http(carrier),
+                    h2::Asked::Tunnel(tunnel) => Carrier::Tunnel(tunnel),
+                };
+                Ok((carrier, exporter))
             }
             Rung::Pair => {
                 let asking = pair::client(dialler, errand, challenged);
@@ -253,6 +296,10 @@ impl Memory {
         networks.insert(network, Known { rung, since: now, better_at: now + BETTER_AFTER.mul_f64(part) });
     }
 
+    fn better_at(&self, network: &Network) -> Option<Instant> {
+        self.lock().get(network).map(|known| known.better_at)
+    }
+
     fn forget(&self, network: &Network) {
         self.lock().remove(network);
     }
@@ -326,6 +373,32 @@ mod tests {
         ] {
             assert!(!is_of_carrier(fault), "{fault:?}");
         }
+    }
+
+    /// Nobody looks for what is better than the best; for others the time is that of the network, or counted from now.
+    #[tokio::test(start_paused = true)]
+    async fn a_better_rung_is_due_after_its_time_and_again_after_a_failure() {
+        let address = super::super::dial::RelayAddress::parse("127.0.0.1:9").unwrap();
+        let ladder = Ladder::new(Dialler::new(address, None).unwrap(), Memory::default());
+        let due = async |than| {
+            let begun = Instant::now();
+            timeout(10 * BETTER_AFTER, ladder.better_due(than)).await.ok().map(|()| begun.elapsed())
+        };
+        assert_eq!(due(Rung::WebSocket).await, None);
+        let near = |waited: Duration| (waited.as_secs_f64() - BETTER_AFTER.as_secs_f64()).abs() < 1.0;
+        assert!(due(Rung::Pair).await.is_some_and(near));
+        let network = Network::here(&ladder.dialler);
+        ladder.memory.note(network.clone(), Rung::Pair, Instant::now(), u64::MAX / 2);
+        assert!(due(Rung::Pair).await.is_some_and(near));
+        assert_eq!(due(Rung::Pair).await, Some(Duration::ZERO), "nothing was tried");
+
+        // Nobody listens there: what stands stays, and is looked past later.
+        let (token, run_key) = (session::message::Secret::new("token"), crate::keys::SigningKey::generate());
+        let identify = Identify::Client { token: &token, run_key: &run_key, line: false };
+        let pin = run_key.public().hash();
+        assert!(ladder.better(Rung::Pair, Errand::Begin, pin, identify).await.is_err());
+        assert_eq!(ladder.memory.known(&network, Instant::now()), Some(Rung::Pair));
+        assert!(due(Rung::Pair).await.is_some_and(|waited| waited >= BETTER_AFTER.mul_f64(0.79)));
     }
 
     /// What is known of this machine's own network is found without a packet, and is the same twice.

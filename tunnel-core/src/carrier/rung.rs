@@ -8,14 +8,14 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{dial::OuterTls, http::HttpCarrier, websocket::WebSocketCarrier};
+use super::{dial::OuterTls, h2::Tunnel, http::HttpCarrier, websocket::WebSocketCarrier};
 
 /// A way to carry bytes, in the order in which they are tried: the first costs least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rung {
     /// WebSocket over HTTP/1.1 (RFC 6455).
     WebSocket,
-    /// One POST over HTTP/2 whose body and answer go on for as long as the carrier.
+    /// One request over HTTP/2 that goes on for as long as the carrier: extended CONNECT (RFC 8441) where it is offered, or a POST.
     Http2,
     /// An HTTP/1.1 GET whose answer does, and POSTs.
     Pair,
@@ -50,8 +50,10 @@ impl fmt::Display for Rung {
 pub enum Carrier {
     /// The first rung.
     WebSocket(WebSocketCarrier<OuterTls>),
-    /// The others.
+    /// Requests with bodies.
     Http(HttpCarrier),
+    /// A websocket in a stream of HTTP/2.
+    Tunnel(Box<Tunnel>),
 }
 
 impl AsyncRead for Carrier {
@@ -59,6 +61,7 @@ impl AsyncRead for Carrier {
         match self.get_mut() {
             Self::WebSocket(io) => Pin::new(io).poll_read(cx, into),
             Self::Http(io) => Pin::new(io).poll_read(cx, into),
+            Self::Tunnel(io) => Pin::new(io).poll_read(cx, into),
         }
     }
 }
@@ -68,6 +71,7 @@ impl AsyncWrite for Carrier {
         match self.get_mut() {
             Self::WebSocket(io) => Pin::new(io).poll_write(cx, bytes),
             Self::Http(io) => Pin::new(io).poll_write(cx, bytes),
+            Self::Tunnel(io) => Pin::new(io).poll_write(cx, bytes),
         }
     }
 
@@ -79,6 +83,7 @@ impl AsyncWrite for Carrier {
         match self.get_mut() {
             Self::WebSocket(io) => Pin::new(io).poll_write_vectored(cx, parts),
             Self::Http(io) => Pin::new(io).poll_write_vectored(cx, parts),
+            Self::Tunnel(io) => Pin::new(io).poll_write_vectored(cx, parts),
         }
     }
 
@@ -86,6 +91,7 @@ impl AsyncWrite for Carrier {
         match self {
             Self::WebSocket(io) => io.is_write_vectored(),
             Self::Http(io) => io.is_write_vectored(),
+            Self::Tunnel(io) => io.is_write_vectored(),
         }
     }
 
@@ -93,6 +99,7 @@ impl AsyncWrite for Carrier {
         match self.get_mut() {
             Self::WebSocket(io) => Pin::new(io).poll_flush(cx),
             Self::Http(io) => Pin::new(io).poll_flush(cx),
+            Self::Tunnel(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -100,6 +107,7 @@ impl AsyncWrite for Carrier {
         match self.get_mut() {
             Self::WebSocket(io) => Pin::new(io).poll_shutdown(cx),
             Self::Http(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tunnel(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

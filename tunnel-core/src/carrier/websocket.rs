@@ -66,6 +66,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WebSocketCarrier<IO> {
         Ok(Self::new(io, Role::Client, early))
     }
 
+    /// The dialler's side, once something else than HTTP/1.1 has answered the upgrade.
+    pub(super) fn client_over(io: IO) -> Self {
+        Self::new(io, Role::Client, BytesMut::new())
+    }
+
     fn new(io: IO, role: Role, early: BytesMut) -> Self {
         Self { framed: Framed::new(io, role, early), failed: None }
     }

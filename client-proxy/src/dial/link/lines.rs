@@ -11,7 +11,7 @@ use towline_tunnel::{
     mux::{Choice, Closed, Lines},
 };
 
-use super::{FAREWELL, Session, Shared, State, establish};
+use super::{FAREWELL, Purpose, Session, Shared, State, establish};
 
 /// Streams that wait for a line; the oldest stay where they are.
 const MAX_WAITING: usize = 64;
@@ -86,5 +86,5 @@ async fn dial(shared: &Shared) -> Result<(Session, AbortOnDropHandle<Closed>), R
     if !is_up {
         return Err(Report::new(Fault::RelayUnreachable, "there is no session beside which a line could be"));
     }
-    establish(shared, true).await
+    establish(shared, Purpose::Line).await
 }
