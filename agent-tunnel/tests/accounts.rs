@@ -260,13 +260,16 @@ async fn a_right_that_is_missing_is_named_and_either_form_of_impersonation_will_
         account == "own" && attributes["resource"] != "subjectaccessreviews"
     };
     let (page, told) = proven(duties(), none, nothing).await;
-    assert!(page.contains(r#"towline_agent_rights{account="impersonator",verdict="missing"} 3"#), "{page}");
+    assert!(page.contains(r#"towline_agent_rights{account="impersonator",verdict="missing"} 4"#), "{page}");
     for line in told.lines() {
         assert!(line.contains("TL-IDN-023") && line.contains("deploy/agent.yaml"), "{line}");
     }
-    for what in
-        ["create subjectaccessreviews.authorization.k8s.io", "impersonate users", "towline.dev/original-user"]
-    {
+    for what in [
+        "create subjectaccessreviews.authorization.k8s.io",
+        "impersonate users",
+        "uids",
+        "towline.dev/original-user",
+    ] {
         assert!(told.contains(what), "{what} is missing in {told}");
     }
     let passing =

@@ -58,7 +58,7 @@ async fn t29_at_trace_no_token_and_no_content_is_logged() {
 async fn ask(bench: &Bench, mode: Mode) -> String {
     let token = bench.token();
     // A wish to be somebody else that nobody judges here, or that goes on.
-    let wish = if mode == Mode::PassThrough { 200 } else { 502 };
+    let wish = if mode == Mode::PassThrough { 200 } else { 503 };
     for (more, code) in [
         ("", 200),
         ("Cookie: canary-cookie\r\n", 200),
