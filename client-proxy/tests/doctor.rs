@@ -76,6 +76,7 @@ fn status(diagnosis: &Diagnosis, step: &str) -> Status {
 }
 
 /// A row of `cargo xtask doctor --table`.
+#[expect(clippy::print_stdout, reason = "cargo xtask doctor --table reads it")]
 fn row(name: &str, said: Option<Fault>, begun: Instant) {
     if std::env::var_os("TOWLINE_DOCTOR_TABLE").is_some() {
         println!(

@@ -230,14 +230,16 @@ fn tell(request: &OpenRequest, host: &IssuerHost, allowed: bool, relay: &Relay) 
     let name = known.cluster(request.cluster).map(|cluster| cluster.name.clone()).unwrap_or_default();
     info!(cluster = %request.cluster, name, %host, allowed, "an agent asks for a way to an identity provider");
     let channel = Channel {
-        id: request.channel.unwrap_or_else(ChannelId::random),
+        // A record is one of a channel, a cluster and a verdict: under the agent's own channel its second way would be taken for the first.
+        id: ChannelId::random(),
         user: String::new(),
         principal: String::new(),
         source: nowhere(),
         program: "towline-agent".to_owned(),
     };
     let verdict = if allowed { Verdict::Allowed } else { Verdict::Refused(CloseReason::Forbidden) };
-    let why = format!("the cluster's agent, to the identity provider {host}");
+    let session = request.channel.map(|channel| format!(" ({channel})")).unwrap_or_default();
+    let why = format!("the cluster's agent{session}, to the identity provider {host}");
     let at = relay.clock().now();
     relay.audit().tell(Record::event(channel, Some((request.cluster, name)), verdict, why, at));
 }

@@ -165,7 +165,7 @@ pub(super) fn denied(scene: &Scene) -> anyhow::Result<String> {
     works(&ruth.kubectl(&["create", "configmap", "ruth"])?).context("a writer creates")?;
     works(&ruth.kubectl(&["delete", "configmap", "ruth"])?).context("a writer deletes")?;
     let grants = ["create", "clusterrole", "ruth", "--verb=get", "--resource=pods"];
-    let ceiling = "your role cluster-admin (organisation) counts as writer here, the agent's --max-relay-role: raise that";
+    let ceiling = "your role cluster-admin (organisation) counts as writer here, the agent's --max-relay-role: restart the agent";
     denied_by(&ruth.kubectl(&grants)?, &[ceiling]).context("the ceiling")?;
     Ok(format!(
         "{}, RBAC, role viewer, ceiling {CEILING}, each with what helps",

@@ -200,6 +200,7 @@ async fn real_proxies_get_the_diagnosis_of_what_they_do() {
 }
 
 /// Looks at all of them at once.
+#[expect(clippy::print_stdout, reason = "cargo xtask doctor --table reads it")]
 async fn judge(cases: Vec<Case>) {
     let mut running = JoinSet::new();
     for case in cases {
