@@ -2,7 +2,7 @@
 //!
 //! Everything of one cluster lives in one folder under the cache (`clusters/NAME`), on loopback ports chosen free at
 //! run time, so that two run side by side. Each process is recorded with its start time before anything waits for
-//! it, and so is the process that made the cluster and is to stop it ([`owner`]): what a run that was killed half-way
+//! it, and so is the process that made the cluster and is to stop it (`owner`): what a run that was killed half-way
 //! leaves, the next `up` of any name removes.
 
 pub mod build;
