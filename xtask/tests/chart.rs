@@ -387,7 +387,8 @@ TOWLINE_AGENT_RESUME_TIMEOUT: 2m
     assert_eq!(text(&full["Secret far-agent-enrolment"], "/stringData/token"), "tle1.bm90IGEgdG9rZW4");
     let least = with_file(&values("least"));
     let data = at(&least["ConfigMap towline-agent"], "/data");
-    assert_eq!(data, &yaml("TOWLINE_AGENT_OIDC_ISSUER_URL: https://issuer.example.com"));
+    let said = "TOWLINE_AGENT_AUDIT_LOG: '-'\nTOWLINE_AGENT_OIDC_ISSUER_URL: https://issuer.example.com";
+    assert_eq!(data, &yaml(said));
 }
 
 /// Whatever a setting names is mounted, and what is mounted is there, or somebody else's.
