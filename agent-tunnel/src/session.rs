@@ -14,16 +14,12 @@ use towline_tunnel::{
     ids::ChannelId,
     keys::VerifyingKey,
     mux::{CloseReason, Connection, Driver, EndpointConfig, Keeper},
+    observe::Present,
     session::control::Control,
 };
 use tracing::{debug, info};
 
-use crate::{
-    accept::Acceptor,
-    forward::Ending,
-    instance::Instance,
-    metrics::{Metrics, Present},
-};
+use crate::{accept::Acceptor, forward::Ending, instance::Instance, metrics::Metrics};
 
 /// How often a session that takes no new streams is looked at: without streams it is not needed.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
