@@ -24,6 +24,7 @@ use anyhow::Context as _;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use towline_tunnel::{fault::Fault, ids::StreamKey};
+use xtask::interrupt;
 
 use crate::{
     stage::{Stage, Tokens},
@@ -32,6 +33,9 @@ use crate::{
 use ends::{Agent, Client};
 pub use rows::{Expected, Planned, ROWS};
 use verbs::Verbs;
+
+/// What is promised to be gone.
+const NETWORKS: &str = "networks of the matrix";
 
 /// What rows are made with.
 struct Scene<'a> {
@@ -76,6 +80,8 @@ pub fn run(
     mut told: impl FnMut(&Row),
 ) -> anyhow::Result<Vec<Row>> {
     nat::sweep();
+    // Told to end, this process stops all that it started, with a cluster of somebody else's as well.
+    interrupt::promise(NETWORKS, nat::remove_own)?;
     stage.let_in(USER)?;
     let tokens = stage.tokens(USER, &[GROUP], TOKEN_LIFETIME)?;
     let namespace = format!("egress-{}", &StreamKey::random().to_string()[..8]);
@@ -90,6 +96,7 @@ pub fn run(
     let rows: Vec<Row> = rows.collect();
     stage.cluster.kubectl_output(&["delete", "namespace", &namespace, "--wait=false"])?;
     stage.restart_agent()?;
+    interrupt::keep(NETWORKS, nat::remove_own);
     Ok(rows)
 }
 

@@ -54,6 +54,19 @@ impl<T> Verdict<T> {
         }
     }
 
+    /// A failure's report and why it is believed, for a check that looks further then; anything else as it is.
+    pub(super) fn failure(self) -> Result<Self, (Report, String)> {
+        match self.said {
+            Said::Faulty(Status::Failed, report, why) => Err((report, why)),
+            said => Ok(Self { value: self.value, said }),
+        }
+    }
+
+    /// The same, said of another value.
+    pub(super) fn map<U>(self, of: impl FnOnce(T) -> U) -> Verdict<U> {
+        Verdict { value: self.value.map(of), said: self.said }
+    }
+
     /// What a plain result says: `seen` of its value, or its report.
     pub fn of(result: Result<T, Report>, seen: impl FnOnce(&T) -> String) -> Self {
         match result {
