@@ -129,12 +129,17 @@ impl Scene<'_> {
         row.connected = begun.elapsed();
         row.came = came.to_string();
         match (&planned.expected, came) {
-            (Expected::Through(rung), ends::Came::Connected(carrier)) => {
+            (Expected::Through { rung, warned }, ends::Came::Connected(carrier)) => {
                 row.notes.extend(agent.met_before());
                 let (client, took) = Client::start(self.stage, &self.tokens, &route, folder.path())?;
                 row.first_stream = Some(row.connected + took);
                 for (end, by) in [("the agent", carrier), ("the client", client.carrier())] {
                     row.expect(by == *rung, || format!("{end} is connected by {by}, and not by {rung}"));
+                }
+                if let Some(warned) = warned {
+                    let said = ends::warned(self.stage, &route)?;
+                    row.expect(said == [warned.code()], || format!("preflight warns of {said:?}"));
+                    row.notes.push(format!("preflight warns of {}", said.join(", ")));
                 }
                 for (verb, outcome) in self.verbs.run(&route, &client.kubeconfig, folder.path())? {
                     row.verbs.push(outcome.is_ok());
@@ -194,7 +199,7 @@ impl Row {
     pub fn print(&self) -> String {
         let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
         let (connects, by) = match self.planned.expected {
-            Expected::Through(_) if self.first_stream.is_some() => ("yes".to_owned(), self.came.clone()),
+            Expected::Through { .. } if self.first_stream.is_some() => ("yes".to_owned(), self.came.clone()),
             _ => (format!("refused: {}", self.came), "–".into()),
         };
         let verbs: String = (0..verbs::NAMES.len())
