@@ -236,7 +236,7 @@ pub const ROWS: &[Planned] = &[
     Planned::new(
         "nginx-h2",
         "nginx that speaks HTTP/2 to both sides (grpc_pass)",
-        by("http2", Fault::UpgradeRefused),
+        by("http2", Fault::UpgradeStripped),
         |scene, folder| nginx(scene, folder, "ssl http2", NGINX_SPEAKS_H2),
     ),
     Planned::new("haproxy-h2", "haproxy that speaks HTTP/2 only", WEBSOCKET, |scene, folder| {
