@@ -109,7 +109,7 @@ pub(super) async fn real() -> Vec<Case> {
     if let Some(held) = started(asking) {
         let (dropping, waiting, listener) = dropping().await;
         let (peer, (network, root)) = unset(&held.0, Ok(vec![dropping])).await;
-        let name = "the same, and it asks who you are";
+        let name = "a proxy is needed, stands in /etc/environment only, and asks who you are (squid)";
         let held = (peer, held, root, waiting, listener);
         cases.push(Case::new(name, network, Fault::ProxyNeeded, held));
     }
