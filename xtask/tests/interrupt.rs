@@ -23,7 +23,6 @@ fn is_alive(pid: i32) -> bool {
 
 /// What the other test runs: it starts two programs, says which, and waits to be told.
 #[test]
-#[expect(clippy::print_stdout, reason = "the other test reads it")]
 fn a_task_with_programs_below_it() {
     if std::env::var_os(TASK).is_none() {
         return;
