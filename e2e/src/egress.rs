@@ -24,6 +24,7 @@ use anyhow::Context as _;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use towline_tunnel::{fault::Fault, ids::StreamKey};
+use xtask::interrupt;
 
 use crate::{
     stage::{Stage, Tokens},
@@ -32,6 +33,9 @@ use crate::{
 use ends::{Agent, Client};
 pub use rows::{Expected, Planned, ROWS};
 use verbs::Verbs;
+
+/// What is promised to be gone.
+const NETWORKS: &str = "networks of the matrix";
 
 /// What rows are made with.
 struct Scene<'a> {
@@ -76,6 +80,8 @@ pub fn run(
     mut told: impl FnMut(&Row),
 ) -> anyhow::Result<Vec<Row>> {
     nat::sweep();
+    // Told to end, this process stops all that it started, with a cluster of somebody else's as well.
+    interrupt::promise(NETWORKS, nat::remove_own)?;
     stage.let_in(USER)?;
     let tokens = stage.tokens(USER, &[GROUP], TOKEN_LIFETIME)?;
     let namespace = format!("egress-{}", &StreamKey::random().to_string()[..8]);
@@ -84,12 +90,14 @@ pub fn run(
     let scene = Scene { stage, runtime, tokens, verbs, long };
     let rows = ROWS.iter().filter(|planned| chosen(planned)).map(|planned| {
         let row = scene.row(planned);
-        told(&row);
+        // Once this process is told to end, what still fails is no finding, and nothing is begun any more.
+        interrupt::uninterrupted(|| told(&row));
         row
     });
     let rows: Vec<Row> = rows.collect();
     stage.cluster.kubectl_output(&["delete", "namespace", &namespace, "--wait=false"])?;
     stage.restart_agent()?;
+    interrupt::keep(NETWORKS, nat::remove_own);
     Ok(rows)
 }
 
@@ -122,12 +130,17 @@ impl Scene<'_> {
         row.connected = begun.elapsed();
         row.came = came.to_string();
         match (&planned.expected, came) {
-            (Expected::Through(rung), ends::Came::Connected(carrier)) => {
+            (Expected::Through { rung, warned }, ends::Came::Connected(carrier)) => {
                 row.notes.extend(agent.met_before());
                 let (client, took) = Client::start(self.stage, &self.tokens, &route, folder.path())?;
                 row.first_stream = Some(row.connected + took);
                 for (end, by) in [("the agent", carrier), ("the client", client.carrier())] {
                     row.expect(by == *rung, || format!("{end} is connected by {by}, and not by {rung}"));
+                }
+                if let Some(warned) = warned {
+                    let said = ends::warned(self.stage, &route)?;
+                    row.expect(said == [warned.code()], || format!("preflight warns of {said:?}"));
+                    row.notes.push(format!("preflight warns of {}", said.join(", ")));
                 }
                 for (verb, outcome) in self.verbs.run(&route, &client.kubeconfig, folder.path())? {
                     row.verbs.push(outcome.is_ok());
@@ -187,7 +200,7 @@ impl Row {
     pub fn print(&self) -> String {
         let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
         let (connects, by) = match self.planned.expected {
-            Expected::Through(_) if self.first_stream.is_some() => ("yes".to_owned(), self.came.clone()),
+            Expected::Through { .. } if self.first_stream.is_some() => ("yes".to_owned(), self.came.clone()),
             _ => (format!("refused: {}", self.came), "–".into()),
         };
         let verbs: String = (0..verbs::NAMES.len())

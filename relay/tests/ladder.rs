@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use common::{
@@ -29,7 +29,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::task::AbortOnDropHandle;
 use towline_relay::limits::Limits;
 use towline_tunnel::{
-    carrier::{ladder::Memory, rung::Rung},
+    carrier::{dial::RelayAddress, ladder::Memory, rung::Rung},
+    doctor::{Diagnosis, Examination, Network, Status},
     fault::{Fault, Report},
 };
 
@@ -66,6 +67,11 @@ struct Middlebox {
 
 impl Middlebox {
     async fn start(bench: &Bench, ways: Ways) -> (Self, PathBuf) {
+        Self::speaking(bench, ways, &["h2", "http/1.1"]).await
+    }
+
+    /// One that agrees on these protocols only (ALPN).
+    async fn speaking(bench: &Bench, ways: Ways, protocols: &[&str]) -> (Self, PathBuf) {
         let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         let ca = bench.folder.path().join("middlebox.pem");
         std::fs::write(&ca, certified.cert.pem()).unwrap();
@@ -79,7 +85,7 @@ impl Middlebox {
                     PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()).into(),
                 )
                 .unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         let (acceptor, beyond) = (TlsAcceptor::from(Arc::new(config)), Beyond::of(bench));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -284,6 +290,86 @@ async fn what_swallows_websockets_is_climbed_past_within_ten_seconds() {
     let dialled = dial(&bench, [Way::SwallowDown, Way::Silent, Way::Pass], &Memory::default()).await.unwrap();
     assert_eq!(dialled.rung, Rung::Pair);
     assert!(dialled.took < Duration::from_secs(10), "{:?}", dialled.took);
+}
+
+/// What doctor finds of these ways, and the carrier by which it says that the relay is reached.
+async fn diagnosed(bench: &Bench, ways: Ways) -> (Diagnosis, Option<Rung>) {
+    diagnosed_by(bench, Middlebox::start(bench, ways).await).await
+}
+
+async fn diagnosed_by(bench: &Bench, (middlebox, ca): (Middlebox, PathBuf)) -> (Diagnosis, Option<Rung>) {
+    let relay = RelayAddress::parse(&middlebox.address.to_string()).unwrap();
+    let network = Network::straight(relay, bench.relay.identity_hash(), Some(ca));
+    let mut examination = Examination::new(|_| {});
+    let reached = timeout(6 * SOON, network.examine(&mut examination)).await.expect("it ends");
+    let diagnosis = examination.finish("test", None, SystemTime::now());
+    (diagnosis, reached.map(|reached| reached.rung))
+}
+
+#[tokio::test]
+async fn doctor_warns_of_what_stops_websockets_where_another_carrier_gets_through() {
+    let (bench, _agent) = bench().await;
+    for (ways, step, fault, rung) in [
+        (OPEN, "", None, Rung::WebSocket),
+        (NO_UPGRADE, "upgrade", Some(Fault::UpgradeRefused), Rung::Http2),
+        (PLAIN_REQUESTS, "upgrade", Some(Fault::UpgradeRefused), Rung::Pair),
+        ([Way::Silent, Way::Pass, Way::Pass], "upgrade", Some(Fault::UpgradeRefused), Rung::Http2),
+        ([Way::SwallowUp, Way::Pass, Way::Pass], "frames", Some(Fault::FramesLostUp), Rung::Http2),
+        ([Way::SwallowDown, Way::Silent, Way::Pass], "frames", Some(Fault::FramesLostDown), Rung::Pair),
+        (
+            [Way::LargeUp, Way::NoConnect, Way::Pass],
+            "large-frames",
+            Some(Fault::LargeFramesLost),
+            Rung::Http2,
+        ),
+        ([Way::LargeDown, Way::LargeUp, Way::Pass], "large-frames", Some(Fault::LargeFramesLost), Rung::Pair),
+    ] {
+        let (diagnosis, reached) = diagnosed(&bench, ways).await;
+        assert_eq!((diagnosis.exit_code, reached), (0, Some(rung)), "{ways:?}: {diagnosis:#?}");
+        let warned: Vec<_> =
+            diagnosis.findings.iter().filter(|found| found.status == Status::Warning).collect();
+        assert_eq!(warned.first().and_then(|found| found.fault()), fault, "{ways:?}: {diagnosis:#?}");
+        assert!(warned.len() < 2, "one alarm for one thing: {diagnosis:#?}");
+        for found in warned {
+            assert_eq!(found.step, step, "{ways:?}");
+            assert!(found.seen.contains(&format!("by {rung} it gets through")), "{found:#?}");
+            let line = found.hand_over.as_deref().unwrap();
+            assert!(line.contains("towline works, but") && !line.contains("can't work"), "{line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn doctor_warns_of_what_speaks_http2_only() {
+    let (bench, _agent) = bench().await;
+    let (diagnosis, reached) = diagnosed_by(&bench, Middlebox::speaking(&bench, OPEN, &["h2"]).await).await;
+    assert_eq!((diagnosis.exit_code, reached), (0, Some(Rung::Http2)), "{diagnosis:#?}");
+    let upgrade = diagnosis.findings.iter().find(|found| found.step == "upgrade").unwrap();
+    assert_eq!(
+        (upgrade.status, upgrade.fault()),
+        (Status::Warning, Some(Fault::UpgradeRefused)),
+        "{diagnosis:#?}"
+    );
+}
+
+#[tokio::test]
+async fn doctor_fails_with_what_stops_websockets_where_nothing_gets_through() {
+    let (bench, _agent) = bench().await;
+    for (way, fault) in [
+        (Way::Refuse, Fault::UpgradeRefused),
+        (Way::Silent, Fault::UpgradeRefused),
+        (Way::SwallowUp, Fault::FramesLostUp),
+        (Way::SwallowDown, Fault::FramesLostDown),
+        (Way::LargeUp, Fault::LargeFramesLost),
+        (Way::LargeDown, Fault::LargeFramesLost),
+    ] {
+        let begun = Instant::now();
+        let (diagnosis, reached) = diagnosed(&bench, [way; 3]).await;
+        let failed = diagnosis.first_failed().unwrap();
+        assert_eq!((failed.fault(), reached), (Some(fault), None), "{way:?}: {diagnosis:#?}");
+        assert!(failed.seen.contains("; by http2: ") && failed.seen.contains("; by pair: "), "{failed:#?}");
+        assert!(begun.elapsed() < Duration::from_secs(25), "{way:?}: {:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test]

@@ -6,8 +6,10 @@
 //! or a terminal, and no check sends a credential.
 
 mod answer;
+mod carriers;
 mod certificate;
 mod clock;
+mod elsewhere;
 mod examination;
 mod finding;
 mod frames;
@@ -17,6 +19,7 @@ mod page;
 mod reach;
 mod step;
 
+pub use elsewhere::Elsewhere;
 pub use examination::{Examination, Verdict};
 pub use finding::{Diagnosis, Finding, Status};
 pub use network::{Network, Reached};

@@ -16,6 +16,7 @@ mod trust;
 
 use std::{
     fmt, io,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
@@ -60,6 +61,8 @@ struct Inner {
     resolver: Resolver,
     /// Of proxies that are spoken to by TLS.
     trust: Option<TrustStore>,
+    /// Where every name leads, in place of what DNS says.
+    pinned: Option<SocketAddr>,
 }
 
 impl fmt::Debug for Egress {
@@ -72,7 +75,23 @@ impl Egress {
     /// Straight to every destination.
     pub fn direct() -> Self {
         let settings = EgressSettings::default();
-        Self(Arc::new(Inner { settings, resolver: Resolver::default(), trust: None }))
+        Self(Arc::new(Inner { settings, resolver: Resolver::default(), trust: None, pinned: None }))
+    }
+
+    /// Straight to this address, whatever the destination's name and port: for whoever has looked at it already.
+    pub(crate) fn pinned(address: SocketAddr) -> Self {
+        let settings = EgressSettings::default();
+        Self(Arc::new(Inner { settings, resolver: Resolver::default(), trust: None, pinned: Some(address) }))
+    }
+
+    /// Through this proxy, with nobody's credentials: a trial.
+    ///
+    /// # Errors
+    /// If the system's roots can't be had, for a proxy that is spoken to by TLS.
+    pub(crate) fn trying(proxy: Proxy) -> Result<Self, Report> {
+        let trust = proxy.is_tls().then(|| TrustStore::new(Vec::new())).transpose()?;
+        let settings = EgressSettings::trying(proxy);
+        Ok(Self(Arc::new(Inner { settings, resolver: Resolver::default(), trust, pinned: None })))
     }
 
     /// As the settings say, which are told in the log.
@@ -82,7 +101,8 @@ impl Egress {
     pub fn new(settings: EgressSettings) -> Result<Self, Report> {
         settings.log();
         let trust = TrustStore::new(settings.cert.iter().cloned().collect())?;
-        Ok(Self(Arc::new(Inner { settings, resolver: Resolver::default(), trust: Some(trust) })))
+        let (resolver, pinned) = (Resolver::default(), None);
+        Ok(Self(Arc::new(Inner { settings, resolver, trust: Some(trust), pinned })))
     }
 
     /// Whom a carrier's outer TLS trusts on this way: the system's roots, those of `ca_file`, and those of a proxy that inspects TLS.
@@ -96,6 +116,11 @@ impl Egress {
     /// The proxy through which a destination of TLS is reached, if it is.
     pub fn proxy_for(&self, to: &Destination) -> Option<&Arc<Proxy>> {
         self.0.settings.proxy_for(to, true)
+    }
+
+    /// A proxy that is set, and not for this destination of TLS: the skip range takes it in.
+    pub(crate) fn passed_over(&self, to: &Destination) -> Option<&Arc<Proxy>> {
+        self.0.settings.passed_over(to)
     }
 
     /// A connection for TLS to a destination, tuned as carriers need it.
@@ -123,14 +148,19 @@ impl Egress {
     }
 
     async fn straight(&self, to: &Destination, deadline: Instant) -> Result<TcpStream, Report> {
-        let found = self.0.resolver.addresses(to.host(), deadline).await;
-        let addresses = found.map_err(|why| unresolved(to, &why))?;
+        let (addresses, port) = match self.0.pinned {
+            Some(address) => (vec![address.ip()], address.port()),
+            None => {
+                let found = self.0.resolver.addresses(to.host(), deadline).await;
+                (found.map_err(|why| unresolved(to, &why))?, to.port())
+            }
+        };
         let connect = |address| async move {
             let stream = TcpStream::connect(address).await?;
             tune(&stream)?;
             Ok(stream)
         };
-        race::race(&addresses, to.port(), deadline, connect).await.map_err(|dead| all_dead(to, &dead))
+        race::race(&addresses, port, deadline, connect).await.map_err(|dead| all_dead(to, &dead))
     }
 
     /// A way through a proxy, with as many questions as it takes to be let in.

@@ -25,6 +25,8 @@ use crate::cluster::process::{pause, stat};
 
 /// What a cluster takes to stop, on a machine that is busy.
 const CHILDREN_WITHIN: Duration = Duration::from_secs(60);
+/// What is still there after this was told, and is killed: nothing that runs here has more to finish.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
 type Undo = Box<dyn FnOnce() + Send>;
 
@@ -111,8 +113,26 @@ fn end(signal: i32) {
         let _told = writeln!(std::io::stderr(), "-- {what}: stopped");
         undo();
     }
-    tell(descendants());
+    leave_nobody();
     go(signal);
+}
+
+/// Ends every process below this one: told first, and killed where that was not enough. What starts meanwhile is told as well.
+fn leave_nobody() {
+    // What was started by one of them stays below this one when that one ends.
+    let _kept = set_child_subreaper(Some(getpid()));
+    let (deadline, mut told) = (Instant::now() + LEAVE_WITHIN, BTreeSet::new());
+    loop {
+        let left = descendants();
+        if left.is_empty() {
+            return;
+        }
+        if Instant::now() > deadline {
+            return signal_all(left, Signal::KILL);
+        }
+        tell(left.into_iter().filter(|pid| told.insert(*pid)));
+        pause(Duration::from_millis(50));
+    }
 }
 
 fn go(signal: i32) {
@@ -121,9 +141,13 @@ fn go(signal: i32) {
 }
 
 fn tell(pids: impl IntoIterator<Item = i32>) {
+    signal_all(pids, Signal::TERM);
+}
+
+fn signal_all(pids: impl IntoIterator<Item = i32>, signal: Signal) {
     for pid in pids.into_iter().filter_map(Pid::from_raw) {
         // One that has just ended needs no signal.
-        let _gone = kill_process(pid, Signal::TERM);
+        let _gone = kill_process(pid, signal);
     }
 }
 

@@ -11,7 +11,10 @@ use towline_e2e::{
     stage::Stage,
     table,
 };
-use xtask::cluster::{Cluster, Options};
+use xtask::{
+    cluster::{Cluster, Options},
+    interrupt,
+};
 
 /// Takes agent and client out of every kind of network, to a real cluster, and tries seven of kubectl's verbs in each.
 #[derive(Debug, Parser)]
@@ -36,6 +39,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    interrupt::end_when_nobody_reads();
     match run().await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -143,21 +143,44 @@ pub(super) fn refused_client(
     codes(&said).pop().with_context(|| format!("the client names no code: {said}"))
 }
 
+/// The codes that preflight warns of on the way to the relay.
+///
+/// # Errors
+/// If it finds that the way does not work, or hangs.
+pub(super) fn warned(stage: &Stage, route: &Route) -> anyhow::Result<Vec<String>> {
+    let found = look(stage, route)?;
+    let mut codes = Vec::new();
+    for step in ["tls", "upgrade", "frames", "relay", "large-frames"] {
+        let said = found["findings"].as_array().into_iter().flatten().find(|said| said["step"] == step);
+        let said = said.with_context(|| format!("preflight says nothing of {step}: {found}"))?;
+        match said["status"].as_str() {
+            Some("ok") => {}
+            Some("warning") => codes.push(said["code"].as_str().unwrap_or_default().to_owned()),
+            _ => bail!("preflight on {step}: {said}"),
+        }
+    }
+    Ok(codes)
+}
+
 /// The code of the first failure that preflight finds.
 ///
 /// # Errors
 /// If it finds none, or hangs.
 pub(super) fn preflight(stage: &Stage, route: &Route) -> anyhow::Result<String> {
-    let mut command = agent(stage, route, "preflight");
-    command.args(["--output", "json"]);
-    let outcome = run_within(command, LOOKS_WITHIN)?;
-    let found: Value = serde_json::from_str(&outcome.stdout)
-        .with_context(|| format!("preflight: {}: {}{}", outcome.ended, outcome.stdout, outcome.stderr))?;
+    let found = look(stage, route)?;
     let failed = found["findings"].as_array().into_iter().flatten().find(|found| found["status"] == "failed");
     match failed.and_then(|failed| failed["code"].as_str()) {
         Some(code) => Ok(code.to_owned()),
-        None => bail!("preflight finds nothing: {}", outcome.stdout),
+        None => bail!("preflight finds nothing: {found}"),
     }
+}
+
+fn look(stage: &Stage, route: &Route) -> anyhow::Result<Value> {
+    let mut command = agent(stage, route, "preflight");
+    command.args(["--output", "json"]);
+    let outcome = run_within(command, LOOKS_WITHIN)?;
+    serde_json::from_str(&outcome.stdout)
+        .with_context(|| format!("preflight: {}: {}{}", outcome.ended, outcome.stdout, outcome.stderr))
 }
 
 fn agent(stage: &Stage, route: &Route, what: &str) -> Command {

@@ -236,9 +236,19 @@ impl Drop for Nat {
 
 /// Removes what processes left that are no more: one that was killed half-way must not be in the way of the next.
 pub(super) fn sweep() {
+    remove_all(|name| is_left(name, |id| Path::new("/proc").join(id).exists()));
+}
+
+/// Removes what this process has, and whoever is inside: it is to end.
+pub(super) fn remove_own() {
+    let own = std::process::id().to_string();
+    remove_all(|name| is_left(name, |id| id != own));
+}
+
+fn remove_all(is_meant: impl Fn(&str) -> bool) {
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if is_left(&name, |id| Path::new("/proc").join(id).exists()) {
+        if is_meant(&name) {
             let mut pids = Command::new("ip");
             pids.args(["netns", "pids", &name]);
             let pids = run_within(pids, WITHIN).map(|outcome| outcome.stdout).unwrap_or_default();

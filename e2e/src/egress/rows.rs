@@ -22,7 +22,12 @@ use crate::only_way;
 #[derive(Clone, Copy, Debug)]
 pub enum Expected {
     /// It leads to the relay, on this carrier, and all verbs work.
-    Through(&'static str),
+    Through {
+        /// The carrier.
+        rung: &'static str,
+        /// What preflight warns of, where websockets are stopped.
+        warned: Option<Fault>,
+    },
     /// It does not.
     Refused {
         /// What agent and client say.
@@ -64,9 +69,12 @@ impl Planned {
     }
 }
 
-const WEBSOCKET: Expected = Expected::Through("websocket");
-const HTTP2: Expected = Expected::Through("http2");
-const PAIR: Expected = Expected::Through("pair");
+const WEBSOCKET: Expected = Expected::Through { rung: "websocket", warned: None };
+/// Websockets are stopped so, and this carrier is not.
+const fn by(rung: &'static str, warned: Fault) -> Expected {
+    Expected::Through { rung, warned: Some(warned) }
+}
+const STRIPPED: Expected = by("pair", Fault::UpgradeStripped);
 /// Who runs sees a stranger's certificate; who looks sees the relay behind it.
 const INTERCEPTED: Expected =
     Expected::Refused { running: Fault::CertificateUntrusted, looking: Fault::TlsIntercepted };
@@ -179,9 +187,12 @@ pub const ROWS: &[Planned] = &[
             squid_bump(scene, folder, "http_upgrade_request_protocols websocket allow all\n", true)
         },
     ),
-    Planned::new("squid-bump-strips", "the same as it comes: it strips Upgrade", PAIR, |scene, folder| {
-        squid_bump(scene, folder, "", true)
-    }),
+    Planned::new(
+        "squid-bump-strips",
+        "the same as it comes: it strips Upgrade",
+        STRIPPED,
+        |scene, folder| squid_bump(scene, folder, "", true),
+    ),
     Planned::new(
         "squid-bump-unknown",
         "squid that inspects TLS, and its CA is not given",
@@ -216,22 +227,25 @@ pub const ROWS: &[Planned] = &[
     Planned::new(
         "nginx",
         "nginx before the relay as it comes: it strips Upgrade, and keeps requests until they are whole",
-        PAIR,
+        STRIPPED,
         |scene, folder| nginx(scene, folder, "ssl", NGINX_AS_IT_COMES),
     ),
     Planned::new("nginx-upgrade", "nginx that passes Upgrade on", WEBSOCKET, |scene, folder| {
         nginx(scene, folder, "ssl", NGINX_PASSES_UPGRADE)
     }),
-    Planned::new("nginx-h2", "nginx that speaks HTTP/2 to both sides (grpc_pass)", PAIR, |scene, folder| {
-        nginx(scene, folder, "ssl http2", NGINX_SPEAKS_H2)
-    }),
-    Planned::new("haproxy-h2", "haproxy that speaks HTTP/2 only", HTTP2, |scene, folder| {
+    Planned::new(
+        "nginx-h2",
+        "nginx that speaks HTTP/2 to both sides (grpc_pass)",
+        by("http2", Fault::UpgradeStripped),
+        |scene, folder| nginx(scene, folder, "ssl http2", NGINX_SPEAKS_H2),
+    ),
+    Planned::new("haproxy-h2", "haproxy that speaks HTTP/2 only", WEBSOCKET, |scene, folder| {
         haproxy(scene, folder, H2_ONLY)
     }),
     Planned::new(
         "haproxy-buffers",
         "haproxy that strips Upgrade, and keeps requests until they are whole",
-        PAIR,
+        STRIPPED,
         |scene, folder| haproxy(scene, folder, BUFFERS),
     ),
     Planned::new(
@@ -255,25 +269,25 @@ pub const ROWS: &[Planned] = &[
     Planned::new(
         "swallows-up",
         "WebSocket frames to the relay are swallowed (scripted), HTTP/2 passes",
-        HTTP2,
+        by("http2", Fault::FramesLostUp),
         |scene, folder| swallow::route(scene.stage, folder, Swallows::Up, Speaks::Two),
     ),
     Planned::new(
         "swallows-down",
         "WebSocket frames from the relay are swallowed (scripted), there is no HTTP/2",
-        PAIR,
+        by("pair", Fault::FramesLostDown),
         |scene, folder| swallow::route(scene.stage, folder, Swallows::Down, Speaks::One),
     ),
     Planned::new(
         "swallows-large",
         "WebSocket frames above 1 KiB are swallowed (scripted), there is no HTTP/2",
-        PAIR,
+        by("pair", Fault::LargeFramesLost),
         |scene, folder| swallow::route(scene.stage, folder, Swallows::Large, Speaks::One),
     ),
     Planned::new(
         "swallows-binary",
         "binary WebSocket frames are swallowed (scripted), HTTP/2 passes",
-        HTTP2,
+        by("http2", Fault::FramesLostUp),
         |scene, folder| swallow::route(scene.stage, folder, Swallows::Binary, Speaks::Two),
     ),
     Planned::new(

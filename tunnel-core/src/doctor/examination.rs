@@ -54,6 +54,19 @@ impl<T> Verdict<T> {
         }
     }
 
+    /// A failure's report and why it is believed, for a check that looks further then; anything else as it is.
+    pub(super) fn failure(self) -> Result<Self, (Report, String)> {
+        match self.said {
+            Said::Faulty(Status::Failed, report, why) => Err((report, why)),
+            said => Ok(Self { value: self.value, said }),
+        }
+    }
+
+    /// The same, said of another value.
+    pub(super) fn map<U>(self, of: impl FnOnce(T) -> U) -> Verdict<U> {
+        Verdict { value: self.value.map(of), said: self.said }
+    }
+
     /// What a plain result says: `seen` of its value, or its report.
     pub fn of(result: Result<T, Report>, seen: impl FnOnce(&T) -> String) -> Self {
         match result {
@@ -165,12 +178,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_check_that_hangs_ends_at_its_deadline_and_at_that_of_all() {
-        let mut examination = Examination::new(|_| {}).until(Instant::now() + Duration::from_secs(7));
+        let all = Step::Dns.within() + Duration::from_secs(1);
+        let mut examination = Examination::new(|_| {}).until(Instant::now() + all);
         let begun = Instant::now();
         assert_eq!(examination.check(Step::Dns, pending::<Verdict<()>>()).await, None);
         assert_eq!(begun.elapsed(), Step::Dns.within());
         assert_eq!(examination.check(Step::Tls, pending::<Verdict<()>>()).await, None);
-        assert_eq!(begun.elapsed(), Duration::from_secs(7));
+        assert_eq!(begun.elapsed(), all);
         let diagnosis = done(examination);
         assert_eq!(diagnosis.first_failed().unwrap().fault(), Some(Fault::CheckLate));
         assert_eq!(diagnosis.exit_code, Fault::CheckLate.outcome().exit_code());

@@ -61,7 +61,7 @@ fn clean(text: &str) -> String {
 impl Finding {
     /// One that came from elsewhere, fit to be printed: a code that is known says itself what it means and what is to be done.
     pub(super) fn printable(self) -> Self {
-        let (fault, seen) = (self.fault(), clean(&self.seen));
+        let (fault, status, seen) = (self.fault(), self.status, clean(&self.seen));
         let own = |text: Option<Cow<'static, str>>, of: fn(Fault) -> &'static str| match fault {
             Some(fault) => text.map(|_theirs| of(fault).into()),
             None => None,
@@ -73,7 +73,7 @@ impl Finding {
             why: clean(&self.why),
             remedy: own(self.remedy, Fault::remedy),
             who: own(self.who, |fault| fault.who().id()),
-            hand_over: self.hand_over.and_then(|_theirs| fault.map(|fault| hand_over(fault, &seen))),
+            hand_over: self.hand_over.and_then(|_theirs| fault.map(|fault| hand_over(fault, status, &seen))),
             seen,
             ..self
         }
@@ -104,7 +104,7 @@ impl Finding {
             why: if why.is_empty() { fault.cause().to_owned() } else { printed(why).collect() },
             remedy: Some(fault.remedy().into()),
             who: Some(fault.who().id().into()),
-            hand_over: Some(hand_over(fault, &plain.seen)),
+            hand_over: Some(hand_over(fault, status, &plain.seen)),
             ..plain
         }
     }
@@ -123,18 +123,17 @@ impl Finding {
 }
 
 /// One line that can be sent to somebody who knows nothing of this.
-fn hand_over(fault: Fault, seen: &str) -> String {
+fn hand_over(fault: Fault, status: Status, seen: &str) -> String {
     let seen = if seen.is_empty() { String::new() } else { format!(" ({seen})") };
     let to = match fault.who() {
         Who::You => "Note".to_owned(),
         other => format!("For {}", other.name()),
     };
-    format!(
-        "{to}: towline can't work because {}{seen} [{}]. Please {}.",
-        fault.title(),
-        fault.code(),
-        fault.remedy()
-    )
+    let so = match status {
+        Status::Warning => "works, but",
+        Status::Ok | Status::Failed | Status::Skipped => "can't work because",
+    };
+    format!("{to}: towline {so} {}{seen} [{}]. Please {}.", fault.title(), fault.code(), fault.remedy())
 }
 
 /// All that was found.

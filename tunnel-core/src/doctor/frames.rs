@@ -19,7 +19,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 /// A relay that is provoked hangs up at once.
 const HANG_UP_WITHIN: Duration = Duration::from_secs(3);
 /// More than any limit that is set against "large" messages of control protocols, and less than a session's longest message.
-const LARGE: usize = 8 * 1024;
+pub(super) const LARGE: usize = 8 * 1024;
 
 /// Small messages: what the relay's first one says. A wrong key or version is no matter of the way there, and so comes inside.
 pub(super) async fn small<IO>(

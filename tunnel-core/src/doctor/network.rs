@@ -13,14 +13,17 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{
     Examination, Pipe, Step, Verdict,
     answer::{Tap, Tape},
+    carriers::{Carried, Other},
     clock::at,
+    elsewhere::Elsewhere,
     frames,
-    outer::{Outer, Overheard},
+    outer::Tapped,
     reach::{Names, Way, connect},
 };
 use crate::{
     carrier::{
         dial::{Errand, RelayAddress},
+        rung::Rung,
         websocket::{HandshakeError, WebSocketCarrier},
     },
     clock::Clock,
@@ -65,6 +68,8 @@ pub struct Network {
     pub way: Option<Arc<dyn Way>>,
     /// By which connections leave this network, and whom their outer TLS is trusted by.
     pub egress: Egress,
+    /// Where a proxy may stand that nobody has told us of, if the straight way fails.
+    pub elsewhere: Elsewhere,
     /// The time here.
     pub clock: Clock,
 }
@@ -80,26 +85,29 @@ impl std::fmt::Debug for Network {
 pub struct Reached {
     /// Outer TLS ends at the relay, and not at a load balancer or proxy before it.
     pub ends_here: bool,
+    /// The best carrier that gets through.
+    pub rung: Rung,
 }
 
 /// How a further connection is made, like the first.
 #[derive(Clone, Copy)]
-enum Again<'a> {
+pub(super) enum Again<'a> {
     At(SocketAddr),
     Through(&'a dyn Way),
 }
 
 impl Network {
-    /// Straight to this relay, by the system's resolver and clock.
+    /// Straight to this relay, by the system's resolver and clock; no other way is looked for.
     pub fn straight(relay: RelayAddress, pin: KeyHash, ca_file: Option<PathBuf>) -> Self {
-        Self::over(Egress::direct(), relay, pin, ca_file)
+        Self { elsewhere: Elsewhere::nowhere(), ..Self::over(Egress::direct(), relay, pin, ca_file) }
     }
 
     /// As carriers go to this relay: through the proxy that is meant for it, or straight where there is none.
     pub fn over(egress: Egress, relay: RelayAddress, pin: KeyHash, ca_file: Option<PathBuf>) -> Self {
         let proxied = egress.proxy_for(&relay.destination()).is_some();
         let way = proxied.then(|| Arc::new(egress.clone()) as Arc<dyn Way>);
-        Self { relay, pin, ca_file, names: Names::system(), way, egress, clock: Clock::system() }
+        let (names, elsewhere, clock) = (Names::system(), Elsewhere::system(), Clock::system());
+        Self { relay, pin, ca_file, names, way, egress, elsewhere, clock }
     }
 
     /// Looks at each step, until one fails; those behind it are skipped.
@@ -117,11 +125,14 @@ impl Network {
     async fn steps(&self, examination: &mut Examination<'_>, done: &mut usize) -> Option<Reached> {
         let (pipe, again) = match &self.way {
             None => {
-                let found = self.names.resolve(self.relay.host(), self.relay.destination().port());
+                let found = async {
+                    let port = self.relay.destination().port();
+                    self.or_elsewhere(self.names.resolve(self.relay.host(), port).await).await
+                };
                 let addresses = examination.check(STEPS[*done], found).await?;
                 *done = 1;
-                let (address, stream) =
-                    examination.check(STEPS[*done], connect(&self.relay, &addresses)).await?;
+                let connected = async { self.or_elsewhere(connect(&self.relay, &addresses).await).await };
+                let (address, stream) = examination.check(STEPS[*done], connected).await?;
                 examination.skip(&[Step::Proxy], "none is set: connections go straight");
                 (Box::new(stream) as Box<dyn Pipe>, Again::At(address))
             }
@@ -137,28 +148,57 @@ impl Network {
             }
         };
         *done = 3;
-        let outer = examination.check(STEPS[*done], self.tls(pipe)).await?;
+        let outer = examination.check(STEPS[*done], self.tls(pipe, again)).await?;
         let exporter = outer.exporter;
         *done = 4;
-        let (carrier, tape) = examination.check(STEPS[*done], self.upgrade(outer)).await?;
+        let speaks_http1 = outer.speaks_http1;
+        let (tap, tape) = Tap::new(outer.stream);
+        let upgrade = async {
+            let upgraded = if speaks_http1 { self.upgrade(tap, &tape).await } else { self.http2_only() };
+            self.or_by_another(upgraded, again).await
+        };
+        let carried = examination.check(STEPS[*done], upgrade).await?;
         *done = 5;
         examination.say(STEPS[*done], self.clock_beside(tape.date()));
         *done = 6;
-        let looked = examination.check(STEPS[*done], frames::small(carrier, exporter, self.pin)).await?;
+        let carried = match carried {
+            Carried::By(other) => examination.say(STEPS[*done], other.crossed())?,
+            Carried::ByWebSocket(carrier) => {
+                let small = async {
+                    let small = frames::small(carrier, exporter, self.pin).await;
+                    self.or_by_another(small, again).await
+                };
+                examination.check(STEPS[*done], small).await?
+            }
+        };
         *done = 7;
-        let Seen { ends_here } = examination.say(STEPS[*done], self.known(looked))?;
+        let (looked, other) = match carried {
+            Carried::ByWebSocket(looked) => (looked, None),
+            Carried::By(other) => (other.looked.clone(), Some(other)),
+        };
+        let rung = other.as_ref().map_or(Rung::WebSocket, |other| other.rung);
+        let Seen { ends_here } = examination.say(STEPS[*done], self.known(looked, rung))?;
         *done = 8;
-        examination.check(STEPS[*done], self.large(again)).await?;
-        Some(Reached { ends_here })
+        let large = match other {
+            Some(other) => examination.say(STEPS[*done], other.crossed::<()>())?,
+            None => {
+                let large = async { self.or_by_another(self.large(again).await, again).await };
+                examination.check(STEPS[*done], large).await?
+            }
+        };
+        let rung = match large {
+            Carried::ByWebSocket(()) => Rung::WebSocket,
+            Carried::By(other) => other.rung,
+        };
+        Some(Reached { ends_here, rung })
     }
 
-    async fn upgrade(&self, outer: Outer) -> Verdict<Overheard> {
-        let (tap, tape) = Tap::new(outer.stream);
+    async fn upgrade(&self, tap: Tapped, tape: &Tape) -> Verdict<WebSocketCarrier<Tapped>> {
         let authority = self.relay.authority();
         let upgrade = WebSocketCarrier::client(tap, &authority, Errand::Begin);
         match timeout(UPGRADE_WITHIN, upgrade).await {
-            Ok(Ok(carrier)) => Verdict::ok((carrier, tape), "websocket, towline.v1"),
-            Ok(Err(error)) => self.not_upgraded(error, &tape),
+            Ok(Ok(carrier)) => Verdict::ok(carrier, "websocket, towline.v1"),
+            Ok(Err(error)) => self.not_upgraded(error, tape),
             Err(_elapsed) => {
                 let seen = format!("{}: the websocket upgrade is not answered", self.relay);
                 Verdict::failed(
@@ -167,6 +207,11 @@ impl Network {
                 )
             }
         }
+    }
+
+    fn http2_only<T>(&self) -> Verdict<T> {
+        let seen = format!("{}: HTTP/1.1 was not agreed on (ALPN), and HTTP/2 was", self.relay);
+        Verdict::failed(Report::new(Fault::UpgradeRefused, seen), "only HTTP/1.1 has an upgrade")
     }
 
     fn not_upgraded<T>(&self, error: HandshakeError, tape: &Tape) -> Verdict<T> {
@@ -206,11 +251,13 @@ impl Network {
         }
     }
 
-    fn known(&self, looked: Result<Seen, Report>) -> Verdict<Seen> {
+    fn known(&self, looked: Result<Seen, Report>, rung: Rung) -> Verdict<Seen> {
         match looked {
             Ok(seen) => {
                 let end = if seen.ends_here {
                     "outer TLS ends there"
+                } else if rung == Rung::Pair {
+                    "two connections can't tell where outer TLS ends: session TLS runs inside"
                 } else {
                     "outer TLS ends before it, at a load balancer or a proxy that this machine trusts: session TLS keeps it out"
                 };
@@ -230,27 +277,32 @@ impl Network {
         }
     }
 
-    async fn again(
-        &self,
-        again: Again<'_>,
-    ) -> Result<
-        (WebSocketCarrier<Tap<tokio_rustls::client::TlsStream<Box<dyn Pipe>>>>, Option<Exporter>),
-        Report,
-    > {
+    /// A further connection, like the first.
+    pub(super) async fn pipe(&self, again: Again<'_>) -> Result<Box<dyn Pipe>, Report> {
         let late = |what: &str| Report::new(Fault::ConnectTimeout, format!("{}: {what}", self.relay));
-        let pipe: Box<dyn Pipe> = match again {
+        match again {
             Again::At(address) => match timeout(UPGRADE_WITHIN, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => Box::new(stream),
-                Ok(Err(error)) => {
-                    return Err(Report::caused_by(Fault::RelayUnreachable, address.to_string(), error));
-                }
-                Err(_elapsed) => return Err(late("a second connection is not answered")),
+                Ok(Ok(stream)) => Ok(Box::new(stream)),
+                Ok(Err(error)) => Err(Report::caused_by(Fault::RelayUnreachable, address.to_string(), error)),
+                Err(_elapsed) => Err(late("a further connection is not answered")),
             },
-            Again::Through(way) => way.connect(&self.relay).await?,
-        };
-        let outer = self.tls(pipe).await.into_result()?;
+            Again::Through(way) => way.connect(&self.relay).await,
+        }
+    }
+
+    async fn again(&self, again: Again<'_>) -> Result<(WebSocketCarrier<Tapped>, Option<Exporter>), Report> {
+        let outer = self.tls(self.pipe(again).await?, again).await.into_result()?;
         let exporter = outer.exporter;
-        let (carrier, _tape) = self.upgrade(outer).await.into_result()?;
+        let (tap, tape) = Tap::new(outer.stream);
+        let carrier = self.upgrade(tap, &tape).await.into_result()?;
         Ok((carrier, exporter))
+    }
+}
+
+impl Other {
+    /// A step that was looked at on this carrier already.
+    fn crossed<T>(self) -> Verdict<Carried<T>> {
+        let seen = format!("both ways by {}, large messages too", self.rung);
+        Verdict::ok(Carried::By(self), seen)
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -22,12 +22,7 @@ use rustls::{
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{
-    Network, Pipe, Verdict,
-    answer::{Tap, Tape},
-    certificate::Shown,
-    clock::at,
-};
+use super::{Network, Pipe, Verdict, answer::Tap, certificate::Shown, clock::at, network::Again};
 use crate::{
     carrier::{dial::Errand, websocket::WebSocketCarrier},
     clock::Clock,
@@ -35,6 +30,9 @@ use crate::{
     session::{Exporter, Seen, exporter, look, tls::provider},
 };
 
+/// What the first carrier needs, and what is offered where that is not spoken.
+const HTTP1: &[u8] = b"http/1.1";
+const HTTP2: &[u8] = b"h2";
 /// A handshake has this long.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(6);
 /// So has each step of looking behind a certificate that is not trusted.
@@ -43,13 +41,15 @@ const BEHIND_WITHIN: Duration = Duration::from_secs(3);
 const ENDS_SOON: Duration = Duration::from_secs(5 * 24 * 3600);
 const LONG_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A carrier over outer TLS, and what was overheard of its beginning.
-pub(super) type Overheard = (WebSocketCarrier<Tap<TlsStream<Box<dyn Pipe>>>>, Tape);
+/// Outer TLS whose first bytes are overheard.
+pub(super) type Tapped = Tap<TlsStream<Box<dyn Pipe>>>;
 
 /// Outer TLS that stands.
 pub(super) struct Outer {
     pub(super) stream: TlsStream<Box<dyn Pipe>>,
     pub(super) exporter: Option<Exporter>,
+    /// What ends TLS there speaks HTTP/1.1, without which there is no upgrade.
+    pub(super) speaks_http1: bool,
 }
 
 /// What came with the handshake.
@@ -146,8 +146,23 @@ struct Behind {
 }
 
 impl Network {
-    /// Outer TLS over this connection.
-    pub(super) async fn tls(&self, pipe: Box<dyn Pipe>) -> Verdict<Outer> {
+    /// Outer TLS over this connection, or over a further one to what speaks HTTP/2 only.
+    pub(super) async fn tls(&self, pipe: Box<dyn Pipe>, again: Again<'_>) -> Verdict<Outer> {
+        match self.tls_for(pipe, HTTP1).await.failure() {
+            Ok(verdict) => verdict,
+            Err((report, _)) if report.fault == Fault::HttpCarrierRefused => match self.pipe(again).await {
+                Ok(pipe) => {
+                    let outer = self.tls_for(pipe, HTTP2).await;
+                    outer.map(|outer| Outer { speaks_http1: false, ..outer })
+                }
+                Err(report) => Verdict::failed(report, ""),
+            },
+            Err((report, why)) => Verdict::failed(report, why),
+        }
+    }
+
+    /// The same with one protocol that is offered (ALPN, RFC 7301).
+    async fn tls_for(&self, pipe: Box<dyn Pipe>, alpn: &[u8]) -> Verdict<Outer> {
         let wrong = |error: String| Report::new(Fault::ConfigInvalid, format!("{}: {error}", self.relay));
         let name = match ServerName::try_from(self.relay.host().to_owned()) {
             Ok(name) => name,
@@ -166,7 +181,7 @@ impl Network {
                 .with_no_client_auth(),
             Err(error) => return Verdict::failed(Report::caused_by(Fault::Internal, "TLS", error), ""),
         };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![alpn.to_vec()];
         let handshake = TlsConnector::from(Arc::new(config)).connect(name.clone(), pipe);
         let stream = match timeout(HANDSHAKE_WITHIN, handshake).await {
             Err(_elapsed) => {
@@ -184,10 +199,13 @@ impl Network {
                 return Verdict::failed(Report::new(fault, seen), why);
             }
             Ok(Err(error)) => {
-                return Verdict::failed(
-                    Report::caused_by(Fault::TlsFailed, self.relay.to_string(), error),
-                    "",
-                );
+                let fault = match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+                    Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+                        Fault::HttpCarrierRefused
+                    }
+                    _ => Fault::TlsFailed,
+                };
+                return Verdict::failed(Report::caused_by(fault, self.relay.to_string(), error), "");
             }
             Ok(Ok(stream)) => stream,
         };
@@ -197,7 +215,7 @@ impl Network {
         };
         let shown = came.chain.first().and_then(Shown::read);
         match &came.verdict {
-            Ok(()) => self.trusted(Outer { stream, exporter }, shown.as_ref()),
+            Ok(()) => self.trusted(Outer { stream, exporter, speaks_http1: true }, shown.as_ref()),
             Err(error) => {
                 let behind = self.behind(stream, exporter).await;
                 let at_there = |then| recorder.judge(&came.chain, &name, &[], then);

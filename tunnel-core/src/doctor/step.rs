@@ -24,15 +24,15 @@ macro_rules! steps {
 
 steps! {
     Configuration = "configuration", "settings and files", 5;
-    Dns = "dns", "the relay's name", 6;
-    Tcp = "tcp", "a connection to the relay's address", 6;
+    Dns = "dns", "the relay's name", 12;
+    Tcp = "tcp", "a connection to the relay's address", 12;
     Proxy = "proxy", "the proxy on the way", 12;
     Tls = "tls", "outer TLS: names, chain, who ends it", 15;
-    Upgrade = "upgrade", "the upgrade to websocket", 6;
+    Upgrade = "upgrade", "the upgrade to websocket", 16;
     Clock = "clock", "this machine's clock beside the relay's", 2;
-    Frames = "frames", "bytes in both directions", 8;
+    Frames = "frames", "bytes in both directions", 18;
     Relay = "relay", "the relay's identity key and version", 2;
-    LargeFrames = "large-frames", "large messages in both directions", 20;
+    LargeFrames = "large-frames", "large messages in both directions", 30;
     State = "state", "the agent's data directory and Secret", 15;
     Enrolment = "enrolment", "the enrolment", 5;
     Login = "login", "the tokens", 20;

@@ -24,6 +24,8 @@ pub enum Origin {
     Profile(&'static str),
     /// A variable that other programs know as well.
     Environment(&'static str),
+    /// Settings of other programs, which are only looked at where nothing else leads out.
+    Elsewhere,
 }
 
 impl fmt::Display for Origin {
@@ -32,6 +34,7 @@ impl fmt::Display for Origin {
             Self::Flag(name) => write!(f, "--{name}"),
             Self::Profile(name) => write!(f, "{name} in the profile"),
             Self::Environment(name) => f.write_str(name),
+            Self::Elsewhere => f.write_str("other programs' settings"),
         }
     }
 }
@@ -116,6 +119,11 @@ impl Proxy {
             let_in: Mutex::new(None),
             has_asked_for_digest: AtomicBool::new(false),
         })
+    }
+
+    /// The same for somebody who says nothing of who they are.
+    pub(super) fn without_credentials(self) -> Self {
+        Self { credentials: None, ..self }
     }
 
     /// Where it is.

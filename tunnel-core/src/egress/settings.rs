@@ -131,6 +131,17 @@ impl EgressSettings {
         (!skipped).then_some(proxy)
     }
 
+    /// Nothing but this proxy, without credentials.
+    pub(super) fn trying(proxy: Proxy) -> Self {
+        Self { https: Some(Arc::new(proxy.without_credentials())), ..Self::default() }
+    }
+
+    /// The proxy for TLS where there is one, and the skip range keeps this destination from it.
+    pub(super) fn passed_over(&self, to: &Destination) -> Option<&Arc<Proxy>> {
+        let proxy = self.https.as_ref()?;
+        (!is_loopback(to.host()) && self.skip.contains(to)).then_some(proxy)
+    }
+
     /// Says in the log what will be used, and where it was set.
     pub fn log(&self) {
         for (proxy, what) in [(&self.https, "https"), (&self.http, "http")] {

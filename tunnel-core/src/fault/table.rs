@@ -431,6 +431,9 @@ faults! {
     CertificateEnds = "TL-DOC-014", Network, Untrusted, RelayAdmin,
         "the relay's certificate ends soon", "Nothing has renewed it yet.",
         "renew the relay's certificate";
+    ProxyNeeded = "TL-DOC-015", Network, Unreachable, You,
+        "a proxy is needed, and towline was given none", "The straight way to the relay fails, and a proxy that other programs here are given, or that this network offers, answers CONNECT.",
+        "give towline the proxy that is named here: --proxy-https, proxy-https in the profile, or HTTPS_PROXY (at an agent also TOWLINE_AGENT_PROXY_HTTPS, in the chart proxy.https), and --proxy-credentials-file where it wants a login";
 
     // INT: bugs.
     Internal = "TL-INT-001", Client, Internal, Developers,

@@ -9,13 +9,14 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use towline_tunnel::{
+    doctor::{Elsewhere, Names, Network},
     egress::{Egress, EgressSettings, ProxyArgs, SkipRange, Sources},
     fault::Fault,
 };
 use xtask::peers::running::{self, KNOWN, Place, Running};
 
 use super::{
-    Case, nowhere,
+    Case, dropping, names, nowhere,
     peer::{Manner, Peer},
 };
 
@@ -66,6 +67,20 @@ fn http(proxy: &Running, login: &str) -> String {
     format!("http://{login}{}", proxy.address())
 }
 
+/// A network where the straight way to a relay ends so, and a proxy that other programs were given leads there.
+async fn unset(
+    proxy: &Running,
+    straight: Result<Vec<std::net::SocketAddr>, &'static str>,
+) -> (Peer, (Network, TempDir)) {
+    let (peer, root) = (relay().await, tempfile::tempdir().unwrap());
+    fs::create_dir(root.path().join("etc")).unwrap();
+    let line = format!("https_proxy=http://{}\n", proxy.address());
+    fs::write(root.path().join("etc/environment"), line).unwrap();
+    let elsewhere = Elsewhere::files(root.path().to_owned());
+    let network = Network { names: names(straight), elsewhere, ..peer.over(Egress::direct()) };
+    (peer, (network, root))
+}
+
 /// The real ones.
 pub(super) async fn real() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -85,6 +100,18 @@ pub(super) async fn real() -> Vec<Case> {
     if let Some(held) = started(|place| running::squid(place, ["http_port", ""], "")) {
         let url = http(&held.0, "");
         cases.push(proxied("a proxy forbids CONNECT (squid)", url, Fault::ProxyForbids, held).await);
+    }
+    if let Some(held) = started(|place| running::squid(place, ["http_port", ""], open)) {
+        let (peer, (network, root)) = unset(&held.0, Ok(vec![nowhere()])).await;
+        let name = "a proxy is needed, and stands in /etc/environment only (squid)";
+        cases.push(Case::new(name, network, Fault::ProxyNeeded, (peer, held, root)));
+    }
+    if let Some(held) = started(asking) {
+        let (dropping, waiting, listener) = dropping().await;
+        let (peer, (network, root)) = unset(&held.0, Ok(vec![dropping])).await;
+        let name = "a proxy is needed, stands in /etc/environment only, and asks who you are (squid)";
+        let held = (peer, held, root, waiting, listener);
+        cases.push(Case::new(name, network, Fault::ProxyNeeded, held));
     }
     let by_tls = |place: Place<'_>| {
         let (_, both) = running::certificate(place.folder)?;
@@ -142,10 +169,43 @@ pub(super) async fn scripted() -> Vec<Case> {
         let (url, task) = answering(answer).await;
         cases.push(proxied(name, url, expected, task).await);
     }
+    cases.push(offered().await);
     cases.push(
         proxied("the proxy is away", format!("http://{}", nowhere()), Fault::ProxyUnreachable, ()).await,
     );
     cases
+}
+
+/// A network that drops what goes out, and whose script for browsers names a proxy.
+async fn offered() -> Case {
+    let (proxy, task) = answering("HTTP/1.1 200 OK\r\n\r\n").await;
+    let (proxy, script) =
+        (proxy.replace("http://", "PROXY "), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let wpad = script.local_addr().unwrap();
+    let serving = AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Ok((mut io, _)) = script.accept().await {
+            let answer =
+                format!("HTTP/1.0 200 OK\r\n\r\nfunction FindProxyForURL(u, h) {{ return \"{proxy}\"; }}");
+            io.write_all(answer.as_bytes()).await?;
+            io.shutdown().await?;
+            // What it asks for is read, so that the end is no reset.
+            tokio::io::copy(&mut io, &mut tokio::io::sink()).await?;
+        }
+        std::io::Result::Ok(())
+    }));
+    let (peer, (dropping, waiting, listener)) = (relay().await, dropping().await);
+    let (root, address) =
+        (tempfile::tempdir().unwrap(), move |name: &str| if name == "wpad" { wpad } else { dropping });
+    let network = Network {
+        names: Names::new(move |name, _| {
+            let address = address(&name);
+            Box::pin(async move { Ok(vec![address]) })
+        }),
+        elsewhere: Elsewhere::files(root.path().to_owned()).with_network(),
+        ..peer.over(Egress::direct())
+    };
+    let held = (peer, task, serving, waiting, listener, root);
+    Case::new("a proxy is needed, and only WPAD names it", network, Fault::ProxyNeeded, held)
 }
 
 /// A proxy that answers each connection so, once it has read a head, and then takes everything.
