@@ -46,7 +46,7 @@ pub fn e2e(arguments: &[String]) -> anyhow::Result<ExitCode> {
 /// See [`demo`].
 pub fn egress(arguments: &[String]) -> anyhow::Result<ExitCode> {
     if !is_question(arguments) {
-        needs::check(&[Need::Python3, Need::Nft])?;
+        needs::check(&[Need::Python3])?;
         begin_cluster()?;
     }
     run("towline-egress", arguments)

@@ -21,15 +21,13 @@ pub enum Need {
     Python2,
     /// Node.js with npm, for a certified OpenID provider.
     Node,
-    /// nftables, for a network behind a carrier's NAT.
-    Nft,
     /// Root, for containers.
     Root,
 }
 
 /// What `cargo xtask test` needs, where Autobahn|Testsuite is in the cache or has still to be fetched.
 pub fn of_tests() -> Vec<Need> {
-    let mut all = vec![Need::Go, Need::Python3, Need::Node, Need::Nft, Need::Root];
+    let mut all = vec![Need::Go, Need::Python3, Need::Node, Need::Root];
     if !crate::cache().join("autobahn/complete").exists() {
         all.extend([Need::Pip, Need::Python2]);
     }
@@ -63,7 +61,6 @@ impl Need {
             Self::Pip => runs("python3", &["-m", "pip", "--version"]),
             Self::Python2 => python2().is_some(),
             Self::Node => node_version().is_some_and(|major| major >= 20) && runs("npm", &["--version"]),
-            Self::Nft => runs("nft", &["--version"]),
             Self::Root => rustix::process::geteuid().is_root(),
         }
     }
@@ -75,7 +72,6 @@ impl Need {
             Self::Pip => "pip (`python3 -m pip` does not run): apt-get install python3-pip",
             Self::Python2 => "Python 2.7, on PATH or of pyenv: pyenv install 2.7",
             Self::Node => "Node.js 20 or later with npm (`node`, `npm`): https://nodejs.org",
-            Self::Nft => "nftables (`nft` does not run): apt-get install nftables",
             Self::Root => {
                 "root (containers, mounts, bridges): run as root; an apiserver alone needs none: cargo xtask cluster up --no-node"
             }

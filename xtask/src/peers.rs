@@ -52,6 +52,8 @@ pub enum Peer {
     Mitmproxy,
     /// The web server and proxy (Debian package nginx).
     Nginx,
+    /// The packet filter, for a NAT (Debian package nftables).
+    Nftables,
     /// Client and server (Debian packages openssh-client, openssh-server).
     Openssh,
     /// The reverse proxy (crate rathole).
@@ -112,6 +114,7 @@ impl Peer {
             Self::Haproxy => "haproxy",
             Self::Mitmproxy => "mitmproxy",
             Self::Nginx => "nginx",
+            Self::Nftables => "nftables",
             Self::Openssh => "openssh",
             Self::Rathole => "rathole",
             Self::Remotedialer => "remotedialer",
@@ -127,6 +130,7 @@ impl Peer {
             Self::Haproxy => &["haproxy"],
             Self::Mitmproxy => &["mitmdump"],
             Self::Nginx => &["nginx"],
+            Self::Nftables => &["nft"],
             Self::Openssh => &["sshd", "ssh", "ssh-keygen"],
             Self::Rathole => &["rathole"],
             Self::Remotedialer => &["remotedialer"],
@@ -142,6 +146,7 @@ impl Peer {
             Self::Haproxy => ", or install it: apt-get install haproxy",
             Self::Mitmproxy => " (1 min; needs Python 3.10 or later with venv)",
             Self::Nginx => ", or install it: apt-get install nginx",
+            Self::Nftables => ", or install it: apt-get install nftables",
             Self::Openssh => ", or install it: apt-get install openssh-client openssh-server",
             Self::Rathole => " (4 min; needs a C compiler, pkg-config and libssl-dev)",
             Self::Remotedialer => " (1 min; needs Go 1.26 or later)",
@@ -185,6 +190,7 @@ impl Peer {
             Self::Haproxy => unpack(&["haproxy"], &folder),
             Self::Mitmproxy => install_mitmproxy(&folder),
             Self::Nginx => unpack(&["nginx"], &folder),
+            Self::Nftables => unpack(&["nftables"], &folder),
             Self::Openssh => unpack(&["openssh-client", "openssh-server"], &folder),
             Self::Rathole => build_rathole(&folder),
             Self::Remotedialer => build_remotedialer(&folder),
@@ -197,9 +203,13 @@ impl Peer {
 
     fn folder(self) -> PathBuf {
         let version = match self {
-            Self::Dnsmasq | Self::Haproxy | Self::Nginx | Self::Openssh | Self::Squid | Self::Tinyproxy => {
-                "debian".to_owned()
-            }
+            Self::Dnsmasq
+            | Self::Haproxy
+            | Self::Nginx
+            | Self::Nftables
+            | Self::Openssh
+            | Self::Squid
+            | Self::Tinyproxy => "debian".to_owned(),
             Self::Mitmproxy => MITMPROXY.to_owned(),
             Self::Rathole => RATHOLE.to_owned(),
             // Its version stands in go.mod; the program around it changes, too.

@@ -132,7 +132,7 @@ impl Nat {
         );
         let file = tempfile::NamedTempFile::new()?;
         fs::write(file.path(), rules)?;
-        nat.in_router(&["nft", "-f", &file.path().display().to_string()])?;
+        nat.filter(&["-f", &file.path().display().to_string()])?;
         Ok(nat)
     }
 
@@ -161,6 +161,14 @@ impl Nat {
         done(command)
     }
 
+    /// Lets the router's packet filter do something.
+    fn filter(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let installed = Peer::Nftables.ensure()?;
+        let mut command = in_namespace(Some(&self.router), installed.program("nft")?);
+        command.envs(installed.environment()).args(arguments);
+        done(command)
+    }
+
     /// The network's name server, on its router, and the file that names it.
     fn serve_names(&self, folder: &Path, dns: Dns) -> anyhow::Result<Option<Process>> {
         let etc = etc(&self.inside);
@@ -169,8 +177,7 @@ impl Nat {
         fs::write(etc.join("resolv.conf"), format!("nameserver {}\n", self.gateway()))?;
         if dns == Dns::Silent {
             // The router answers no question that comes to it: drop it, so that nobody says that nobody listens.
-            self.in_router(&[
-                "nft",
+            self.filter(&[
                 "insert",
                 "rule",
                 "inet",
