@@ -7,9 +7,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-/// The test programs that put faults in, by package and name.
-const TESTS: [(&str, &str); 3] =
-    [("towline-tunnel", "doctor"), ("towline-agent", "preflight"), ("towline", "doctor")];
+/// Where `towline doctor` and `towline-agent preflight` look at ways: in the library, in the agent and in the client.
+const PLACES: usize = 3;
 /// How those tests begin a row: `doctor-table`, fault, code, seconds, with tabs between.
 const ROW: &str = "doctor-table\t";
 
@@ -18,17 +17,12 @@ const ROW: &str = "doctor-table\t";
 /// # Errors
 /// If a test can't be run, or none has a row.
 pub fn run() -> anyhow::Result<ExitCode> {
-    let (mut rows, mut passed) = (Vec::new(), true);
-    for (package, test) in TESTS {
-        let mut command = cargo(package, test);
-        let output = command.env("TOWLINE_DOCTOR_TABLE", "1").stderr(Stdio::inherit()).output();
-        let output = output.context("cargo can't be run")?;
-        passed &= output.status.success();
-        let said = String::from_utf8_lossy(&output.stdout);
-        let found =
-            said.lines().filter_map(|line| line.find(ROW).map(|at| line[at + ROW.len()..].to_owned()));
-        rows.extend(found);
-    }
+    let output = tests().env("TOWLINE_DOCTOR_TABLE", "1").stderr(Stdio::inherit()).output();
+    let output = output.context("cargo can't be run")?;
+    let passed = output.status.success();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let rows: Vec<&str> =
+        said.lines().filter_map(|line| line.find(ROW).map(|at| &line[at + ROW.len()..])).collect();
     ensure!(!rows.is_empty(), "no test has a row");
     println!("| fault | code | seconds |\n|---|---|---|");
     for row in &rows {
@@ -43,25 +37,19 @@ pub fn run() -> anyhow::Result<ExitCode> {
 /// If a test can't be run.
 pub fn soak(runs: u32) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
-    let mut passed = true;
-    for (package, test) in TESTS {
-        let mut command = cargo(package, test);
-        let status = command.arg("no_alarm").env("TOWLINE_RUNS", runs.to_string()).status();
-        passed &= status.context("cargo can't be run")?.success();
-    }
+    let status = tests().arg("no_alarm").env("TOWLINE_RUNS", runs.to_string()).status();
+    let passed = status.context("cargo can't be run")?.success();
     let result = if passed { "no alarm" } else { "FAILED" };
-    println!(
-        "{runs} healthy runs in each of {} places: {result} ({} s)",
-        TESTS.len(),
-        begun.elapsed().as_secs()
-    );
+    println!("{runs} healthy runs in each of {PLACES} places: {result} ({} s)", begun.elapsed().as_secs());
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn cargo(package: &str, test: &str) -> Command {
+/// The test programs that put faults in.
+fn tests() -> Command {
     let mut command = Command::new("cargo");
     command
-        .args(["test", "--quiet", "--package", package, "--test", test, "--", "--nocapture"])
+        .args(["test", "--quiet", "--workspace", "--no-fail-fast", "--test", "doctor", "--test", "preflight"])
+        .args(["--", "--nocapture"])
         .current_dir(crate::root())
         .stdin(Stdio::null());
     command
