@@ -16,7 +16,7 @@ use crate::{
     bad_days::{kubectl, until},
     case::{Outcome, run_within},
     only_way::{self, OnlyWay},
-    pod::{IMAGE, build_static, connected},
+    pod::{IMAGE, connected},
     stage::{CLUSTER_AUDIENCE, Proxy, Stage},
     table::{GROUP, TOKEN_LIFETIME, USER, apply_with},
 };
@@ -42,12 +42,12 @@ impl<'a> Helm<'a> {
     /// # Errors
     /// If the agent can't be built, or its image not be loaded.
     pub fn set(stage: &'a Stage) -> anyhow::Result<Self> {
-        let program = build_static()?;
-        stage.cluster.import_program(IMAGE, &program)?;
+        let program = &stage.programs.agent;
+        stage.cluster.import_program(IMAGE, program)?;
         let folder = stage.folder().join("chart");
         fs::create_dir_all(&folder)?;
         let help = |command: &str| {
-            let mut help = Command::new(&program);
+            let mut help = Command::new(program);
             help.args([command, "--help"]);
             run_within(help, Duration::from_secs(10))
         };

@@ -1,9 +1,9 @@
-//! The agent where it belongs: in a pod of the cluster, from an image made from scratch, with `deploy/agent.yaml` and no more rights
+//! The agent where it belongs: in a pod of the cluster, from an image with nothing else, with `deploy/agent.yaml` and no more rights
 //! than that gives it.
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -22,28 +22,6 @@ pub(crate) const IMAGE: &str = "towline.test/agent:1";
 const NAME: &str = "pod";
 /// From applied to connected.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
-
-/// A static agent for an image with nothing else in it, in a target folder of its own.
-///
-/// # Errors
-/// If it can't be built.
-pub fn build_static() -> anyhow::Result<PathBuf> {
-    let version = Command::new("rustc").arg("-vV").output().context("rustc can't be run")?;
-    let version = String::from_utf8_lossy(&version.stdout).into_owned();
-    let host =
-        version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names its host")?;
-    let target = xtask::root().join("target/towline/static");
-    // With --target the flags are for the program alone, and not for what is run while building.
-    let status = Command::new("cargo")
-        .args(["build", "--quiet", "--package", "towline-agent", "--bin", "towline-agent", "--target", host])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env("CARGO_TARGET_DIR", &target)
-        .current_dir(xtask::root())
-        .status()
-        .context("cargo can't be run")?;
-    ensure!(status.success(), "the static agent can't be built");
-    Ok(target.join(host).join("debug/towline-agent"))
-}
 
 /// What a test cluster needs otherwise: loopback in place of a pod network, and an issuer of its own.
 fn kustomization(stage: &Stage) -> String {
@@ -69,7 +47,7 @@ fn kustomization(stage: &Stage) -> String {
 /// What does not work.
 pub fn run(stage: &Stage) -> anyhow::Result<()> {
     let cluster = &stage.cluster;
-    cluster.import_program(IMAGE, &build_static()?)?;
+    cluster.import_program(IMAGE, &stage.programs.agent)?;
     let folder = stage.folder().join("pod");
     fs::create_dir_all(&folder)?;
     fs::copy(xtask::root().join("deploy/agent.yaml"), folder.join("agent.yaml"))?;

@@ -295,7 +295,7 @@ impl Cluster {
         node::import(&self.folder, archive)
     }
 
-    /// An image from scratch that holds one program (static) and loads it into the node.
+    /// An image from scratch that holds one program, with the libraries that it needs, and loads it into the node.
     ///
     /// # Errors
     /// If the program can't be read or containerd refuses the image.

@@ -30,17 +30,29 @@ pub(super) fn of_busybox(folder: &Path, name: &str, command: &[&str]) -> anyhow:
     archive(folder, name, &root, json!({ "Cmd": command, "Env": ["PATH=/bin"] }))
 }
 
-/// One static program in an empty root, run as nobody.
+/// One program in a root that has nothing else but the libraries that it is linked with, run as nobody.
 pub(super) fn of_program(folder: &Path, name: &str, program: &Path) -> anyhow::Result<PathBuf> {
     let root = staging(folder, name)?;
     let file = program.file_name().and_then(|file| file.to_str()).context("a program has a name")?;
     fs::copy(program, root.join(file)).with_context(|| format!("{} can't be read", program.display()))?;
+    for library in libraries(program)? {
+        let inside = root.join(library.strip_prefix("/")?);
+        fs::create_dir_all(inside.parent().context("a library lies in a folder")?)?;
+        fs::copy(&library, inside).with_context(|| format!("{} can't be read", library.display()))?;
+    }
     for folder in ["tmp", "etc", "data"] {
         fs::create_dir_all(root.join(folder))?;
     }
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
     fs::set_permissions(root.join("data"), fs::Permissions::from_mode(0o1777))?;
     archive(folder, name, &root, json!({ "Entrypoint": [format!("/{file}")], "User": "65532:65532" }))
+}
+
+/// What a program is linked with, and its loader; nothing where it is static.
+fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output().context("ldd can't be run")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    Ok(said.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
 }
 
 fn staging(folder: &Path, name: &str) -> anyhow::Result<PathBuf> {
