@@ -4,6 +4,8 @@
 //! both at once, so no order of locks is needed. All frames of one stream and direction are carried by one reader,
 //! so they stay in order.
 
+mod kin;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -30,6 +32,8 @@ use towline_tunnel::{
     role::DocumentId,
 };
 use tracing::{debug, info};
+
+use kin::Kin;
 
 use crate::{
     audit::Account,
@@ -116,6 +120,7 @@ pub struct RelayConn {
     switchboard: Arc<Switchboard>,
     questions: mpsc::Sender<Question>,
     open_timeout: Duration,
+    kin: Kin,
 }
 
 struct State {
@@ -184,6 +189,7 @@ impl RelayConn {
             switchboard,
             questions,
             open_timeout,
+            kin: Kin::default(),
         })
     }
 
@@ -200,6 +206,11 @@ impl RelayConn {
     /// When the session began, by the relay's clock.
     pub fn began_at(&self) -> SystemTime {
         self.began.0
+    }
+
+    /// When the session began, by the machine's.
+    pub fn since(&self) -> Instant {
+        self.began.1
     }
 
     /// When it began, and when bytes came last: a peer that lives answers PING.
@@ -649,6 +660,9 @@ impl RelayConn {
 
     fn on_control(&self, payload: &Bytes) {
         let Some(peer) = &self.peer else { return };
+        if self.on_kin(payload) {
+            return;
+        }
         let later = |question| self.questions.try_send(question).is_ok();
         let answer = self.switchboard.answer(peer, payload, later);
         if let Some(answer) = answer
