@@ -277,10 +277,14 @@ impl Uplink {
         let apiserver = self.acceptor.forwarder().apiserver();
         let tickets = self.enrolment.joined(welcome.ticket_key, &self.dir, apiserver).await?;
         let name = welcome.name;
-        info!(
-            channel = %welcome.channel, %relay, carrier = rung.name(), name, instance = %facts.instance.id,
-            cluster = %self.cluster.public().cluster_id(), beside = beside.len(), "connected"
-        );
+        if beside.is_empty() {
+            info!(
+                channel = %welcome.channel, %relay, carrier = rung.name(), name, instance = %facts.instance.id,
+                cluster = %self.cluster.public().cluster_id(), "connected"
+            );
+        } else {
+            info!(channel = %welcome.channel, %relay, carrier = rung.name(), "one more session stands beside the others");
+        }
         let session = self.session(welcome.channel, tickets, false);
         Ok(Begun { session, channel, config: self.endpoint(&facts), name, facts })
     }
