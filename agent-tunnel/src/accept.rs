@@ -19,6 +19,7 @@ use towline_tunnel::{
     inner::{InnerAcceptor, InnerStream},
     keys::VerifyingKey,
     mux::{Admit, CloseReason, Connection, EXPORTER_LABEL, MuxStream, OpenRequest, Owner, ResumeKey},
+    observe::Present,
     ticket::{Ticket, TicketError},
 };
 use tracing::debug;
@@ -26,7 +27,7 @@ use tracing::debug;
 use self::users::{Held, Users};
 use crate::{
     forward::{Caller, Ending, Forwarder},
-    metrics::{Metrics, Present},
+    metrics::Metrics,
     roles::Offered,
     stream::ResettableStream,
 };

@@ -4,7 +4,6 @@
 //! is a secret: those are in files.
 
 mod health;
-mod log;
 mod roles;
 
 use std::{
@@ -29,6 +28,7 @@ use towline_tunnel::{
     enrolment::EnrolmentToken,
     fault::{Fault, Report, name_program},
     keys::SigningKey,
+    log,
     mux::{LineSettings, MAX_LINES},
     values::{bytes, duration},
 };
@@ -462,7 +462,7 @@ fn id(place: &Place) -> Result<(), Report> {
 pub fn main() -> ExitCode {
     name_program("towline-agent");
     let cli = Cli::parse();
-    log::start(cli.log);
+    log::start(cli.log, &["towline_agent", "towline_tunnel", "towline_identity"]);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Report::caused_by(Fault::Internal, "no runtime can be made", error)),

@@ -5,18 +5,16 @@
 use std::sync::Arc;
 
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text},
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::{ConstGauge, Gauge},
-        histogram::Histogram,
-    },
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use tokio::runtime::Handle;
-use towline_tunnel::{carrier::rung::Rung, fault::Fault, proto::ledger::Ledger};
+use towline_tunnel::{
+    carrier::rung::Rung,
+    fault::Fault,
+    observe::{self, Process},
+    proto::ledger::Ledger,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Code {
@@ -124,7 +122,7 @@ impl Metrics {
             "Rights of the agent's accounts that are missing or excessive; absent until they were asked for",
             rights.clone(),
         );
-        registry.register_collector(Box::new(State(ledger)));
+        registry.register_collector(Box::new(Process(ledger)));
         let direction = |direction| Direction { direction };
         Self {
             sessions,
@@ -175,58 +173,14 @@ impl Metrics {
 
     /// The page that Prometheus reads (OpenMetrics text).
     pub fn page(&self) -> String {
-        let mut page = String::new();
-        // Writing to a String does not fail; what an encoder can't write is missing from the page.
-        let _written = text::encode(&mut page, &self.registry);
-        page
-    }
-}
-
-/// Counts something as there for as long as it lives.
-#[derive(Debug)]
-pub struct Present(Gauge);
-
-impl Present {
-    /// One more, until this is dropped.
-    pub fn in_gauge(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Present {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-#[derive(Debug)]
-struct State(Ledger);
-
-impl Collector for State {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let promised = ConstGauge::new(self.0.promised());
-        let metric = encoder.encode_descriptor(
-            "buffered_bytes",
-            "Bytes promised to the relay beyond each stream's floor",
-            None,
-            promised.metric_type(),
-        )?;
-        promised.encode(metric)?;
-        let tasks = Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
-        let tasks = ConstGauge::new(u64::try_from(tasks).unwrap_or(u64::MAX));
-        let metric = encoder.encode_descriptor(
-            "tasks",
-            "Tasks of the runtime that have not ended",
-            None,
-            tasks.metric_type(),
-        )?;
-        tasks.encode(metric)
+        observe::page(&self.registry)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use towline_tunnel::observe::Present;
+
     use super::*;
 
     #[test]

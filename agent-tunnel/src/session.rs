@@ -13,14 +13,11 @@ use towline_tunnel::{
     ids::ChannelId,
     keys::VerifyingKey,
     mux::{CloseReason, Connection, Driver, EndpointConfig, Keeper},
+    observe::Present,
 };
 use tracing::{debug, info};
 
-use crate::{
-    accept::Acceptor,
-    forward::Ending,
-    metrics::{Metrics, Present},
-};
+use crate::{accept::Acceptor, forward::Ending, metrics::Metrics};
 
 /// How often a session that takes no new streams is looked at: without streams it is not needed.
 const LOOK_EVERY: Duration = Duration::from_millis(200);

@@ -24,7 +24,10 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use towline_tunnel::fault::{Fault, Report};
+use towline_tunnel::{
+    fault::{Fault, Report},
+    log::Level,
+};
 
 pub use arguments::{ProxyArguments, Reach, RunArguments};
 pub use at_relay::AtRelay;
@@ -32,7 +35,7 @@ pub use audit::AuditArguments;
 pub use auth::{AuthCommand, CheckArguments};
 pub use doctor::{DoctorArguments, EndpointsArguments};
 pub use list::ListArguments;
-pub use log::{Level, start as start_log, start_and_keep as start_kept_log};
+pub use log::{start as start_log, start_and_keep as start_kept_log};
 pub use login::{LoginArguments, Output, WhoamiArguments, Whose};
 use profile::Profile;
 pub use revoke::RevokeArguments;

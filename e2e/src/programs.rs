@@ -1,9 +1,6 @@
 //! The programs under test, as cargo built them.
 
-use std::{
-    io::{IsTerminal as _, stderr},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
@@ -24,26 +21,11 @@ impl Programs {
     /// # Errors
     /// If they can't be built.
     pub fn build() -> anyhow::Result<Self> {
-        let me = std::env::current_exe().context("this program's own path is not known")?;
-        // target/debug/PROGRAM, or target/debug/deps/TEST.
-        let folder = me.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
-        let folder = folder.context("this program lies in no folder")?;
-        let mut build = std::process::Command::new("cargo");
-        build.arg("build");
-        // A build takes minutes: whoever watches is to see it.
-        if !stderr().is_terminal() {
-            build.arg("--quiet");
-        }
-        for (package, program) in
-            [("towline-relay", "towline-relay"), ("towline-agent", "towline-agent"), ("towline", "towline")]
-        {
-            build.args(["--package", package, "--bin", program]);
-        }
-        if folder.ends_with("release") {
-            build.arg("--release");
-        }
-        let status = build.current_dir(xtask::root()).status().context("cargo can't be run")?;
-        ensure!(status.success(), "the programs can't be built");
+        let folder = if cfg!(debug_assertions) {
+            xtask::programs::build(&[])
+        } else {
+            xtask::programs::build_release()
+        }?;
         let program = |name: &str| -> anyhow::Result<PathBuf> {
             let path = folder.join(name);
             ensure!(path.exists(), "{} was not built", path.display());

@@ -1,9 +1,13 @@
-//! All journeys, on one real cluster: see `suite`.
+//! All journeys, most of them on one real cluster: see `suite`.
 #![allow(clippy::print_stdout, reason = "it reports as libtest does")]
 
-use std::{cell::RefCell, process::ExitCode};
+use std::{
+    process::ExitCode,
+    sync::{Mutex, PoisonError, RwLock},
+};
 
 use anyhow::{Context as _, ensure};
+use tokio::runtime::Runtime;
 use towline_e2e::{
     access, acting, audit_join,
     bad_days::{self, Trouble},
@@ -33,7 +37,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<bool> {
-    let runtime = tokio::runtime::Runtime::new()?;
+    let runtime = Runtime::new()?;
     let options =
         Options { name: format!("e2e-{}", std::process::id()), node: true, apiserver_arguments: Vec::new() };
     let programs = Programs::build()?;
@@ -45,23 +49,76 @@ fn run() -> anyhow::Result<bool> {
     passed
 }
 
-fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> {
-    let stage = RefCell::new(stage);
-    let trouble: RefCell<Option<Trouble>> = RefCell::new(None);
-    // The stage's own tasks (the issuer) run on the runtime; the checks wait outside of it.
-    let with_trouble = |run: &dyn Fn(&Trouble, &mut Stage) -> anyhow::Result<()>| -> anyhow::Result<()> {
-        let mut stage = stage.try_borrow_mut().context("the checks run one after the other")?;
-        let mut trouble = trouble.try_borrow_mut()?;
-        if trouble.is_none() {
-            *trouble = Some(Trouble::set(&stage)?);
-        }
-        run(trouble.as_ref().context("it was just set")?, &mut stage)
-    };
-    let checks = vec![
-        Check::new("every_case_of_the_table_is_equal_directly_and_through", || {
-            let stage = stage.try_borrow()?;
+/// What all checks use.
+struct Theatre<'a> {
+    runtime: &'a Runtime,
+    cluster: Cluster,
+    programs: Programs,
+    /// Who writes is alone with it.
+    stage: RwLock<Stage>,
+    trouble: Mutex<Option<Trouble>>,
+}
+
+impl<'a> Theatre<'a> {
+    /// A check that does not need the stage.
+    fn beside(&'a self, name: &str, run: impl FnOnce() -> anyhow::Result<()> + Send + 'a) -> Check<'a> {
+        Check::new(name, move || {
+            let _entered = self.runtime.enter();
+            run()
+        })
+    }
+
+    /// A check that leaves the stage as it is.
+    fn check(&'a self, name: &str, run: impl FnOnce(&Stage) -> anyhow::Result<()> + Send + 'a) -> Check<'a> {
+        Check::new(name, move || {
+            // The stage's own tasks (the issuer) run on the runtime; the checks wait outside of it.
+            let _entered = self.runtime.enter();
+            run(&*self.stage.read().unwrap_or_else(PoisonError::into_inner))
+        })
+    }
+
+    /// One for which programs of the stage end and begin again.
+    fn upheaval(
+        &'a self,
+        name: &str,
+        run: impl FnOnce(&mut Stage) -> anyhow::Result<()> + Send + 'a,
+    ) -> Check<'a> {
+        Check::new(name, move || {
+            let _entered = self.runtime.enter();
+            run(&mut *self.stage.write().unwrap_or_else(PoisonError::into_inner))
+        })
+    }
+
+    /// One for which they do while somebody uses them.
+    fn trouble(
+        &'a self,
+        name: &str,
+        run: impl FnOnce(&Trouble, &mut Stage) -> anyhow::Result<()> + Send + 'a,
+    ) -> Check<'a> {
+        self.upheaval(name, move |stage| {
+            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            if trouble.is_none() {
+                *trouble = Some(Trouble::set(stage)?);
+            }
+            run(trouble.as_ref().context("it was just set")?, stage)
+        })
+    }
+}
+
+fn all(runtime: &Runtime, stage: Stage) -> anyhow::Result<bool> {
+    let (cluster, programs) = (stage.cluster.clone(), stage.programs.clone());
+    let theatre =
+        Theatre { runtime, cluster, programs, stage: RwLock::new(stage), trouble: Mutex::default() };
+    let lanes = vec![of_the_stage(&theatre), of_identity(&theatre), of_the_cluster(&theatre)];
+    Ok(suite::run(lanes, alone(&theatre), |line| println!("{line}")))
+}
+
+/// The stage's own client, agent and relay.
+fn of_the_stage<'a>(theatre: &'a Theatre<'a>) -> Vec<Check<'a>> {
+    vec![
+        theatre.check("every_case_of_the_table_is_equal_directly_and_through", |stage| {
             let mut lines = Vec::new();
-            let rows = table::run(&stage.cluster, Some(&stage), &Selection::default(), |row| {
+            let rows = table::run(&stage.cluster, Some(stage), &Selection::default(), |row| {
                 println!("{}", row.print());
                 if !row.is_equal() || !row.is_expected() {
                     lines.push(row.print());
@@ -70,93 +127,101 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
             ensure!(lines.is_empty(), "{} of {} rows:\n{}", lines.len(), rows.len(), lines.join("\n"));
             Ok(())
         }),
-        Check::new("every_event_of_a_users_joins_one_line_of_the_agent_and_one_channel_of_the_relay", || {
-            let joined = audit_join::run(&*stage.try_borrow()?)?;
-            println!("{} events, {} requests, {} channels", joined.events, joined.requests, joined.channels);
-            Ok(())
+        theatre.check(
+            "every_event_of_a_users_joins_one_line_of_the_agent_and_one_channel_of_the_relay",
+            |stage| {
+                let joined = audit_join::run(stage)?;
+                println!(
+                    "{} events, {} requests, {} channels",
+                    joined.events, joined.requests, joined.channels
+                );
+                Ok(())
+            },
+        ),
+        theatre.check("what_is_wrong_from_the_start_is_said_at_the_start", bad_days::wrong_from_the_start),
+        theatre.check("files_that_can_not_be_used_are_named_and_left_alone", bad_days::unusable_files),
+        theatre.check("run_does_one_command_with_its_exit_code", bad_days::one_command),
+        theatre.check("the_kubeconfig_is_left_as_it_came", bad_days::leaves_as_it_came),
+        theatre.trouble("a_request_can_be_followed_through_all_logs", |trouble, stage| {
+            bad_days::can_be_followed(stage, trouble)
         }),
-        Check::new("each_login_and_kind_of_token_works_and_what_is_open_ends_with_its_right", || {
-            let stage = stage.try_borrow()?;
+        theatre.check("t01_t53_kubectl_as_is_what_the_clusters_own_rules_allow", acting::as_somebody_else),
+        theatre.trouble("a_second_proxy_for_a_cluster_is_refused", |trouble, stage| {
+            trouble.a_second_proxy(stage)
+        }),
+        theatre.trouble("a_missing_role_is_named_and_kubectl_works_once_it_is_there", |trouble, stage| {
+            trouble.without_a_role(stage)
+        }),
+        theatre.trouble("an_expired_token_is_named_and_kubectl_works_with_the_next", |trouble, stage| {
+            trouble.with_an_expired_token(stage)
+        }),
+        theatre
+            .trouble("an_agent_that_is_gone_is_named_and_kubectl_works_once_it_is_back", |trouble, stage| {
+                trouble.without_an_agent(stage)
+            }),
+        theatre
+            .trouble("a_relay_that_is_gone_is_named_and_kubectl_works_once_it_is_back", |trouble, stage| {
+                trouble.without_a_relay(stage)
+            }),
+    ]
+}
+
+/// Relays and agents of their own.
+fn of_identity<'a>(theatre: &'a Theatre<'a>) -> Vec<Check<'a>> {
+    vec![
+        theatre.beside("each_login_and_kind_of_token_works_and_what_is_open_ends_with_its_right", || {
             let say = |row: &identity::Row| println!("{}", row.print());
-            let rows = identity::run(&stage.cluster, &stage.programs, runtime.handle(), None, say)?;
+            let rows =
+                identity::run(&theatre.cluster, &theatre.programs, theatre.runtime.handle(), None, say)?;
             let failed: Vec<String> =
                 rows.iter().filter(|row| row.result.is_err()).map(identity::Row::print).collect();
             ensure!(failed.is_empty() && !rows.is_empty(), "{}", failed.join("\n"));
             Ok(())
         }),
-        Check::new("the_relay_sees_no_canary_that_is_inside_inner_tls", || {
-            let stage = stage.try_borrow()?;
-            let run = runtime.block_on(blind_run::run(&stage.cluster, &stage.programs))?;
+        theatre.beside("the_relay_sees_no_canary_that_is_inside_inner_tls", || {
+            let run = theatre.runtime.block_on(blind_run::run(&theatre.cluster, &theatre.programs))?;
             blind::judge(&run.outside, &run.inside, &run.canaries)
         }),
-        Check::new("what_is_wrong_from_the_start_is_said_at_the_start", || {
-            bad_days::wrong_from_the_start(&*stage.try_borrow()?)
-        }),
-        Check::new("files_that_can_not_be_used_are_named_and_left_alone", || {
-            bad_days::unusable_files(&*stage.try_borrow()?)
-        }),
-        Check::new("run_does_one_command_with_its_exit_code", || {
-            bad_days::one_command(&*stage.try_borrow()?)
-        }),
-        Check::new("the_kubeconfig_is_left_as_it_came", || {
-            bad_days::leaves_as_it_came(&*stage.try_borrow()?)
-        }),
-        Check::new("a_request_can_be_followed_through_all_logs", || {
-            with_trouble(&|trouble, stage| bad_days::can_be_followed(stage, trouble))
-        }),
-        Check::new("t01_t53_kubectl_as_is_what_the_clusters_own_rules_allow", || {
-            acting::as_somebody_else(&*stage.try_borrow()?)
-        }),
-        Check::new(
+    ]
+}
+
+/// Agents in the cluster, and a cluster of their own.
+fn of_the_cluster<'a>(theatre: &'a Theatre<'a>) -> Vec<Check<'a>> {
+    vec![
+        theatre.check("the_agent_runs_in_a_pod_with_the_least_rights", pod::run),
+        theatre.check("the_chart_installs_upgrades_and_leaves_the_cluster_its_identity", chart::run),
+        theatre.beside(
             "the_agents_accounts_have_no_more_rights_than_they_need_and_tokens_can_be_passed_on",
-            || access::run(runtime, &stage.try_borrow()?.programs),
+            || access::run(theatre.runtime, &theatre.programs),
         ),
-        Check::new("a_second_proxy_for_a_cluster_is_refused", || {
-            with_trouble(&|trouble, stage| trouble.a_second_proxy(stage))
-        }),
-        Check::new("a_missing_role_is_named_and_kubectl_works_once_it_is_there", || {
-            with_trouble(&|trouble, stage| trouble.without_a_role(stage))
-        }),
-        Check::new("an_expired_token_is_named_and_kubectl_works_with_the_next", || {
-            with_trouble(&|trouble, stage| trouble.with_an_expired_token(stage))
-        }),
-        Check::new("an_agent_that_is_gone_is_named_and_kubectl_works_once_it_is_back", || {
-            with_trouble(&|trouble, stage| trouble.without_an_agent(stage))
-        }),
-        Check::new("a_relay_that_is_gone_is_named_and_kubectl_works_once_it_is_back", || {
-            with_trouble(&|trouble, stage| trouble.without_a_relay(stage))
-        }),
-        Check::new("an_apiserver_that_is_gone_is_named_and_kubectl_works_once_it_is_back", || {
-            with_trouble(&|trouble, stage| trouble.without_an_apiserver(stage))
-        }),
-        Check::new("the_agent_runs_in_a_pod_with_the_least_rights", || pod::run(&*stage.try_borrow()?)),
-        Check::new("the_chart_installs_upgrades_and_leaves_the_cluster_its_identity", || {
-            chart::run(&*stage.try_borrow()?)
-        }),
-        Check::new("agent_and_client_get_out_by_nat_and_by_squid_or_say_why_not", || {
-            let mut stage = stage.try_borrow_mut()?;
+    ]
+}
+
+/// What ends programs that all others need, kube-apiserver among them.
+fn alone<'a>(theatre: &'a Theatre<'a>) -> Vec<Check<'a>> {
+    vec![
+        theatre.trouble(
+            "an_apiserver_that_is_gone_is_named_and_kubectl_works_once_it_is_back",
+            |trouble, stage| trouble.without_an_apiserver(stage),
+        ),
+        theatre.upheaval("agent_and_client_get_out_by_nat_and_by_squid_or_say_why_not", |stage| {
             let say = |row: &egress::Row| println!("{}", row.print());
-            let rows = egress::run(&mut stage, runtime.handle(), false, |row| row.quick, say)?;
+            let rows = egress::run(stage, theatre.runtime.handle(), false, |row| row.quick, say)?;
             let wrong: Vec<String> =
                 rows.iter().filter(|row| !row.is_as_expected()).map(egress::Row::print).collect();
             ensure!(wrong.is_empty() && !rows.is_empty(), "{}", wrong.join("\n"));
             Ok(())
         }),
-        Check::new("sigterm_ends_relay_and_agent_well", || {
-            with_trouble(&|_, stage| bad_days::ends_when_told(stage))
-        }),
-        Check::new("t39_five_rounds_of_kill_9_under_load_leave_nothing_behind", || {
-            let mut stage = stage.try_borrow_mut()?;
-            let findings = kill::run(&mut stage, 5, 7, false, |line| println!("{line}"))?;
+        theatre.trouble("sigterm_ends_relay_and_agent_well", |_, stage| bad_days::ends_when_told(stage)),
+        theatre.upheaval("t39_five_rounds_of_kill_9_under_load_leave_nothing_behind", |stage| {
+            let findings = kill::run(stage, 5, 7, false, |line| println!("{line}"))?;
             ensure!(findings.faults.is_empty(), "{}", findings.faults.join("\n"));
             ensure!(findings.cut > 0, "nothing was cut");
             ensure!(findings.survived > 0, "nothing went on");
             Ok(())
         }),
-        Check::new("streams_outlive_a_relay_that_is_killed_again_and_again", || {
-            resume::survives(&mut *stage.try_borrow_mut()?, resume::DEATHS)
+        theatre.upheaval("streams_outlive_a_relay_that_is_killed_again_and_again", |stage| {
+            resume::survives(stage, resume::DEATHS)
         }),
-    ];
-    let _entered = runtime.enter();
-    Ok(suite::run(checks, |line| println!("{line}")))
+    ]
 }

@@ -25,6 +25,7 @@ use towline_tunnel::{
     drain::DrainWatcher,
     ids::ChannelId,
     mux::{Closed, Side, drive},
+    observe::Present,
     proto::{CloseReason, leg::LegConfig},
     session::{self, AcceptError, Channel, Exporter, control::Control},
     ticket::SKEW,
@@ -42,7 +43,7 @@ use crate::{
     authenticate::{ClientPeer, Peer},
     forward::{Arrival, Owner, RelayConn},
     handshakes::{Handshake, Handshakes, Turn},
-    metrics::{Present, Stage},
+    metrics::Stage,
     places::Place,
     questions::{self, OPEN_QUESTIONS, Question},
 };
@@ -401,7 +402,7 @@ where
     };
     let (asked, questions) = mpsc::channel(OPEN_QUESTIONS);
     let conn = RelayConn::new(
-        *peer,
+        Some(*peer),
         owner,
         Arrival { channel: id, from },
         config,

@@ -4,7 +4,6 @@ mod audit;
 mod clusters;
 mod documents;
 mod enroll;
-mod log;
 mod revoke;
 mod roles;
 mod serve;
@@ -17,6 +16,7 @@ pub use table::table;
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     fault::{Fault, Report, name_program},
+    log,
 };
 
 use crate::{data_dir, keys::RelayKeys, registry::Registry};
@@ -139,7 +139,7 @@ enum Format {
 pub fn main() -> ExitCode {
     name_program("towline-relay");
     let cli = Cli::parse();
-    log::start(cli.log);
+    log::start(cli.log, &["towline_relay", "towline_tunnel", "towline_identity"]);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Report::caused_by(Fault::Internal, "no runtime can be made", error)),

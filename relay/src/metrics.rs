@@ -5,19 +5,15 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text},
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::{ConstGauge, Gauge},
-        histogram::Histogram,
-    },
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use tokio::runtime::Handle;
-use towline_tunnel::carrier::{dial::Errand, rung::Rung};
-use towline_tunnel::proto::{CloseReason, ledger::Ledger};
+use towline_tunnel::{
+    carrier::{dial::Errand, rung::Rung},
+    observe::{self, Present, Process},
+    proto::{CloseReason, ledger::Ledger},
+};
 
 /// Where something was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -186,7 +182,7 @@ impl Metrics {
             "Bytes passed on between agents and identity providers, both ways",
             issuer_bytes.clone(),
         );
-        registry.register_collector(Box::new(State(ledger)));
+        registry.register_collector(Box::new(Process(ledger)));
 
         let kind = |kind| Kind { kind };
         let direction = |direction| Direction { direction };
@@ -248,54 +244,7 @@ impl Metrics {
 
     /// The page that Prometheus reads (OpenMetrics text).
     pub fn page(&self) -> String {
-        let mut page = String::new();
-        // Writing to a String does not fail; what an encoder can't write is missing from the page.
-        let _written = text::encode(&mut page, &self.registry);
-        page
-    }
-}
-
-/// One of those that a gauge counts.
-#[derive(Debug)]
-pub struct Present(Gauge);
-
-impl Present {
-    /// One more, until this is dropped, however its task ends.
-    pub fn in_gauge(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Present {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-/// What is read when somebody asks.
-#[derive(Debug)]
-struct State(Ledger);
-
-impl Collector for State {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let promised = ConstGauge::new(self.0.promised());
-        let metric = encoder.encode_descriptor(
-            "buffered_bytes",
-            "Bytes promised to peers beyond each stream's floor",
-            None,
-            promised.metric_type(),
-        )?;
-        promised.encode(metric)?;
-        let tasks = Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
-        let tasks = ConstGauge::new(u64::try_from(tasks).unwrap_or(u64::MAX));
-        let metric = encoder.encode_descriptor(
-            "tasks",
-            "Tasks of the runtime that have not ended",
-            None,
-            tasks.metric_type(),
-        )?;
-        tasks.encode(metric)
+        observe::page(&self.registry)
     }
 }
 

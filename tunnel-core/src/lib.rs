@@ -1,9 +1,11 @@
 //! What both ends of a towline hop must agree on.
 //!
 //! Nothing in here knows Kubernetes or a registry: ids, the wire protocol (`proto`, without IO or clock), the way out of a
-//! network (`egress`; its settings are arguments of a command line with the feature `args`), carriers, the mux, inner TLS, drain and
+//! network (`egress`), carriers, the mux, inner TLS, drain and
 //! backoff. The specification that this crate implements is
 //! `docs/protocol.md`.
+//!
+//! With the feature `program` there is what only programs need: settings as arguments of a command line, `log` and `observe`.
 
 pub mod audit;
 pub mod backoff;
@@ -19,7 +21,11 @@ pub mod ids;
 pub mod inner;
 pub mod issuer_host;
 pub mod keys;
+#[cfg(feature = "program")]
+pub mod log;
 pub mod mux;
+#[cfg(feature = "program")]
+pub mod observe;
 pub mod proto;
 pub mod role;
 pub mod session;

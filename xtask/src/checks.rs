@@ -37,6 +37,7 @@ const STEPS: &[Step] = &[
         cargo(&["fmt", "--all", "--check"])?;
         cargo(&["fmt", "--manifest-path", FUZZ, "--check"])
     }),
+    ("features", |_| crate::programs::check_features()),
     ("cluster programs (in the background)", |_| crate::cluster::build::start_in_background()),
     ("clippy", |_| cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])),
     ("deny", |_| deny()),

@@ -1,9 +1,6 @@
 //! Programs of `towline-e2e` that are tasks of their own: what they need is looked at first, and what is slow begins at once.
 
-use std::{
-    io::{IsTerminal as _, stderr},
-    process::{Command, ExitCode},
-};
+use std::process::{Command, ExitCode};
 
 use anyhow::Context as _;
 
@@ -11,6 +8,7 @@ use crate::{
     cluster::build,
     interrupt,
     needs::{self, Need},
+    programs,
 };
 
 /// `cargo xtask demo`.
@@ -85,15 +83,13 @@ fn begin_cluster() -> anyhow::Result<()> {
     build::start_in_background()
 }
 
-/// Builds and runs a program where the caller is; its exit code becomes ours. towline's own programs it builds itself.
-fn run(binary: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
+/// Builds and runs a program where the caller is; its exit code becomes ours.
+fn run(program: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
     interrupt::wait_for_children()?;
-    let mut command = Command::new("cargo");
-    command.arg("run").arg("--manifest-path").arg(crate::root().join("Cargo.toml"));
-    command.args(["--package", "towline-e2e", "--bin", binary]);
-    if !stderr().is_terminal() {
-        command.arg("--quiet");
-    }
-    let status = command.arg("--").args(arguments).status().context("cargo can't be run")?;
+    let folder = programs::build(&[program])?;
+    let status = Command::new(folder.join(program))
+        .args(arguments)
+        .status()
+        .with_context(|| format!("{program} can't be run"))?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }

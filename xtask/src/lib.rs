@@ -11,6 +11,7 @@ pub mod interrupt;
 pub mod journey;
 pub mod needs;
 pub mod peers;
+pub mod programs;
 pub mod soak;
 pub mod threats;
 

@@ -9,11 +9,11 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split},
     time::timeout,
 };
-use towline_tunnel::{fault::Fault, mux::CloseReason};
+use towline_tunnel::{fault::Fault, mux::CloseReason, observe::Present};
 use tracing::{debug, info};
 
 use super::{Ending, Forwarder, cut};
-use crate::{authority::Hold, dial::ApiserverBody, metrics::Present, stream::ResetReason};
+use crate::{authority::Hold, dial::ApiserverBody, stream::ResetReason};
 
 /// What is read at once: a TLS record's worth.
 const BLOCK: usize = 16 * 1024;

@@ -5,47 +5,11 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use clap::ValueEnum;
-use serde::Deserialize;
-use tracing_subscriber::{
-    EnvFilter, Layer as _, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
-};
+use towline_tunnel::log::Level;
+use tracing_subscriber::{Layer as _, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-/// How much is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// What failed for good.
-    Error,
-    /// What went wrong and is dealt with.
-    Warn,
-    /// Sessions and streams, and requests that failed.
-    Info,
-    /// Each request.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl Level {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
-
-    /// Our own programs at this level. Libraries never below `warn`: what they trace may hold tokens (THREATS T29).
-    fn filter(self) -> String {
-        let level = self.name();
-        let others = if self == Self::Error { "error" } else { "warn" };
-        let ours = ["towline", "towline_tunnel", "towline_relay", "towline_agent", "towline_identity"];
-        ours.iter().fold(others.to_owned(), |filter, program| format!("{filter},{program}={level}"))
-    }
-}
+/// What logs here and at the other hops, which a test may have in one process with it.
+const OURS: &[&str] = &["towline", "towline_tunnel", "towline_relay", "towline_agent", "towline_identity"];
 
 /// No more of a log is kept for a bundle; what comes after it is not.
 const KEPT: usize = 1 << 20;
@@ -92,11 +56,11 @@ fn begin(level: Level, keep: bool) {
     } else {
         told.json().flatten_event(true).boxed()
     };
-    let told = told.with_filter(EnvFilter::new(level.filter()));
+    let told = told.with_filter(level.of(OURS));
     let kept = keep.then(|| {
         let kept = LOG.get_or_init(Kept::default).clone();
         let lines = fmt::layer().with_ansi(false).with_writer(move || kept.clone());
-        lines.with_filter(EnvFilter::new(Level::Debug.filter()))
+        lines.with_filter(Level::Debug.of(OURS))
     });
     // A second start, as in tests, changes nothing.
     let _already = tracing_subscriber::registry().with(told).with(kept).try_init();

@@ -13,11 +13,11 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use towline_tunnel::{
     egress::{Egress, EgressSettings, ProxyArgs, ProxyText, SkipRange, Sources, process_environment},
     fault::{Fault, Report},
+    log::Level,
     mux::MAX_LINES,
     values::duration,
 };
 
-use super::Level;
 use crate::login::{LoginTable, Settings};
 
 /// The profile that is used where none is named.

@@ -2,12 +2,19 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::BytesMut;
 use tempfile::TempDir;
 use towline_tunnel::{
     clock::Clock,
     ids::InstanceId,
     keys::SigningKey,
-    proto::{Arrived, endpoint::Side, frame::Frame, ledger::Ledger},
+    mux::Machine as _,
+    proto::{
+        Arrived,
+        endpoint::Side,
+        frame::{self, Frame},
+        ledger::Ledger,
+    },
 };
 
 use super::*;
@@ -72,7 +79,7 @@ impl World {
                 LegConfig { side: Side::Acceptor, max_streams: 10, ledger: Ledger::new(1 << 20), jitter: 0 };
             let (questions, _) = mpsc::channel(1);
             RelayConn::new(
-                peer,
+                Some(peer),
                 None,
                 Arrival { channel: ChannelId::random(), from: ([192, 0, 2, 1], 1).into() },
                 config,

@@ -39,22 +39,22 @@ impl<'de> serde::Deserialize<'de> for ProxyText {
 
 /// Outbound proxies as typed: flags of a program, or lines of a profile, which have the same names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "args", derive(clap::Args))]
+#[cfg_attr(feature = "program", derive(clap::Args))]
 pub struct ProxyArgs {
     /// Proxy to reach the relay and the identity provider through, as http://HOST:PORT or https://HOST:PORT, with USER:PASSWORD@ before HOST where it wants to know; empty for none, whatever HTTPS_PROXY says.
-    #[cfg_attr(feature = "args", arg(long, value_name = "URL", hide_env_values = true))]
+    #[cfg_attr(feature = "program", arg(long, value_name = "URL", hide_env_values = true))]
     pub proxy_https: Option<ProxyText>,
     /// The same for destinations that are spoken to by plain HTTP [default: HTTP_PROXY].
-    #[cfg_attr(feature = "args", arg(long, value_name = "URL", hide_env_values = true))]
+    #[cfg_attr(feature = "program", arg(long, value_name = "URL", hide_env_values = true))]
     pub proxy_http: Option<ProxyText>,
     /// Hosts, addresses, CIDRs, .suffixes (each with :PORT or without) or *, with commas between, that no proxy is asked for [default: NO_PROXY].
-    #[cfg_attr(feature = "args", arg(long, value_name = "LIST"))]
+    #[cfg_attr(feature = "program", arg(long, value_name = "LIST"))]
     pub proxy_skip_range: Option<String>,
     /// Authorities (PEM, any number) of an https:// proxy, or of one that inspects TLS; read again when the file changes. Never used for the identity provider.
-    #[cfg_attr(feature = "args", arg(long, value_name = "FILE"))]
+    #[cfg_attr(feature = "program", arg(long, value_name = "FILE"))]
     pub proxy_cert: Option<PathBuf>,
     /// Holds USER:PASSWORD for the proxy, in place of its URL; read at each use.
-    #[cfg_attr(feature = "args", arg(long, value_name = "FILE"))]
+    #[cfg_attr(feature = "program", arg(long, value_name = "FILE"))]
     pub proxy_credentials_file: Option<PathBuf>,
 }
 
