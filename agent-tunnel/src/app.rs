@@ -20,7 +20,7 @@ use towline_tunnel::{
 };
 use tracing::{info, warn};
 
-pub use crate::uplink::Status;
+pub use crate::uplink::{Holding, Status};
 use crate::{
     accept::Acceptor,
     dial::{Apiserver, ApiserverConfig},
@@ -99,6 +99,8 @@ pub struct Config {
     pub resume_timeout: Duration,
     /// How bulk is kept apart.
     pub lines: LineSettings,
+    /// How sessions are held.
+    pub holding: Holding,
     /// What can grow.
     pub limits: Limits,
     /// Where a line for each request goes, if anywhere.
@@ -191,6 +193,7 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         keeper: keeper.clone(),
         drain_timeout: config.drain_timeout,
         lines: config.lines,
+        holding: config.holding,
         carrying,
     })?;
 

@@ -34,7 +34,7 @@ use towline_tunnel::{
 };
 
 use crate::{
-    app::{self, BULK_LINES, Config, Limits, default_lines},
+    app::{self, BULK_LINES, Config, Holding, Limits, default_lines},
     dial::ApiserverConfig,
     forward::{Access, Mode},
     preflight,
@@ -129,6 +129,10 @@ struct Run {
     /// Connections beside the session, opened and closed as needed, for streams that carry much; 0 for none
     #[arg(long, value_name = "N", env = "TOWLINE_AGENT_BULK_LINES", default_value_t = BULK_LINES, value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_LINES)))]
     bulk_lines: u32,
+
+    /// Hold no spare session beside the one that carries: half the connections, and a gap where that is lost
+    #[arg(long, env = "TOWLINE_AGENT_NO_SPARE")]
+    no_spare: bool,
 
     /// Reach identity providers by streams through the relay, which must name them (towline-relay serve --issuer-host): where nothing else gets out
     #[arg(long, env = "TOWLINE_AGENT_ISSUER_VIA_RELAY")]
@@ -382,6 +386,7 @@ impl Run {
             drain_timeout: self.drain_timeout,
             resume_timeout: self.resume_timeout,
             lines: LineSettings { max: self.bulk_lines, ..default_lines() },
+            holding: Holding { spare: !self.no_spare, ..Holding::default() },
             audit: self.audit.parse(),
             limits: Limits {
                 max_streams: self.limits.max_streams,

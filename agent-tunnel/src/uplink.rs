@@ -1,8 +1,14 @@
 //! Being connected with the relay: dial, say who we are, stay; and again, for as long as the agent runs.
 //!
-//! A replacement is dialled as soon as the relay takes no new streams; the old session's streams go on beside it.
+//! There are two sessions: one on which streams begin, and a spare one beside it, which takes over at once when that is lost ([`hold`]).
+//! Whatever is to be replaced is so by a successor that stands before it takes no more streams ([`replace`]).
 
+mod enrolment;
+mod held;
+mod hold;
 mod lines;
+mod renew;
+mod replace;
 
 use std::{
     path::PathBuf,
@@ -10,31 +16,28 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{oneshot, watch},
-    task::JoinSet,
-    time::{Instant, sleep, timeout},
-};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 use towline_tunnel::{
-    backoff::{self, Backoff},
     carrier::{
         dial::{Dialler, Errand, RelayAddress},
         ladder::{Climbed, Ladder, Memory},
-        rung::Carrier,
+        rung::{Carrier, Rung},
     },
     clock::Clock,
     doctor::Network,
     drain::DrainWatcher,
     egress::{Egress, TrustStore},
-    enrolment::{EnrolmentToken, JOIN},
-    fault::{Fault, Report},
+    enrolment::EnrolmentToken,
+    fault::Report,
     ids::{ChannelId, KeyHash},
     keys::{SigningKey, VerifyingKey},
     mux::{Connection, EndpointConfig, Keeper, Ledger, LineSettings, Lines, Side},
-    session::{self, Channel, Identify, message::Secret},
+    session::{self, Channel, Identify},
 };
-use tracing::{error, info, warn};
+use tracing::info;
 
+pub use self::replace::Holding;
+use self::{enrolment::Enrolment, held::Facts};
 use crate::{
     accept::Acceptor,
     app::Limits,
@@ -42,17 +45,9 @@ use crate::{
     instance::Instance,
     metrics::Metrics,
     secret::StateSecret,
-    session::{LAST_WORDS, Leaving, Session},
-    state::{DataDir, Membership},
+    session::{LAST_WORDS, Session},
+    state::DataDir,
 };
-
-/// The first delay before dialling again is at most this, the longest at most that.
-const FIRST_DELAY: Duration = Duration::from_millis(500);
-const LONGEST_DELAY: Duration = Duration::from_secs(10);
-/// The same while streams wait to go on.
-const STREAMS_WAIT: Duration = Duration::from_secs(1);
-/// A session that stood this long was a good one: what was before is forgotten.
-const STEADY: Duration = Duration::from_secs(10);
 
 /// Whether the agent is connected, for whoever started it.
 #[derive(Clone, Debug)]
@@ -80,19 +75,12 @@ pub(crate) struct Overrides {
 /// The agent's way to its relay.
 pub(crate) struct Uplink {
     cluster: Arc<SigningKey>,
-    instance: Arc<Instance>,
-    /// A token that was not yet used, as far as we know.
-    token: Option<EnrolmentToken>,
-    /// Why the relay did not take it: maybe because we used it, and were stopped before that was noted. Then the
-    /// cluster is enrolled, and its key opens the door.
-    token_refused: Option<Report>,
-    membership: Option<Membership>,
+    enrolment: Enrolment,
     overrides: Overrides,
     egress: Egress,
     /// For the file that it was made of: what it has read outlives a connection.
     trust: Mutex<Option<(Option<PathBuf>, TrustStore)>>,
     dir: DataDir,
-    secret: Option<StateSecret>,
     acceptor: Arc<Acceptor>,
     metrics: Metrics,
     ledger: Ledger,
@@ -102,6 +90,7 @@ pub(crate) struct Uplink {
     ending: Ending,
     drain_timeout: Duration,
     line_settings: LineSettings,
+    holding: Holding,
     /// Which carriers got through.
     carriers: Memory,
     status: watch::Sender<Status>,
@@ -124,6 +113,7 @@ pub(crate) struct Parts {
     pub(crate) keeper: Keeper,
     pub(crate) drain_timeout: Duration,
     pub(crate) lines: LineSettings,
+    pub(crate) holding: Holding,
     /// Told the session on which streams begin.
     pub(crate) carrying: watch::Sender<Option<Connection>>,
 }
@@ -134,6 +124,7 @@ struct Begun {
     channel: Channel<Carrier>,
     config: EndpointConfig,
     name: Option<String>,
+    facts: Facts,
 }
 
 impl Uplink {
@@ -142,29 +133,15 @@ impl Uplink {
     /// # Errors
     /// If the cluster was never enrolled and there is no token, or a file can't be used.
     pub(crate) fn new(parts: Parts) -> Result<(Self, watch::Receiver<Status>), Report> {
-        let membership = parts.dir.membership()?;
-        let is_new = |token: &EnrolmentToken| {
-            membership.as_ref().is_none_or(|membership| membership.used_secret != hash(&token.secret))
-        };
-        let token = parts.token.filter(is_new);
-        if token.is_none() && membership.is_none() {
-            return Err(Report::new(
-                Fault::ConfigInvalid,
-                "this cluster is not enrolled: give --enrolment-token-file with a token that `towline-relay enroll NAME` made",
-            ));
-        }
+        let enrolment = Enrolment::new(parts.token, &parts.dir, parts.secret)?;
         let (status, watcher) = watch::channel(Status::Away(None));
         let uplink = Self {
             cluster: parts.cluster,
-            instance: Arc::new(Instance::new()),
-            token,
-            token_refused: None,
-            membership,
+            enrolment,
             overrides: parts.overrides,
             egress: parts.egress,
             trust: Mutex::default(),
             dir: parts.dir,
-            secret: parts.secret,
             acceptor: parts.acceptor,
             metrics: parts.metrics,
             ledger: parts.ledger,
@@ -174,6 +151,7 @@ impl Uplink {
             ending: Ending::default(),
             drain_timeout: parts.drain_timeout,
             line_settings: parts.lines,
+            holding: parts.holding,
             carriers: Memory::default(),
             status,
             carrying: parts.carrying,
@@ -187,42 +165,14 @@ impl Uplink {
     ///
     /// # Errors
     /// If the enrolment token is refused and there is no other way to be let in.
-    pub(crate) async fn run(mut self, drain: DrainWatcher) -> Result<(), Report> {
+    pub(crate) async fn run(self, drain: DrainWatcher) -> Result<(), Report> {
         let _owner = self.acceptor.own_streams();
-        let mut sessions = JoinSet::new();
-        let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
+        let (mut sessions, mut bulk) = (JoinSet::new(), JoinSet::new());
         let mut lines = Lines::new(self.line_settings);
-        while !drain.has_begun() {
-            while sessions.try_join_next().is_some() {}
-            let begun = tokio::select! {
-                () = drain.begun() => break,
-                begun = self.begin() => begun,
-            };
-            let hint = match begun {
-                Ok(begun) => {
-                    let since = Instant::now();
-                    let leaving = self.keep(begun, &mut lines, &mut sessions, &drain).await;
-                    if since.elapsed() >= STEADY {
-                        backoff.reset();
-                    }
-                    let Some(leaving) = leaving else { break };
-                    self.status.send_replace(Status::Away(None));
-                    leaving.delay
-                }
-                Err(report) => {
-                    self.metrics.connect_failed(report.fault);
-                    self.turn(&report)?;
-                    let hint = report.delay();
-                    self.status.send_replace(Status::Away(Some(report)));
-                    hint
-                }
-            };
-            let cap = if self.keeper.parked() > 0 { STREAMS_WAIT } else { LONGEST_DELAY };
-            let delay = backoff.after_failure_within(cap, hint, backoff::random());
-            tokio::select! {
-                () = drain.begun() => break,
-                () = sleep(delay) => {}
-            }
+        tokio::select! {
+            held = self.hold(&mut sessions, &drain) => held?,
+            never = self.tend(&mut lines, &mut bulk, &drain) => match never {},
+            never = self.renew() => match never {},
         }
         // Streams may be there without a session.
         self.ending.going.cancel();
@@ -233,71 +183,29 @@ impl Uplink {
         self.keeper.close();
         // They see the drain themselves, and have a deadline.
         while sessions.join_next().await.is_some() {}
+        while bulk.join_next().await.is_some() {}
         Ok(())
     }
 
-    /// Runs a session until another should take its place; `None` where the agent drains.
-    async fn keep(
-        &self,
-        begun: Begun,
-        lines: &mut Lines,
-        sessions: &mut JoinSet<()>,
-        drain: &DrainWatcher,
-    ) -> Option<Leaving> {
-        let (sender, leaving) = oneshot::channel();
-        let channel = begun.session.channel;
-        self.status.send_replace(Status::Connected { channel, name: begun.name });
-        let mux = begun.session.mux(begun.channel, begun.config);
-        self.carrying.send_replace(Some(mux.0.clone()));
-        sessions.spawn(begun.session.run(mux, sender, drain.clone()));
-        tokio::select! {
-            () = drain.begun() => None,
-            never = self.tend(lines, sessions, drain) => match never {},
-            // A session that ended without saying so is one that was lost.
-            leaving = leaving => Some(leaving.unwrap_or(Leaving {
-                reason: towline_tunnel::mux::CloseReason::Detached,
-                delay: Duration::ZERO,
-            })),
-        }
-    }
-
-    /// What a failed attempt means for the next one.
-    fn turn(&mut self, report: &Report) -> Result<(), Report> {
-        match report.fault {
-            Fault::EnrolTokenRefused if self.token.is_some() && self.membership.is_some() => {
-                warn!(%report, "the enrolment token was refused; the relay that was joined before stays");
-                self.token = None;
-            }
-            Fault::EnrolTokenRefused if self.token.is_some() => match self.token_refused.take() {
-                Some(first) => return Err(first),
-                None => self.token_refused = Some(report.clone()),
-            },
-            Fault::AgentCertificateRefused if self.instance.certificate().is_some() => {
-                warn!(%report, "the certificate was refused; the cluster's key will vouch for a new instance");
-                self.instance = Arc::new(Instance::new());
-            }
-            _ => warn!(%report, "no session with the relay; it is tried again"),
-        }
-        Ok(())
-    }
-
-    fn dialler(&self) -> Result<(Dialler, KeyHash), Report> {
+    fn dialler(&self) -> Result<(Dialler, KeyHash, TrustStore), Report> {
         let (address, pin, ca_file) = self.way()?;
         let trust = self.trust(ca_file)?;
-        Ok((Dialler::over(address, self.egress.clone(), trust)?, pin))
+        Ok((Dialler::over(address, self.egress.clone(), trust.clone())?, pin, trust))
+    }
+
+    /// The ladder of carriers to the relay.
+    fn ladder(&self) -> Result<Ladder, Report> {
+        let (dialler, _, _) = self.dialler()?;
+        Ok(Ladder::new(dialler, self.carriers.clone()))
     }
 
     /// Where the relay is, who it is, and whom its certificate is trusted by beside the system's authorities.
     fn way(&self) -> Result<(RelayAddress, KeyHash, Option<PathBuf>), Report> {
-        let (address, pin, ca_pem) = match (&self.token, &self.membership) {
-            (Some(token), _) => (&token.relay, token.relay_key, &token.ca_pem),
-            (None, Some(membership)) => (&membership.relay, membership.relay_key, &membership.ca_pem),
-            (None, None) => return Err(Report::from(Fault::EnrolTokenRefused)),
-        };
-        let address = self.overrides.relay.as_ref().unwrap_or(address).clone();
+        let (address, pin, ca_pem) = self.enrolment.relay()?;
+        let address = self.overrides.relay.clone().unwrap_or(address);
         let ca_file = match (&self.overrides.ca_file, ca_pem) {
             (Some(file), _) => Some(file.clone()),
-            (None, Some(pem)) => Some(self.dir.relay_ca(pem)?),
+            (None, Some(pem)) => Some(self.dir.relay_ca(&pem)?),
             (None, None) => None,
         };
         Ok((address, pin, ca_file))
@@ -320,60 +228,73 @@ impl Uplink {
         Ok(Network { clock: self.clock.clone(), ..Network::over(self.egress.clone(), relay, pin, ca_file) })
     }
 
-    /// Dials the relay and says who we are. A certificate that it gives is kept.
+    /// Dials the relay and says who we are, by whatever gets through or by what is better than a carrier alone. A certificate that the
+    /// relay gives is kept.
     async fn connect(
         &self,
         errand: Errand,
+        instance: Arc<Instance>,
         identify: Identify<'_>,
-    ) -> Result<(RelayAddress, Climbed), Report> {
-        let (dialler, pin) = self.dialler()?;
+        better: Option<Rung>,
+    ) -> Result<(RelayAddress, Climbed, Facts), Report> {
+        let (dialler, pin, trust) = self.dialler()?;
         let relay = dialler.address().clone();
         let ladder = Ladder::new(dialler, self.carriers.clone());
-        let mut climbed = ladder.connect(errand, pin, identify).await?;
+        // Before dialling: what changes meanwhile is a change.
+        let roots = trust.roots();
+        let climbed = match better {
+            Some(than) => ladder.better(than, errand, pin, identify).await,
+            None => ladder.connect(errand, pin, identify).await,
+        };
+        let mut climbed = climbed?;
         self.metrics.connected_by(climbed.rung);
         if let Some(certificate) = climbed.session.welcome.certificate.take() {
-            self.instance.keep(certificate);
+            instance.keep(certificate);
         }
-        Ok((relay, climbed))
+        let source = self.holding.routes.source(replace::far(climbed.peer));
+        let facts = Facts {
+            channel: climbed.session.welcome.channel,
+            rung: climbed.rung,
+            peer: climbed.peer,
+            source,
+            trust,
+            roots,
+            certificate: instance.certificate(),
+            instance,
+            spares: climbed.session.welcome.spares,
+        };
+        Ok((relay, climbed, facts))
     }
 
-    async fn begin(&mut self) -> Result<Begun, Report> {
-        let certificate = self.instance.certificate().filter(|_| self.token.is_none());
-        let join = Secret::new(JOIN);
-        let unused = self.token.as_ref().filter(|_| self.token_refused.is_none());
-        let secret = unused.map_or(&join, |token| &token.secret);
-        let (id, key) = (self.instance.id, &self.instance.key);
-        let identify = match &certificate {
-            Some(certificate) => Identify::Agent {
-                cluster: self.cluster.public(),
-                instance: id,
-                key,
-                certificate,
-                line: false,
-            },
-            None => Identify::Enrol { secret, cluster: &self.cluster, instance: id, key },
-        };
+    /// A session that stands beside these of the same process; on a better carrier than one alone, where one is named.
+    async fn begin(&self, beside: &[ChannelId], better: Option<Rung>) -> Result<Begun, Report> {
+        let credential = self.enrolment.credential();
+        let identify = credential.identify(&self.cluster, beside);
         let errand = Errand::of_parked(self.keeper.parked());
-        let (relay, Climbed { session, rung }) = self.connect(errand, identify).await?;
+        let (relay, Climbed { session, rung, .. }, facts) =
+            self.connect(errand, credential.instance(), identify, better).await?;
         let session::Session { channel, welcome } = session;
-        let tickets = self.joined(welcome.ticket_key).await?;
+        let apiserver = self.acceptor.forwarder().apiserver();
+        let tickets = self.enrolment.joined(welcome.ticket_key, &self.dir, apiserver).await?;
         let name = welcome.name;
-        info!(
-            channel = %welcome.channel, %relay, carrier = rung.name(), name, instance = %id,
-            cluster = %self.cluster.public().cluster_id(), "connected"
-        );
+        if beside.is_empty() {
+            info!(
+                channel = %welcome.channel, %relay, carrier = rung.name(), name, instance = %facts.instance.id,
+                cluster = %self.cluster.public().cluster_id(), "connected"
+            );
+        } else {
+            info!(channel = %welcome.channel, %relay, carrier = rung.name(), "one more session stands beside the others");
+        }
         let session = self.session(welcome.channel, tickets, false);
-        Ok(Begun { session, channel, config: self.endpoint(), name })
+        Ok(Begun { session, channel, config: self.endpoint(&facts), name, facts })
     }
 
     fn session(&self, channel: ChannelId, tickets: VerifyingKey, line: bool) -> Session {
         Session {
             channel,
             acceptor: Arc::clone(&self.acceptor),
-            instance: Arc::clone(&self.instance),
             tickets,
             metrics: self.metrics.clone(),
-            clock: self.clock.clone(),
             keeper: self.keeper.clone(),
             ending: self.ending.clone(),
             drain_timeout: self.drain_timeout,
@@ -381,62 +302,13 @@ impl Uplink {
         }
     }
 
-    fn endpoint(&self) -> EndpointConfig {
+    fn endpoint(&self, facts: &Facts) -> EndpointConfig {
         EndpointConfig {
             side: Side::Dialler,
             max_streams: self.limits.max_streams as usize,
             ledger: self.ledger.clone(),
-            instance: self.instance.id,
-            jitter: self.instance.id.as_bytes()[0],
+            instance: facts.instance.id,
+            jitter: facts.instance.id.as_bytes()[0],
         }
     }
-
-    async fn store(&self, membership: &Membership) -> Result<(), Report> {
-        self.dir.keep_membership(membership)?;
-        match &self.secret {
-            Some(secret) => secret.keep(self.acceptor.forwarder().apiserver(), membership).await,
-            None => Ok(()),
-        }
-    }
-
-    /// The key that tickets must be signed with: pinned when a token was used, and never changed by less than another.
-    async fn joined(&mut self, said: Option<VerifyingKey>) -> Result<VerifyingKey, Report> {
-        if let Some(token) = self.token.take() {
-            let Some(tickets) = said else {
-                self.token = Some(token);
-                return Err(Report::new(
-                    Fault::ProtocolViolation,
-                    "the relay enrolled us without its ticket key",
-                ));
-            };
-            let membership = Membership {
-                used_secret: hash(&token.secret),
-                relay: token.relay,
-                relay_key: token.relay_key,
-                tickets,
-                ca_pem: token.ca_pem,
-            };
-            // It serves this process in any case, and the same token serves the next one.
-            if let Err(report) = self.store(&membership).await {
-                error!(%report, "which relay was joined can't be kept");
-            }
-            info!(relay = %membership.relay, "the cluster was enrolled");
-            self.membership = Some(membership);
-        }
-        let pinned = self.membership.as_ref().map(|membership| membership.tickets);
-        let pinned = pinned.ok_or_else(|| Report::from(Fault::EnrolTokenRefused))?;
-        if said.is_some_and(|said| said != pinned) {
-            error!(
-                "the relay signs tickets with another key than the pinned one: no stream will be accepted until the cluster is enrolled again"
-            );
-        }
-        Ok(pinned)
-    }
-}
-
-fn hash(secret: &Secret) -> [u8; 32] {
-    let mut hash = [0; 32];
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret.reveal());
-    hash.copy_from_slice(digest.as_ref());
-    hash
 }

@@ -75,6 +75,7 @@ impl World {
             drain_timeout: Duration::from_secs(5),
             resume_timeout: Duration::from_secs(60),
             lines: towline_agent::app::default_lines(),
+            holding: app::Holding::default(),
             audit: None,
             limits: Limits::default(),
             clock: Clock::system(),

@@ -45,6 +45,7 @@ async fn an_agent_that_is_sent_away_comes_back_when_it_was_told() {
         drain_timeout: Duration::from_secs(5),
         resume_timeout: Duration::from_secs(60),
         lines: default_lines(),
+        holding: app::Holding::default(),
         audit: None,
         roles: None,
         limits: Limits::default(),

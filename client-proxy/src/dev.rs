@@ -150,6 +150,8 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
         drain_timeout: DRAIN,
         resume_timeout: RESUME_TIMEOUT,
         lines: towline_agent::app::default_lines(),
+        // All of it would go at once.
+        holding: towline_agent::app::Holding { spare: false, ..towline_agent::app::Holding::default() },
         audit: None,
         limits: towline_agent::app::Limits::default(),
         clock: Clock::system(),

@@ -110,6 +110,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             proof,
             program: program(),
             line: true,
+            beside: Vec::new(),
         },
         Message::Enrol {
             secret: Secret::new([8; 32]),

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::{
     baseline, compare, cut, fairness,
     figure::{Figure, LOAD},
-    fleet, goodput, keystroke, latency, memory, opens, procfs, report, storm,
+    fleet, goodput, hold, keystroke, latency, memory, opens, procfs, report, storm,
     terms::Terms,
     told::Told,
 };
@@ -42,6 +42,8 @@ enum Command {
     Fleet(fleet::Arguments),
     /// A carrier cut again and again under a transfer and under typing
     Cut(cut::Arguments),
+    /// Requests while certificates renew, the relay drains and authorities change: none may fail
+    Hold(hold::Arguments),
     /// All agents come back after a relay restart
     Storm(storm::Arguments),
     /// The whole journey beside haproxy, rathole, OpenSSH and remotedialer
@@ -63,6 +65,7 @@ impl Command {
             Self::Memory(_) => "memory",
             Self::Fleet(_) => "fleet",
             Self::Cut(_) => "cut",
+            Self::Hold(_) => "hold",
             Self::Storm(_) => "storm",
             Self::Compare(_) => "compare",
             Self::Report(_) => "report",
@@ -111,6 +114,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Memory(arguments) => memory::run(arguments, terms, told).await,
             Command::Fleet(arguments) => fleet::run(arguments, terms, told).await,
             Command::Cut(arguments) => cut::run(arguments, terms, told).await,
+            Command::Hold(arguments) => hold::run(arguments, terms, told).await,
             Command::Storm(arguments) => storm::run(arguments, terms, told).await,
             Command::Compare(arguments) => compare::run(arguments, terms, told).await,
             Command::Report(arguments) => report::run(arguments, terms),

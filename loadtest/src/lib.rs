@@ -15,6 +15,7 @@ pub mod far;
 pub mod figure;
 pub mod fleet;
 pub mod goodput;
+pub mod hold;
 pub mod keystroke;
 pub mod latency;
 pub mod line;

@@ -40,14 +40,15 @@ pub struct Pace {
 }
 
 impl Pace {
-    fn counts(&self) -> (usize, usize) {
+    /// The number of the first that counts, and how many there are in all.
+    pub(crate) fn counts(&self) -> (usize, usize) {
         let number = |time: Duration| (self.rate * time.as_secs_f64()).ceil() as usize;
         (number(self.warm_up), number(self.warm_up) + number(self.window).max(1))
     }
 
     /// A thread that says when each is wanted: the runtime's own timers have whole milliseconds, and would be late
     /// where the runtime is. It ends by itself, or when nobody hears it.
-    fn wanted(self) -> mpsc::Receiver<(usize, Instant)> {
+    pub(crate) fn wanted(self) -> mpsc::Receiver<(usize, Instant)> {
         let (_, all) = self.counts();
         let (sender, receiver) = mpsc::channel(all.max(1));
         let begun = Instant::now() + Duration::from_millis(5);

@@ -95,6 +95,19 @@ fn carriers_that_are_cut_lose_no_byte_of_a_transfer_nor_of_typing() {
 }
 
 #[test]
+fn no_request_fails_while_certificates_renew_the_relay_drains_and_authorities_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let hold = ["hold", "--hold-for", "9", "--every", "3", "--certificate-life", "6", "--at-once"];
+    let told = loadtest(folder.path(), &hold);
+    let figures = figures(&told);
+    assert_eq!(value(&figures, "small GETs while all is replaced, failed"), 0.0);
+    for what in ["relay drained and started again", "files of authorities exchanged", "certificates renewed"]
+    {
+        assert!(value(&figures, &format!("while requests went on, {what}")) >= 1.0, "{what}");
+    }
+}
+
+#[test]
 fn agents_join_and_come_back_after_a_restart_and_the_page_shows_it() {
     let folder = tempfile::tempdir().unwrap();
     let fleet = ["--agents", "20", "--clusters", "3"];

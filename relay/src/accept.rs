@@ -373,7 +373,7 @@ where
         Peer::Agent(agent) => {
             info!(
                 channel = %id, %from, cluster = %agent.cluster.id, name = agent.cluster.name,
-                instance = %agent.holder.instance, program = agent.program, line = agent.line, carrier = rung.name(), micros,
+                instance = %agent.holder.instance, program = agent.program, line = agent.line, beside = agent.beside.len(), carrier = rung.name(), micros,
                 "an agent's session began"
             );
             let limit = relay.limits().max_streams_per_agent;

@@ -35,6 +35,7 @@ use crate::{
     dial::Switchboard,
     duplicates,
     enrol::PublicAddress,
+    forward::RelayConn,
     health::{self, Readiness},
     issuers,
     keys::RelayKeys,
@@ -195,10 +196,12 @@ impl Relay {
         within.mul_f64(backoff::random() as f64 / u64::MAX as f64)
     }
 
-    /// Tells everybody to go: each when its turn at the successor would be, those with streams first.
+    /// Tells everybody to go: each when its turn at the successor would be, those with streams first, and last those that stand beside
+    /// others of the same agent, which comes back by the first.
     fn send_away(&self) {
         let mut conns = self.sessions.all();
-        conns.sort_by_cached_key(|conn| conn.stream_count() == 0);
+        let is_beside = |conn: &RelayConn| conn.agent().is_some_and(|agent| !agent.beside.is_empty());
+        conns.sort_by_cached_key(|conn| (conn.stream_count() == 0, is_beside(conn)));
         for (before, conn) in conns.iter().enumerate() {
             let delay = self.budget.time_for(before).min(RETURN_WITHIN);
             conn.go_away(CloseReason::Draining, delay, "");

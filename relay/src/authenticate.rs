@@ -81,6 +81,8 @@ pub struct AgentPeer {
     pub program: String,
     /// The session is a line of the process, beside its own.
     pub line: bool,
+    /// Other sessions of the process, as it says; none of a line's.
+    pub beside: Vec<ChannelId>,
 }
 
 /// Who dialled.
@@ -166,9 +168,10 @@ impl Authenticator {
             Credential::Client { token, run_key, program, line } => {
                 self.client(&token, run_key, program, line).await
             }
-            Credential::Agent { cluster, instance, key, certificate, program, line } => {
+            Credential::Agent { cluster, instance, key, certificate, program, line, beside } => {
                 let holder = Holder { cluster: cluster.cluster_id(), instance, key };
-                self.agent(holder, &certificate, program, line).await
+                let beside = if line { Vec::new() } else { beside };
+                self.agent(holder, &certificate, program, line, beside).await
             }
             Credential::Enrol { secret, cluster, instance, key, program } => {
                 let holder = Holder { cluster: cluster.cluster_id(), instance, key };
@@ -278,6 +281,7 @@ impl Authenticator {
         certificate: &[u8],
         program: String,
         line: bool,
+        beside: Vec<ChannelId>,
     ) -> Result<(Welcome, Peer), Refused> {
         let now = self.clock.now();
         let known = self.registry.snapshot();
@@ -285,8 +289,10 @@ impl Authenticator {
         let cluster = holder.standing(&known)?;
         let mut welcome = Welcome::new(ChannelId::random());
         welcome.name = Some(cluster.name.clone());
+        welcome.spares = true;
         let certificate_ends = accepted.not_after;
-        let mut peer = AgentPeer { cluster: Arc::clone(cluster), holder, certificate_ends, program, line };
+        let cluster = Arc::clone(cluster);
+        let mut peer = AgentPeer { cluster, holder, certificate_ends, program, line, beside };
         if now >= accepted.renew_at {
             match self.enrolment.issue(&holder, now).await {
                 Ok(issued) => {
@@ -314,8 +320,12 @@ impl Authenticator {
         welcome.name = Some(cluster.name.clone());
         welcome.ticket_key = Some(self.ticket_key);
         welcome.certificate = Some(issued.der);
-        let certificate_ends = issued.not_after;
-        Ok((welcome, Peer::Agent(AgentPeer { cluster, holder, certificate_ends, program, line: false })))
+        welcome.spares = true;
+        let (certificate_ends, beside) = (issued.not_after, Vec::new());
+        Ok((
+            welcome,
+            Peer::Agent(AgentPeer { cluster, holder, certificate_ends, program, line: false, beside }),
+        ))
     }
 }
 

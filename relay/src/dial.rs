@@ -19,11 +19,12 @@ use towline_tunnel::{
     session::control::Control,
     ticket::{MAX_LIFE, SKEW, Ticket},
 };
+use tracing::info;
 
 use crate::{
     access::{AccessControl, Caller, Decision},
     authenticate::{ClientPeer, Peer, REVOKED},
-    forward::{Route, Wanted},
+    forward::{RelayConn, Route, Wanted},
     issuers::Issuers,
     metrics::Metrics,
     questions::{Asked, Question},
@@ -187,6 +188,15 @@ impl Switchboard {
         Ok(Route { conn: agent, stream, key, documents })
     }
 
+    /// An agent says over one of its sessions that another is lost: its streams are free to go on at once, and not only once
+    /// this end finds it dead.
+    pub fn gone(&self, of: &RelayConn, channel: ChannelId) {
+        if let Some(lost) = self.sessions.kin(of, channel) {
+            info!(%channel, said_on = %of.channel(), "an agent's session was ended: the agent has lost it");
+            lost.close();
+        }
+    }
+
     /// Whether the role documents that went with a stream still stand.
     pub fn stand(&self, documents: &[DocumentId]) -> bool {
         self.access.stand(documents, self.clock.now())
@@ -280,7 +290,7 @@ impl Switchboard {
             (Control::Resolve { .. } | Control::Renew { .. } | Control::Ask { .. }, _) => {
                 failed(id, CloseReason::Forbidden, "not for this kind of peer")
             }
-            // Answers to what was never asked.
+            // Answers to what was never asked; and what agents say of their sessions, which nobody waits for.
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! Two live holders of one agent instance's identity (THREATS T52): somebody has a copy of a key that never leaves its process.
 //!
-//! An agent has one session that takes streams; it dials the next only once that one is gone, or was told to go. So two of one instance,
-//! both of which answer, are two processes. Which of them is the right one the relay can't know: it serves both as before, says what
+//! A process says of each of its sessions, over its others, that it is its own ([`RelayConn::is_kin`]); whoever has copied its key can't have
+//! that said on a session that is not theirs. So two of one instance, both of which answer and which do not know each other, are two processes. Which of them is the right one the relay can't know: it serves both as before, says what
 //! it sees, and leaves it to an operator to revoke the identity. The cluster's own agent then comes back under another one.
 
 use std::{
@@ -101,11 +101,15 @@ pub fn find(sessions: &[Arc<RelayConn>], handed_over: Duration) -> Vec<Duplicate
     }
     let mut found = Vec::new();
     for (instance, mut of) in by_instance {
-        of.sort_by_key(|conn| conn.signs_of_life().0);
-        let pair = of.windows(2).rev().find_map(|pair| {
-            let [earlier, later] = pair else { return None };
-            let outlived = earlier.signs_of_life().1 >= later.signs_of_life().0 + handed_over;
-            outlived.then(|| ((*earlier).clone(), (*later).clone()))
+        of.sort_by_key(|conn| conn.since());
+        let pairs = of
+            .iter()
+            .enumerate()
+            .rev()
+            .flat_map(|(at, later)| of[..at].iter().rev().map(move |earlier| (*earlier, *later)));
+        let pair = pairs.into_iter().find_map(|(earlier, later)| {
+            let outlived = earlier.signs_of_life().1 >= later.since() + handed_over;
+            (outlived && !earlier.is_kin(later)).then(|| (earlier.clone(), later.clone()))
         });
         if let Some((earlier, later)) = pair {
             found.push(Duplicate { instance, earlier, later });

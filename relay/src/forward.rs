@@ -6,6 +6,7 @@
 
 mod endings;
 mod frames;
+mod kin;
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +31,8 @@ use towline_tunnel::{
     },
     role::DocumentId,
 };
+
+use kin::Kin;
 
 use crate::{
     audit::Account,
@@ -116,6 +119,7 @@ pub struct RelayConn {
     switchboard: Arc<Switchboard>,
     questions: mpsc::Sender<Question>,
     open_timeout: Duration,
+    kin: Kin,
 }
 
 struct State {
@@ -164,6 +168,7 @@ impl RelayConn {
             switchboard,
             questions,
             open_timeout,
+            kin: Kin::default(),
         })
     }
 
@@ -188,6 +193,11 @@ impl RelayConn {
     /// When the session began, by the relay's clock.
     pub fn began_at(&self) -> SystemTime {
         self.began.0
+    }
+
+    /// When the session began, by the machine's.
+    pub fn since(&self) -> Instant {
+        self.began.1
     }
 
     /// When it began, and when bytes came last: a peer that lives answers PING.

@@ -11,7 +11,8 @@ const OWN: u64 = 64 + 3 * registry::CONNECTIONS as u64;
 /// What these limits may need.
 fn needed(limits: &Limits) -> u64 {
     let waiting = u64::try_from(handshakes::WAITING).unwrap_or(u64::MAX);
-    OWN + u64::from(limits.max_sessions) + u64::from(limits.max_handshakes) + waiting
+    // As many again: agents' spare sessions.
+    OWN + 2 * u64::from(limits.max_sessions) + u64::from(limits.max_handshakes) + waiting
 }
 
 /// Raises the soft limit of open files (RLIMIT_NOFILE) to the hard one: what a service is started with is often 1024, which
@@ -46,6 +47,6 @@ mod tests {
         setrlimit(Resource::Nofile, lower).unwrap();
         raise_for(&Limits::default());
         assert_eq!(getrlimit(Resource::Nofile).current, had.maximum);
-        assert!(needed(&Limits::default()) > 20_000 + 1024 + 4096);
+        assert!(needed(&Limits::default()) > 2 * 20_000 + 1024 + 4096);
     }
 }

@@ -1,4 +1,7 @@
 //! How many sessions there may be: of everyone, of one address, of one user, of one process.
+//!
+//! An agent's sessions beside its first are counted apart, against the same limits: as many agents fit as without them, and each may have a
+//! spare.
 
 use std::{
     collections::HashMap,
@@ -39,6 +42,9 @@ struct PlacesInner {
 struct Taken {
     all: u32,
     addresses: Counts,
+    /// Sessions of agents beside another of the same process.
+    beside: u32,
+    beside_addresses: Counts,
     users: HashMap<String, u32>,
     processes: HashMap<Process, OfProcess>,
 }
@@ -56,6 +62,8 @@ enum Process {
 #[derive(Debug, Default)]
 struct OfProcess {
     own: u32,
+    /// How many of its own are counted apart.
+    beside: u32,
     lines: u32,
 }
 
@@ -64,8 +72,17 @@ struct OfProcess {
 pub struct Place {
     of: Arc<PlacesInner>,
     address: IpAddr,
-    /// Whose it is, once that is known, and whether it is a line.
-    process: Option<(Process, bool)>,
+    /// Whose it is, once that is known, and how it is counted.
+    process: Option<(Process, Kind)>,
+}
+
+/// How a session is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Own,
+    /// One more of an agent's, beside its own.
+    Beside,
+    Line,
 }
 
 impl Process {
@@ -98,6 +115,29 @@ impl Taken {
         Ok(())
     }
 
+    /// An agent's session that entered as its process's, and stands beside another: it gives its place among all to the next.
+    fn step_beside(&mut self, process: &Process, address: IpAddr, most: (u32, u32)) -> Result<Kind, Refused> {
+        let Some(of) = self.processes.get_mut(process).filter(|of| of.own > of.beside + 1) else {
+            return Ok(Kind::Own);
+        };
+        let room = match () {
+            () if self.beside >= most.0 => Err(full("spare ones: --max-sessions")),
+            () if !self.beside_addresses.add_within(address, most.1) => {
+                Err(full("spare ones: --max-sessions-per-address"))
+            }
+            () => Ok(()),
+        };
+        if let Err(refused) = room {
+            of.own -= 1;
+            return Err(refused);
+        }
+        of.beside += 1;
+        self.beside += 1;
+        self.all -= 1;
+        self.addresses.remove(address);
+        Ok(Kind::Beside)
+    }
+
     fn enter_line(&mut self, process: &Process) -> Result<(), Refused> {
         let Some(of) = self.processes.get_mut(process).filter(|of| of.own > 0) else {
             return Err(Refused::new(
@@ -112,10 +152,17 @@ impl Taken {
         Ok(())
     }
 
-    fn leave(&mut self, process: &Process, line: bool) {
+    fn leave(&mut self, process: &Process, kind: Kind) {
         let Some(of) = self.processes.get_mut(process) else { return };
         let before = of.places();
-        *(if line { &mut of.lines } else { &mut of.own }) -= 1;
+        match kind {
+            Kind::Own => of.own -= 1,
+            Kind::Beside => {
+                of.own -= 1;
+                of.beside -= 1;
+            }
+            Kind::Line => of.lines -= 1,
+        }
         let after = of.places();
         if let Process::Client(_, user) = process
             && after < before
@@ -192,19 +239,28 @@ impl Places {
 
 impl Place {
     /// The session is this peer's: a client's counts as its user's, too. A line counts as its process's alone, which has a session
-    /// of its own that was counted, and at most [`MAX_LINES`] lines; if that session ends first, its place stays theirs.
+    /// of its own that was counted, and at most [`MAX_LINES`] lines; if that session ends first, its place stays theirs. An agent's that
+    /// stands beside another gives its place to others, and takes one of as many that are for such.
     ///
     /// # Errors
     /// If there are too many, or a line's process has no session.
     pub fn of_peer(&mut self, peer: &Peer) -> Result<(), Refused> {
-        let (process, line) = (Process::of(peer), peer.is_line());
+        let process = Process::of(peer);
         let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if line {
+        let kind = if peer.is_line() {
             taken.enter_line(&process)?;
+            Kind::Line
         } else {
             taken.enter(&process, self.of.max_per_user)?;
-        }
-        self.process = Some((process, line));
+            match peer {
+                Peer::Agent(agent) if !agent.beside.is_empty() => {
+                    let most = (self.of.max, self.of.max_per_address);
+                    taken.step_beside(&process, self.address, most)?
+                }
+                _ => Kind::Own,
+            }
+        };
+        self.process = Some((process, kind));
         Ok(())
     }
 }
@@ -212,10 +268,15 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.all -= 1;
-        taken.addresses.remove(self.address);
-        if let Some((process, line)) = &self.process {
-            taken.leave(process, *line);
+        if matches!(self.process, Some((_, Kind::Beside))) {
+            taken.beside -= 1;
+            taken.beside_addresses.remove(self.address);
+        } else {
+            taken.all -= 1;
+            taken.addresses.remove(self.address);
+        }
+        if let Some((process, kind)) = &self.process {
+            taken.leave(process, *kind);
         }
     }
 }
@@ -261,7 +322,14 @@ mod tests {
             certificate_ends,
             program: String::new(),
             line,
+            beside: Vec::new(),
         })
+    }
+
+    /// One that says that it stands beside another of its process's.
+    fn spare(key: &SigningKey, instance: InstanceId) -> Peer {
+        let Peer::Agent(agent) = agent(key, instance, false) else { unreachable!() };
+        Peer::Agent(AgentPeer { beside: vec![towline_tunnel::ids::ChannelId(1)], ..agent })
     }
 
     fn enter(places: &Places, peer: &Peer) -> Result<Place, Refused> {
@@ -355,6 +423,41 @@ mod tests {
         held.push(enter(&places, &agent(&key, one, false)).unwrap());
         drop(held);
         assert!(places.0.taken.lock().unwrap().processes.is_empty());
+    }
+
+    #[test]
+    fn as_many_agents_fit_as_without_spares_and_each_may_have_one() {
+        let limits = Limits { max_sessions: 3, max_sessions_per_address: 3, ..Limits::default() };
+        let places = Places::new(&limits);
+        let key = SigningKey::generate();
+        let instances = [(); 4].map(|()| InstanceId::random());
+        let mut held = Vec::new();
+        for instance in &instances[..2] {
+            held.push(enter(&places, &agent(&key, *instance, false)).unwrap());
+            held.push(enter(&places, &spare(&key, *instance)).unwrap());
+        }
+        let own = enter(&places, &agent(&key, instances[2], false)).expect("spares took nobody's place");
+        assert_eq!(refused(&places, &agent(&key, instances[3], false)), CloseReason::LimitReached);
+        drop(own);
+        // Saying so without another session of one's own gains nothing.
+        let own = enter(&places, &spare(&key, instances[2])).unwrap();
+        assert_eq!(refused(&places, &agent(&key, instances[3], false)), CloseReason::LimitReached);
+        drop(own);
+        // The first goes: what is left is spare no more once the next comes, which has the place.
+        drop(held.remove(0));
+        held.push(enter(&places, &spare(&key, instances[0])).unwrap());
+        {
+            let taken = places.0.taken.lock().unwrap();
+            assert_eq!((taken.all, taken.beside), (2, 2));
+        }
+        held.push(enter(&places, &spare(&key, instances[0])).unwrap());
+        let full = enter(&places, &spare(&key, instances[0])).unwrap_err();
+        assert!(full.detail.contains("spare ones"), "{full:?}");
+        drop(held);
+        let taken = places.0.taken.lock().unwrap();
+        let at = IpAddr::from([192, 0, 2, 1]);
+        assert_eq!((taken.all, taken.beside, taken.processes.len()), (0, 0, 0));
+        assert_eq!((taken.addresses.load(at), taken.beside_addresses.load(at)), (0, 0));
     }
 
     #[test]

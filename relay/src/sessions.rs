@@ -12,7 +12,7 @@ use tokio::{
 };
 use towline_tunnel::{
     clock::Clock,
-    ids::{ClusterId, InstanceId},
+    ids::{ChannelId, ClusterId, InstanceId},
 };
 use tracing::warn;
 
@@ -47,6 +47,13 @@ struct Open {
 }
 
 impl Open {
+    /// Whether new streams may begin on one of a cluster's sessions now: it takes some, and is neither a line nor a spare beside one
+    /// that does.
+    fn carries(agents: &[Arc<RelayConn>], conn: &RelayConn) -> bool {
+        let takes = |conn: &RelayConn| conn.takes_streams() && !conn.is_line();
+        takes(conn) && !agents.iter().any(|other| takes(other) && conn.is_beside(other))
+    }
+
     fn processes(&self, cluster: ClusterId) -> HashSet<InstanceId> {
         let agents = self.agents.get(&cluster).into_iter().flatten();
         agents.filter_map(|conn| Some(conn.agent()?.holder.instance)).collect()
@@ -86,11 +93,12 @@ impl Sessions {
         SessionGuard { sessions: self.clone(), conn }
     }
 
-    /// An agent session that takes new streams for this cluster; several take turns.
+    /// An agent session that takes new streams for this cluster; several instances take turns. A spare one gets none while the one
+    /// that it stands beside takes some.
     pub fn agent_of(&self, cluster: ClusterId) -> Option<Arc<RelayConn>> {
         let mut open = self.lock();
         let agents = open.agents.get_mut(&cluster)?;
-        let next = agents.iter().position(|conn| conn.takes_streams() && !conn.is_line())?;
+        let next = agents.iter().position(|conn| Open::carries(agents, conn))?;
         // Behind the others now: whose turn it is does not depend on what other clusters are asked for.
         let conn = agents.remove(next);
         agents.push(Arc::clone(&conn));
@@ -106,8 +114,12 @@ impl Sessions {
         };
         let of_process = || open.agents.get(&cluster).into_iter().flatten().filter(takes);
         let line = || of_process().filter(|conn| conn.is_line()).min_by_key(|conn| conn.stream_count());
-        // The newest of its own: an older one is on its way out.
-        let own = || of_process().rev().find(|conn| !conn.is_line());
+        // That on which its new streams begin, and of several the newest: an older one is on its way out.
+        let agents = open.agents.get(&cluster).map_or(&[][..], Vec::as_slice);
+        let own = || {
+            let own = of_process().filter(|conn| !conn.is_line());
+            own.max_by_key(|conn| (Open::carries(agents, conn), conn.since()))
+        };
         if let Some(conn) = on_line.then(line).flatten().or_else(own) {
             return Process::Here(Arc::clone(conn));
         }
@@ -119,6 +131,13 @@ impl Sessions {
             }
             _ => Process::Away,
         }
+    }
+
+    /// The session with this channel, if it is known to be of the same process as `of`.
+    pub fn kin(&self, of: &RelayConn, channel: ChannelId) -> Option<Arc<RelayConn>> {
+        let open = self.lock();
+        let agents = open.agents.get(&of.agent()?.cluster.id)?;
+        agents.iter().find(|conn| conn.channel() == channel && conn.is_kin(of)).cloned()
     }
 
     /// Whether an agent of this cluster is connected.

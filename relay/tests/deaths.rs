@@ -328,6 +328,7 @@ async fn comes_back(bench: &Bench, agent: &Agent) -> Connection {
             key: &agent.key,
             certificate: &agent.certificate,
             line: false,
+            beside: &[],
         };
         match bench.session(identify, agent.instance).await {
             Ok((connection, driver, _)) => {

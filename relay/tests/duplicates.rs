@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, SystemTime};
 
-use common::{Agent, Bench, SOON, eventually, limits};
+use common::{Agent, Bench, SOON, eventually, heard, limits};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
@@ -17,25 +17,12 @@ use towline_relay::{
 use towline_tunnel::{
     ids::StreamKey,
     mux::{CloseReason, Connection, OpenRequest},
-    session::Identify,
+    session::control::Control,
 };
 
 /// Another session with the key and certificate of this agent: a thief's, or its own next one.
 async fn another(bench: &Bench, agent: &Agent) -> Connection {
-    let identify = Identify::Agent {
-        cluster: agent.identity.public(),
-        instance: agent.instance,
-        key: &agent.key,
-        certificate: &agent.certificate,
-        line: false,
-    };
-    bench.session(identify, agent.instance).await.unwrap().0
-}
-
-/// Bytes of this agent reach the relay. A CONTROL message that nobody understands is answered, so that they have come.
-async fn sign_of_life(connection: &Connection) {
-    assert!(connection.control(vec![0_u8, 0, 0, 0, 1].into()));
-    timeout(SOON, connection.next_control()).await.unwrap().unwrap();
+    bench.beside(agent, &[]).await.0
 }
 
 #[tokio::test]
@@ -46,7 +33,7 @@ async fn t52_two_holders_of_an_instances_identity_raise_the_alarm_and_neither_di
     let mut alarm = Alarm::default();
     // Nothing was heard of the first since: it may be the same process, which has lost it.
     assert!(alarm.look(bench.relay.relay(), Duration::ZERO).await.is_empty());
-    sign_of_life(&agent.connection).await;
+    heard(&agent.connection).await;
     assert!(alarm.look(bench.relay.relay(), HANDED_OVER).await.is_empty(), "that may have been on its way");
     let found = alarm.look(bench.relay.relay(), Duration::ZERO).await;
     assert_eq!(found.iter().map(|of| of.instance).collect::<Vec<_>>(), [agent.instance]);
@@ -107,8 +94,61 @@ async fn an_agent_that_changes_its_session_is_one_holder() {
     let agent = bench.agent("edge").await;
     let next = another(&bench, &agent).await;
     agent.connection.go_away(CloseReason::Draining, Duration::ZERO, "");
-    sign_of_life(&agent.connection).await;
-    sign_of_life(&next).await;
+    heard(&agent.connection).await;
+    heard(&next).await;
     let found = Alarm::default().look(bench.relay.relay(), Duration::ZERO).await;
     assert!(found.is_empty(), "{found:?}");
+}
+
+/// A process says of its spare session, over both, that it is its own: no alarm.
+#[tokio::test]
+async fn an_agent_with_a_spare_session_is_one_holder() {
+    let bench = Bench::new(limits()).await;
+    let agent = bench.agent("edge").await;
+    let (spare, channel) = bench.beside(&agent, &[agent.channel]).await;
+    assert!(agent.connection.control(Control::Beside { channel }.encode(0)));
+    for connection in [&agent.connection, &spare] {
+        heard(connection).await;
+    }
+    let found = Alarm::default().look(bench.relay.relay(), Duration::ZERO).await;
+    assert!(found.is_empty(), "{found:?}");
+}
+
+/// Who has copied a key may know its holder's channel (logs have it), and can say that it stands beside that; nobody says so over
+/// the holder's own session.
+#[tokio::test]
+async fn t52_a_second_holder_that_says_it_is_a_spare_raises_the_alarm_all_the_same() {
+    let bench = Bench::new(limits()).await;
+    let agent = bench.agent("edge").await;
+    let (spare, channel) = bench.beside(&agent, &[agent.channel]).await;
+    agent.connection.control(Control::Beside { channel }.encode(0));
+    let (thief, stolen) = bench.beside(&agent, &[agent.channel, channel]).await;
+    // It claims the others as well, over its own.
+    for channel in [agent.channel, channel] {
+        thief.control(Control::Beside { channel }.encode(0));
+    }
+    for connection in [&thief, &agent.connection, &spare] {
+        heard(connection).await;
+    }
+    let found = Alarm::default().look(bench.relay.relay(), Duration::ZERO).await;
+    let [duplicate] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((duplicate.instance, duplicate.later.channel()), (agent.instance, stolen));
+
+    // Nor can it end the holder's session in the holder's name.
+    thief.control(Control::Gone { channel: agent.channel }.encode(0));
+    heard(&thief).await;
+    heard(&agent.connection).await;
+    assert!(agent.connection.is_open());
+}
+
+/// One that came first, while the cluster's own agent was away, and then claims that one's session.
+#[tokio::test]
+async fn t52_a_second_holder_that_came_first_raises_the_alarm_all_the_same() {
+    let bench = Bench::new(limits()).await;
+    let thief = bench.agent("edge").await;
+    let (own, channel) = bench.beside(&thief, &[]).await;
+    thief.connection.control(Control::Beside { channel }.encode(0));
+    heard(&own).await;
+    heard(&thief.connection).await;
+    assert_eq!(Alarm::default().look(bench.relay.relay(), Duration::ZERO).await.len(), 1);
 }

@@ -127,6 +127,7 @@ fn returning(agent: &common::Agent, line: bool) -> Identify<'_> {
         key: &agent.key,
         certificate: &agent.certificate,
         line,
+        beside: &[],
     }
 }
 

@@ -126,6 +126,7 @@ async fn a_cluster_without_an_agent_is_offline_and_back_once_it_dials() {
         key: &agent.key,
         certificate: &agent.certificate,
         line: false,
+        beside: &[],
     };
     let (connection, _driver, _) = bench.session(identify, agent.instance).await.unwrap();
     eventually("a stream arrives at the agent that came back", async || {
@@ -192,6 +193,7 @@ async fn a_revoked_instance_loses_its_session_and_can_not_come_back() {
         key: &agent.key,
         certificate: &agent.certificate,
         line: false,
+        beside: &[],
     };
     let refused = bench.session(identify, agent.instance).await.unwrap_err();
     assert_eq!(refused.fault, towline_tunnel::fault::Fault::AgentCertificateRefused, "{refused}");

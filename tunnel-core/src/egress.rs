@@ -9,6 +9,7 @@ mod destination;
 mod proxy;
 mod race;
 mod resolve;
+mod routes;
 mod settings;
 mod skip;
 mod stream;
@@ -31,6 +32,8 @@ use tokio_rustls::TlsConnector;
 
 pub use destination::Destination;
 pub use proxy::{Origin, Proxy};
+pub use routes::Routes;
+pub(crate) use routes::source;
 pub use settings::{EgressSettings, ProxyArgs, ProxyText, Sources, process_environment};
 pub use skip::{BareNames, SkipRange};
 pub use stream::EgressStream;

@@ -38,6 +38,9 @@ pub struct AgentSession {
     pub instance: InstanceId,
     /// It is a line, beside the agent's session.
     pub line: bool,
+    pub channel: ChannelId,
+    /// Those that it says it stands beside.
+    pub beside: Vec<ChannelId>,
     /// Cuts the TCP connection.
     pub cut: CancellationToken,
 }
@@ -54,6 +57,8 @@ pub struct Manner {
     pub life: Duration,
     /// Whether lines are accepted.
     pub lines: bool,
+    /// Whether it knows spare sessions.
+    pub spares: bool,
 }
 
 pub struct Relay {
@@ -79,6 +84,7 @@ impl Relay {
             certificates: true,
             life: Duration::from_secs(3600),
             lines: true,
+            spares: false,
         };
         let manner = Arc::new(Mutex::new(manner));
         let (identity, tickets) = (Arc::new(SigningKey::generate()), Arc::new(SigningKey::generate()));
@@ -112,6 +118,9 @@ impl Relay {
     }
 }
 
+/// How it was let in, which instance, whether as a line, and beside which.
+type Judged = (&'static str, InstanceId, bool, Vec<ChannelId>);
+
 struct Serving {
     acceptor: TlsAcceptor,
     identity: Arc<RelayIdentity>,
@@ -139,11 +148,19 @@ impl Serving {
         let outer = exporter(tls.get_ref().1);
         let carrier = WebSocketCarrier::server(tls);
         let judge = async |credential| self.judge(credential);
-        let (channel, _, (by, instance, line)) =
+        let (channel, welcome, (by, instance, line, beside)) =
             session::accept(carrier, outer, &self.identity, judge).await.ok()?;
         let (connection, driver) = Connection::new(channel, BytesMut::new(), endpoint(Side::Acceptor));
         let cut = CancellationToken::new();
-        let session = AgentSession { connection, by, instance, line, cut: cut.clone() };
+        let session = AgentSession {
+            connection,
+            by,
+            instance,
+            line,
+            channel: welcome.channel,
+            beside,
+            cut: cut.clone(),
+        };
         self.sender.send(session).await.ok()?;
         tokio::select! {
             _closed = driver.run() => {}
@@ -152,11 +169,12 @@ impl Serving {
         Some(())
     }
 
-    fn judge(&self, credential: Credential) -> Result<(Welcome, (&'static str, InstanceId, bool)), Refused> {
+    fn judge(&self, credential: Credential) -> Result<(Welcome, Judged), Refused> {
         let mut manner = self.manner.lock().unwrap();
         let mut welcome = Welcome::new(ChannelId::random());
         welcome.name = Some("edge-7".into());
-        let (by, instance, line) = match credential {
+        welcome.spares = manner.spares;
+        let (by, instance, line, beside) = match credential {
             Credential::Enrol { secret, instance, .. } => {
                 let by = if secret.reveal() == JOIN {
                     "join"
@@ -171,17 +189,17 @@ impl Serving {
                 }
                 welcome.ticket_key = Some(self.tickets.public());
                 welcome.certificate = Some(certificate(manner.life));
-                (by, instance, false)
+                (by, instance, false, Vec::new())
             }
             Credential::Agent { line: true, .. } if !manner.lines => {
                 return Err(Refused::new(CloseReason::LimitReached, "no lines"));
             }
-            Credential::Agent { instance, line, .. } if manner.certificates => {
-                ("certificate", instance, line)
+            Credential::Agent { instance, line, beside, .. } if manner.certificates => {
+                ("certificate", instance, line, beside)
             }
             _ => return Err(Refused::new(CloseReason::CertificateRefused, "revoked")),
         };
-        Ok((welcome, (by, instance, line)))
+        Ok((welcome, (by, instance, line, beside)))
     }
 }
 

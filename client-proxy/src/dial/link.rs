@@ -380,7 +380,7 @@ async fn establish(
         Purpose::Session | Purpose::Line => ladder.connect(errand, config.pin, identify).await,
         Purpose::Better(than) => ladder.better(than, errand, config.pin, identify).await,
     };
-    let Climbed { session: begun, rung } = climbed?;
+    let Climbed { session: begun, rung, .. } = climbed?;
     let endpoint = EndpointConfig {
         side: Side::Dialler,
         max_streams: MAX_STREAMS,

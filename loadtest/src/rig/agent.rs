@@ -96,6 +96,7 @@ impl Member {
             key: &self.key,
             certificate: &self.certificate,
             line: false,
+            beside: &[],
         };
         begin(way, self.relay, identify).await
     }

@@ -64,23 +64,47 @@ impl Programs {
     ) -> anyhow::Result<Self> {
         let bulk: Vec<String> =
             bulk_lines.iter().flat_map(|n| ["--bulk-lines".to_owned(), n.to_string()]).collect();
-        let folder = rig.folder().join(name);
-        fs::create_dir_all(&folder)?;
-        let (agent, cluster) = start_agent(rig, name, &folder, lines.agent, &bulk)?;
-        rig.relay.let_in(USER, name)?;
-        let kubeconfig = folder.join("kubeconfig");
-        let proxy = start_proxy(rig, &folder, &cluster, &kubeconfig, lines.proxy, &bulk)?;
-        let target = Target::of_kubeconfig(&kubeconfig, b"http/1.1")?;
+        let programs = Self::with_flags(rig, name, lines, &bulk, &bulk)?;
         let name = match bulk_lines {
-            None => "towline".to_owned(),
+            None => programs.name.clone(),
             Some(n) => format!("towline, {n} bulk lines"),
         };
-        Ok(Self { name, agent, proxy, relay: rig.relay.pid(), target })
+        Ok(Self { name, ..programs })
+    }
+
+    /// The same, with these flags for the agent.
+    ///
+    /// # Errors
+    /// What fails, with the end of its log.
+    pub fn with_agent_flags(rig: &Rig, name: &str, lines: Lines, flags: &[String]) -> anyhow::Result<Self> {
+        Self::with_flags(rig, name, lines, flags, &[])
+    }
+
+    fn with_flags(
+        rig: &Rig,
+        name: &str,
+        lines: Lines,
+        agent: &[String],
+        proxy: &[String],
+    ) -> anyhow::Result<Self> {
+        let folder = rig.folder().join(name);
+        fs::create_dir_all(&folder)?;
+        let (agent, cluster) = start_agent(rig, name, &folder, lines.agent, agent)?;
+        rig.relay.let_in(USER, name)?;
+        let kubeconfig = folder.join("kubeconfig");
+        let running = start_proxy(rig, &folder, &cluster, &kubeconfig, lines.proxy, proxy)?;
+        let target = Target::of_kubeconfig(&kubeconfig, b"http/1.1")?;
+        Ok(Self { name: "towline".to_owned(), agent, proxy: running, relay: rig.relay.pid(), target })
     }
 
     /// The agent's process.
     pub fn agent(&self) -> u32 {
         self.agent.id()
+    }
+
+    /// What the agent has logged.
+    pub fn agent_log(&self) -> String {
+        self.agent.log()
     }
 
     /// The proxy's process.

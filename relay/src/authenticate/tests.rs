@@ -115,6 +115,7 @@ fn returning(agent: &AgentPeer, cluster: &SigningKey, certificate: &[u8]) -> Cre
         certificate: certificate.to_vec(),
         program: agent.program.clone(),
         line: false,
+        beside: Vec::new(),
     }
 }
 

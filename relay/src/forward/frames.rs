@@ -208,6 +208,9 @@ impl RelayConn {
 
     fn on_control(&self, payload: &Bytes) {
         let Some(peer) = &self.peer else { return };
+        if self.on_kin(payload) {
+            return;
+        }
         let later = |question| self.questions.try_send(question).is_ok();
         let answer = self.switchboard.answer(peer, payload, later);
         if let Some(answer) = answer

@@ -94,6 +94,7 @@ impl World {
             certificate_ends: at(1000),
             program: String::new(),
             line: false,
+            beside: Vec::new(),
         }));
         let client = conn(Peer::Client(ClientPeer {
             caller: Caller { username: "alice".into(), principal: "alice".into(), groups: Vec::new() },

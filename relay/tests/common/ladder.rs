@@ -72,7 +72,7 @@ fn ladder(address: SocketAddr, ca: &Path, memory: &Memory) -> Ladder {
 
 impl Dialled {
     fn new(climbed: Climbed, took: Duration) -> Self {
-        let Climbed { session, rung } = climbed;
+        let Climbed { session, rung, .. } = climbed;
         let config = EndpointConfig {
             side: Side::Dialler,
             max_streams: 1000,

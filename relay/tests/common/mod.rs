@@ -30,7 +30,7 @@ use towline_tunnel::{
     carrier::dial::Dialler,
     clock::Clock,
     fault::Report,
-    ids::{ClusterId, InstanceId, StreamKey},
+    ids::{ChannelId, ClusterId, InstanceId, StreamKey},
     issuer_host::IssuerHost,
     keys::SigningKey,
     mux::{Closed, Connection, EndpointConfig, Keeper, Ledger, MuxStream, OpenRequest, Side},
@@ -53,6 +53,7 @@ pub(crate) struct Bench {
 pub(crate) struct Agent {
     pub(crate) identity: SigningKey,
     pub(crate) instance: InstanceId,
+    pub(crate) channel: ChannelId,
     pub(crate) key: SigningKey,
     pub(crate) certificate: Vec<u8>,
     pub(crate) connection: Connection,
@@ -195,8 +196,23 @@ impl Bench {
         let secret = self.enrolment_secret(name).await;
         let identify = Identify::Enrol { secret: &secret, cluster: &identity, instance, key: &key };
         let (connection, driver, welcome) = self.session(identify, instance).await.unwrap();
-        let certificate = welcome.certificate.unwrap();
-        Agent { identity, instance, key, certificate, connection, driver }
+        let (channel, certificate) = (welcome.channel, welcome.certificate.unwrap());
+        Agent { identity, instance, channel, key, certificate, connection, driver }
+    }
+
+    /// One more session of an agent's instance, that says it stands beside these.
+    pub(crate) async fn beside(&self, agent: &Agent, beside: &[ChannelId]) -> (Connection, ChannelId) {
+        let identify = Identify::Agent {
+            cluster: agent.identity.public(),
+            instance: agent.instance,
+            key: &agent.key,
+            certificate: &agent.certificate,
+            line: false,
+            beside,
+        };
+        let (connection, _driver, welcome) = self.session(identify, agent.instance).await.unwrap();
+        assert!(welcome.spares, "an agent may have a spare");
+        (connection, welcome.channel)
     }
 
     /// An agent that sends back on each stream what comes on it.
@@ -251,6 +267,12 @@ impl Bench {
         let assignment = self.assignment(user, cluster);
         self.relay.registry().assign_role(&assignment, std::time::SystemTime::now()).await.unwrap();
     }
+}
+
+/// What was said on a connection before has come: a CONTROL message that nobody understands is answered.
+pub(crate) async fn heard(connection: &Connection) {
+    assert!(connection.control(vec![0_u8, 0, 0, 0, 1].into()));
+    tokio::time::timeout(SOON, connection.next_control()).await.unwrap().unwrap();
 }
 
 /// Looks again until it holds; fails after [`SOON`].

@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     future::pending,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use std::{
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{
-    dial::{DIAL_WITHIN, Dialler, Errand, HTTP1},
+    dial::{DIAL_WITHIN, Dialler, Errand, HTTP1, OuterTls},
     h2,
     http::RequestError,
     pair,
@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     backoff,
+    egress::source,
     fault::{Fault, Report},
     ids::KeyHash,
     session::{self, Exporter, Identify, Session},
@@ -45,6 +46,15 @@ pub struct Climbed {
     pub session: Session<Carrier>,
     /// On which carrier.
     pub rung: Rung,
+    /// Where its first hop ends, as far as this machine's routes go: the relay, or a proxy. Not known of a pair, which has several.
+    pub peer: Option<IpAddr>,
+}
+
+/// A carrier that was dialled.
+struct Dialled {
+    carrier: Carrier,
+    exporter: Option<Exporter>,
+    peer: Option<IpAddr>,
 }
 
 /// Dials a relay by whatever gets through.
@@ -75,11 +85,12 @@ impl Ladder {
             return self.climb(&Rung::ALL, network, errand, pin, identify).await;
         };
         let begun = async {
-            let (carrier, exporter) = self.dial(rung, errand, None).await?;
-            session::connect(carrier, exporter, pin, identify).await
+            let Dialled { carrier, exporter, peer } = self.dial(rung, errand, None).await?;
+            let session = session::connect(carrier, exporter, pin, identify).await?;
+            Ok::<_, Report>(Climbed { session, rung, peer })
         };
         match begun.await {
-            Ok(session) => Ok(Climbed { session, rung }),
+            Ok(climbed) => Ok(climbed),
             Err(report) => {
                 if is_of_carrier(report.fault) {
                     // The next attempt finds out what gets through now.
@@ -97,6 +108,12 @@ impl Ladder {
         }
         let known = self.memory.better_at(&Network::here(&self.dialler));
         sleep_until(known.unwrap_or_else(|| Instant::now() + BETTER_AFTER)).await;
+    }
+
+    /// Whether it is time to try a better rung than this, on which a session stands.
+    pub fn is_better_due(&self, than: Rung) -> bool {
+        than != Rung::ALL[0]
+            && self.memory.better_at(&Network::here(&self.dialler)).is_some_and(|at| Instant::now() >= at)
     }
 
     /// Tries the rungs that are better than this one, and no other: a session on one can take the place of one that stands. What
@@ -132,19 +149,21 @@ impl Ladder {
         let mut failed: Vec<(Rung, Report)> = Vec::new();
         for &rung in rungs {
             let begun = async {
-                let (carrier, exporter) = self.dial(rung, errand, Some(ANSWER_WITHIN)).await?;
-                session::connect_challenged(carrier, exporter, pin, identify).await
+                let Dialled { carrier, exporter, peer } =
+                    self.dial(rung, errand, Some(ANSWER_WITHIN)).await?;
+                let session = session::connect_challenged(carrier, exporter, pin, identify).await?;
+                Ok::<_, Report>(Climbed { session, rung, peer })
             };
             let begun = timeout_at(deadline, begun).await.unwrap_or_else(|_elapsed| {
                 Err(self.dialler.report(Fault::RequestUnanswered, "there was no time left"))
             });
             match begun {
-                Ok(session) => {
+                Ok(climbed) => {
                     if let Some((_, report)) = failed.first() {
                         tracing::warn!(%report, carrier = rung.name(), "the relay is reached by a slower way");
                     }
                     self.memory.note(network, rung, Instant::now(), backoff::random());
-                    return Ok(Climbed { session, rung });
+                    return Ok(climbed);
                 }
                 Err(report) if is_of_carrier(report.fault) => failed.push((rung, report)),
                 // It was reached, or will be by none.
@@ -159,16 +178,12 @@ impl Ladder {
     /// # Errors
     /// Which step failed, and why.
     pub async fn carrier(&self, rung: Rung) -> Result<(Carrier, Option<Exporter>), Report> {
-        self.dial(rung, Errand::Begin, None).await
+        let Dialled { carrier, exporter, .. } = self.dial(rung, Errand::Begin, None).await?;
+        Ok((carrier, exporter))
     }
 
     /// A carrier of this kind. Where `within` is given, its request must be answered in that time, and is by a relay that is told so.
-    async fn dial(
-        &self,
-        rung: Rung,
-        errand: Errand,
-        within: Option<Duration>,
-    ) -> Result<(Carrier, Option<Exporter>), Report> {
+    async fn dial(&self, rung: Rung, errand: Errand, within: Option<Duration>) -> Result<Dialled, Report> {
         let (dialler, challenged) = (&self.dialler, within.is_some());
         let within = within.unwrap_or(DIAL_WITHIN);
         let unanswered = |_elapsed| dialler.report(Fault::RequestUnanswered, rung.name());
@@ -177,12 +192,15 @@ impl Ladder {
         match rung {
             Rung::WebSocket => {
                 let (tls, exporter) = dialler.secured(HTTP1, deadline).await?;
+                let peer = peer(&tls);
                 let asking = WebSocketCarrier::client_asking(tls, &authority, errand, challenged);
                 let carrier = timeout(within, asking).await.map_err(unanswered)?;
-                Ok((Carrier::WebSocket(carrier.map_err(|error| dialler.upgrade_failed(error))?), exporter))
+                let carrier = Carrier::WebSocket(carrier.map_err(|error| dialler.upgrade_failed(error))?);
+                Ok(Dialled { carrier, exporter, peer })
             }
             Rung::Http2 => {
                 let (tls, exporter) = dialler.secured(h2::ALPN, deadline).await?;
+                let peer = peer(&tls);
                 let refused = |error| dialler.request_failed("the POST over HTTP/2", error);
                 if tls.get_ref().1.alpn_protocol() != Some(h2::ALPN) {
                     return Err(refused(RequestError::Version("HTTP/2")));
@@ -192,13 +210,13 @@ impl Ladder {
                     h2::Asked::Post(carrier) => Carrier::Http(carrier),
                     h2::Asked::Tunnel(tunnel) => Carrier::Tunnel(tunnel),
                 };
-                Ok((carrier, exporter))
+                Ok(Dialled { carrier, exporter, peer })
             }
             Rung::Pair => {
                 let asking = pair::client(dialler, errand, challenged);
                 let carrier = timeout(within, asking).await.map_err(unanswered)??;
                 // Two connections have no exporter in common.
-                Ok((Carrier::Http(carrier), None))
+                Ok(Dialled { carrier: Carrier::Http(carrier), exporter: None, peer: None })
             }
         }
     }
@@ -256,18 +274,16 @@ impl Network {
     fn here(dialler: &Dialler) -> Self {
         // Documentation addresses (RFC 5737, RFC 3849): nothing is sent to them, a route is looked up.
         let from = [
-            source(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()),
-            source(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()),
+            source(Ipv4Addr::new(192, 0, 2, 1).into()),
+            source(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()),
         ];
         Self { relay: dialler.address().authority(), proxy: dialler.proxy(), from }
     }
 }
 
-/// The address that this machine would send from.
-fn source(any: IpAddr, to: IpAddr) -> Option<IpAddr> {
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
-    socket.connect(SocketAddr::new(to, 9)).ok()?;
-    Some(socket.local_addr().ok()?.ip())
+/// Where a connection's first hop ends.
+fn peer(tls: &OuterTls) -> Option<IpAddr> {
+    tls.get_ref().0.get_ref().peer()
 }
 
 #[derive(Clone, Copy, Debug)]

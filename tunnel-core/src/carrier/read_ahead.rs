@@ -31,6 +31,11 @@ impl<IO> ReadAhead<IO> {
     pub fn new(io: IO) -> Self {
         Self { io, ahead: BytesMut::new(), more: false }
     }
+
+    /// What it reads from.
+    pub fn get_ref(&self) -> &IO {
+        &self.io
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for ReadAhead<IO> {

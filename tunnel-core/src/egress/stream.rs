@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IoSlice},
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -43,6 +44,17 @@ impl EgressStream {
     pub(super) fn with_early(mut self, early: Bytes) -> Self {
         self.early = early;
         self
+    }
+}
+
+impl EgressStream {
+    /// Where it leads as far as this machine's routes go: the destination itself, or a proxy.
+    pub fn peer(&self) -> Option<IpAddr> {
+        let tcp = match &self.io {
+            Io::Tcp(stream) => stream,
+            Io::Tls(stream) => stream.get_ref().0,
+        };
+        Some(tcp.peer_addr().ok()?.ip())
     }
 }
 

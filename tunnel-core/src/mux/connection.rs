@@ -1,7 +1,10 @@
 //! One end's handle on a connection.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Waker,
     time::{Duration, Instant},
 };
@@ -53,6 +56,8 @@ pub(super) struct Shared {
     /// Streams to accept, a CONTROL message, GOAWAY or the end.
     news: Notify,
     stop: CancellationToken,
+    /// It ends because another took its place: its streams may go on there.
+    left: AtomicBool,
     ended: CancellationToken,
     keeper: Option<Keeper>,
     me: Weak<Shared>,
@@ -142,7 +147,8 @@ impl<IO: AsyncRead + AsyncWrite + Send> Driver<IO> {
         let guard = CloseOnDrop(Arc::clone(&self.shared));
         let closed = drive(self.io, &*self.shared, self.early, self.shared.stop.clone()).await;
         let (reason, detail) = closed.reason();
-        self.shared.close(reason, &detail, !matches!(closed, Closed::Stopped));
+        let park = !matches!(closed, Closed::Stopped) || self.shared.left.load(Ordering::Acquire);
+        self.shared.close(reason, &detail, park);
         drop(guard);
         closed
     }
@@ -172,6 +178,7 @@ impl Connection {
             output: Notify::new(),
             news: Notify::new(),
             stop: CancellationToken::new(),
+            left: AtomicBool::new(false),
             ended: CancellationToken::new(),
         });
         (Self(Arc::clone(&shared)), Driver { io, early, shared })
@@ -260,6 +267,12 @@ impl Connection {
 
     /// Ends the connection: GOAWAY, then the carrier's own end.
     pub fn close(&self) {
+        self.0.stop.cancel();
+    }
+
+    /// The same, while its streams go on elsewhere: those that can be kept are parked, as if the connection were lost.
+    pub fn leave(&self) {
+        self.0.left.store(true, Ordering::Release);
         self.0.stop.cancel();
     }
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     fault::{Fault, Report},
-    ids::InstanceId,
+    ids::{ChannelId, InstanceId},
     keys::{Purpose, SigningKey, VerifyingKey},
     proto::CloseReason,
 };
@@ -78,6 +78,8 @@ pub enum Credential {
         program: String,
         /// A line of the process, beside its session.
         line: bool,
+        /// Claimed: sessions of the same process that it stands beside.
+        beside: Vec<ChannelId>,
     },
     /// An agent that enrols. The secret is not yet verified.
     Enrol {
@@ -282,13 +284,13 @@ fn credential(
             run_key.verify(Purpose::ClientProof, &[binding, transcript], &proof),
             Credential::Client { token, run_key, program, line },
         ),
-        Message::AuthAgent { cluster, instance, key, certificate, proof, program, line } => proven(
+        Message::AuthAgent { cluster, instance, key, certificate, proof, program, line, beside } => proven(
             key.verify(
                 Purpose::AgentProof,
                 &[binding, transcript, cluster.spki(), instance.as_bytes()],
                 &proof,
             ),
-            Credential::Agent { cluster, instance, key, certificate, program, line },
+            Credential::Agent { cluster, instance, key, certificate, program, line, beside },
         ),
         Message::Enrol { secret, cluster, cluster_proof, instance, key, proof, program } => {
             let by_cluster = cluster.verify(

@@ -10,12 +10,12 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::{
     Channel, Exporter, HANDSHAKE_WITHIN, ReceiveError, Transcript, challenge, exporter,
-    message::{self, BindMode, MAX_TOKEN, Message, MessageError, Secret, VERSION, Welcome},
+    message::{self, BindMode, MAX_BESIDE, MAX_TOKEN, Message, MessageError, Secret, VERSION, Welcome},
     receive, send, tls,
 };
 use crate::{
     fault::{Fault, Report},
-    ids::{InstanceId, KeyHash},
+    ids::{ChannelId, InstanceId, KeyHash},
     keys::{Purpose, SigningKey, VerifyingKey},
     proto::CloseReason,
 };
@@ -44,6 +44,9 @@ pub enum Identify<'a> {
         certificate: &'a [u8],
         /// Whether the session is a line for bulk, beside the process's own.
         line: bool,
+        /// The process's other sessions with this relay, if it has some: this one is spare while one of them takes streams.
+        /// At most [`MAX_BESIDE`].
+        beside: &'a [ChannelId],
     },
     /// An agent that enrols.
     Enrol {
@@ -232,7 +235,7 @@ impl Identify<'_> {
                 program,
                 line: *line,
             },
-            Self::Agent { cluster, instance, key, certificate, line } => Message::AuthAgent {
+            Self::Agent { cluster, instance, key, certificate, line, beside } => Message::AuthAgent {
                 cluster: *cluster,
                 instance: *instance,
                 key: key.public(),
@@ -241,6 +244,7 @@ impl Identify<'_> {
                     .sign(Purpose::AgentProof, &[binding, transcript, cluster.spki(), instance.as_bytes()]),
                 program,
                 line: *line,
+                beside: beside.iter().rev().take(MAX_BESIDE).rev().copied().collect(),
             },
             Self::Enrol { secret, cluster, instance, key } => {
                 let spki = key.spki();

@@ -10,7 +10,7 @@ use super::{
     question::{MAX_BODY, MAX_CURSOR, Topic},
 };
 use crate::{
-    ids::ClusterId,
+    ids::{ChannelId, ClusterId},
     keys::VerifyingKey,
     proto::{
         CloseReason,
@@ -46,6 +46,16 @@ pub enum Control {
         /// DER.
         certificate: Vec<u8>,
     },
+    /// Agent: the session of this channel, which began after this one, is mine as well. Not answered.
+    Beside {
+        /// Its channel.
+        channel: ChannelId,
+    },
+    /// Agent: the session of this channel, which was mine, is lost at my end. Not answered.
+    Gone {
+        /// Its channel.
+        channel: ChannelId,
+    },
     /// Relay: no.
     Failed {
         /// Why.
@@ -78,6 +88,8 @@ const RENEWED: u8 = 4;
 const FAILED: u8 = 5;
 const ASK: u8 = 6;
 const ANSWER: u8 = 7;
+const BESIDE: u8 = 8;
+const GONE: u8 = 9;
 
 impl Control {
     /// The payload of a CONTROL frame.
@@ -99,6 +111,14 @@ impl Control {
             Self::Renewed { certificate } => {
                 fields.put(1, certificate);
                 RENEWED
+            }
+            Self::Beside { channel } => {
+                fields.put_u64(1, channel.0);
+                BESIDE
+            }
+            Self::Gone { channel } => {
+                fields.put_u64(1, channel.0);
+                GONE
             }
             Self::Failed { reason, detail } => {
                 fields.put(1, &reason.code().to_be_bytes()).put(2, bounded_detail(detail).as_bytes());
@@ -127,7 +147,7 @@ impl Control {
         let (head, body) = bytes.split_first_chunk::<5>().ok_or(MessageError::Length(bytes.len()))?;
         let id = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
         let known: &[u16] = match head[0] {
-            RESOLVE | RENEW | RENEWED => &[1],
+            RESOLVE | RENEW | RENEWED | BESIDE | GONE => &[1],
             FAILED => &[1, 2],
             RESOLVED | ASK => &[1, 2, 3],
             ANSWER => &[2, 3],
@@ -151,6 +171,8 @@ impl Control {
                 }
                 Self::Renewed { certificate: certificate.to_vec() }
             }
+            BESIDE => Self::Beside { channel: ChannelId(fields.need_u64(1)?) },
+            GONE => Self::Gone { channel: ChannelId(fields.need_u64(1)?) },
             FAILED => Self::Failed {
                 reason: CloseReason::from_code(u16::from_be_bytes(fields.need_array(1)?)),
                 detail: fields.need_text(2, MAX_DETAIL)?.to_owned(),
@@ -190,6 +212,8 @@ mod tests {
             Control::Resolved { cluster: ClusterId::of_spki(b"k"), name: "edge-7".into(), online: true },
             Control::Renew { key: SigningKey::generate().public() },
             Control::Renewed { certificate: vec![1, 2, 3] },
+            Control::Beside { channel: ChannelId(0x0102_0304_0506_0708) },
+            Control::Gone { channel: ChannelId(u64::MAX) },
             Control::Failed { reason: CloseReason::ClusterUnknown, detail: "no".into() },
             Control::Ask { topic: Topic::AUDIT, cursor: Bytes::new(), body: Bytes::from_static(b"{}") },
             Control::Answer { cursor: Bytes::from_static(b"7"), body: Bytes::from_static(b"[]") },

@@ -133,6 +133,8 @@ pub enum Message {
         program: String,
         /// It is a line of the process, beside its session.
         line: bool,
+        /// The sessions of the same process that it stands beside: at most [`MAX_BESIDE`].
+        beside: Vec<ChannelId>,
     },
     /// An agent enrols.
     Enrol {
@@ -168,12 +170,14 @@ pub struct Welcome {
     pub ticket_key: Option<VerifyingKey>,
     /// The name under which the cluster is enrolled, or the caller's principal as the relay sees it.
     pub name: Option<String>,
+    /// Whether an agent may have a spare session: this relay opens no stream on it while the other takes some.
+    pub spares: bool,
 }
 
 impl Welcome {
     /// A bare welcome.
     pub fn new(channel: ChannelId) -> Self {
-        Self { channel, certificate: None, ticket_key: None, name: None }
+        Self { channel, certificate: None, ticket_key: None, name: None, spares: false }
     }
 }
 
@@ -238,6 +242,10 @@ pub const CHALLENGE_BYTES: std::ops::RangeInclusive<usize> = 2048..=16 * 1024;
 const WITH_CHALLENGE: &[u8] = &[1];
 /// What the field says that a session of the same process holds beside it: absent in every other.
 const IS_LINE: &[u8] = &[1];
+/// What the field says of a relay that knows spare sessions.
+const WITH_SPARES: &[u8] = &[1];
+/// Sessions that one may stand beside: as many as a relay lets one process have.
+pub const MAX_BESIDE: usize = 8;
 
 /// The fields of RELAY_HELLO that its signature is over, as they stand on the wire.
 pub fn relay_hello_signed(
@@ -294,10 +302,12 @@ pub fn encode(message: &Message) -> Vec<u8> {
             fields.put_some(5, line.then_some(IS_LINE));
             AUTH_CLIENT
         }
-        Message::AuthAgent { cluster, instance, key, certificate, proof, program, line } => {
+        Message::AuthAgent { cluster, instance, key, certificate, proof, program, line, beside } => {
             fields.put(1, cluster.spki()).put(2, instance.as_bytes()).put(3, key.spki());
             fields.put(4, certificate).put(5, proof).put(6, program.as_bytes());
             fields.put_some(7, line.then_some(IS_LINE));
+            let beside: Vec<u8> = beside.iter().flat_map(|channel| channel.0.to_be_bytes()).collect();
+            fields.put_some(8, (!beside.is_empty()).then_some(&beside[..]));
             AUTH_AGENT
         }
         Message::Enrol { secret, cluster, cluster_proof, instance, key, proof, program } => {
@@ -310,6 +320,7 @@ pub fn encode(message: &Message) -> Vec<u8> {
             fields.put_some(2, welcome.certificate.as_deref());
             fields.put_some(3, welcome.ticket_key.as_ref().map(|key| &key.spki()[..]));
             fields.put_some(4, welcome.name.as_ref().map(String::as_bytes));
+            fields.put_some(5, welcome.spares.then_some(WITH_SPARES));
             WELCOME
         }
         Message::Refused(refused) => {
@@ -341,10 +352,10 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
         BIND | CHALLENGED => &[1],
         CHALLENGE => &[1, 2],
         HELLO | REFUSED => &[1, 2, 3],
-        WELCOME => &[1, 2, 3, 4],
-        AUTH_CLIENT => &[1, 2, 3, 4, 5],
+        WELCOME | AUTH_CLIENT => &[1, 2, 3, 4, 5],
         RELAY_HELLO => &[1, 2, 3, 4, 5, 6],
-        AUTH_AGENT | ENROL => &[1, 2, 3, 4, 5, 6, 7],
+        ENROL => &[1, 2, 3, 4, 5, 6, 7],
+        AUTH_AGENT => &[1, 2, 3, 4, 5, 6, 7, 8],
         other => return Err(MessageError::Type(other)),
     };
     let fields = Fields::parse(body, known)?;
@@ -407,6 +418,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
             proof: fields.need_array(5)?,
             program: text(6, MAX_NAME)?,
             line: is_set(7)?,
+            beside: channels(fields.maybe(8), 8)?,
         },
         ENROL => Message::Enrol {
             secret: Secret::new(bounded(1, 64)?),
@@ -422,6 +434,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
             certificate: fields.maybe(2).map(|_| bounded(2, MAX_CERTIFICATE)).transpose()?,
             ticket_key: fields.maybe(3).map(|_| key(3)).transpose()?,
             name: fields.maybe(4).map(|_| text(4, MAX_NAME)).transpose()?,
+            spares: is_set(5)?,
         }),
         REFUSED => Message::Refused(Refused {
             reason: CloseReason::from_code(u16::from_be_bytes(fields.need_array(1)?)),
@@ -430,4 +443,14 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
         }),
         other => return Err(MessageError::Type(other)),
     })
+}
+
+/// Eight bytes each; none where the field is missing.
+fn channels(value: Option<&[u8]>, tag: u16) -> Result<Vec<ChannelId>, FieldError> {
+    let Some(bytes) = value else { return Ok(Vec::new()) };
+    let (channels, rest) = bytes.as_chunks::<8>();
+    if channels.is_empty() || channels.len() > MAX_BESIDE || !rest.is_empty() {
+        return Err(FieldError::Value(tag));
+    }
+    Ok(channels.iter().map(|channel| ChannelId(u64::from_be_bytes(*channel))).collect())
 }

@@ -113,6 +113,7 @@ fn tokens_and_certificates_have_a_length_and_no_more_than_allowed() {
         proof: [1; 64],
         program: program(),
         line: false,
+        beside: Vec::new(),
     };
     let reads = |message: Message| decode(&encode(&message)[4..]).is_ok();
     for length in [0, MAX_TOKEN + 1] {

@@ -52,6 +52,9 @@
 {{- if $v.issuerViaRelay -}}
 {{- $_ := set $texts "ISSUER_VIA_RELAY" "true" -}}
 {{- end -}}
+{{- if $v.noSpare -}}
+{{- $_ := set $texts "NO_SPARE" "true" -}}
+{{- end -}}
 {{- if $v.allowSystemMasters -}}
 {{- $_ := set $texts "ALLOW_SYSTEM_MASTERS" "true" -}}
 {{- end -}}
