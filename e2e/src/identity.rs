@@ -91,6 +91,11 @@ const SLOW: &[Planned] = &[
     ("end-expired", "exec and a watch, whose token ends and has no successor", endings::expired),
     ("end-renewed", "the same with a login, of tokens that live for 15 s", endings::renewed),
     ("end-max-token-age", "the same with --max-token-age, before the token's own end", endings::too_old),
+    (
+        "end-account-disabled",
+        "the same while the provider is asked, and says no; enabled again",
+        endings::disabled,
+    ),
     ("end-role-removed", "the same while the relay's role is taken away", endings::role_removed),
     ("end-signed-role-removed", "the same by a signed role, which is removed", rights::removed),
     ("end-signed-role-expired", "the same by a signed role whose time is over", rights::expired),
@@ -143,7 +148,7 @@ pub fn run(
         (issuer.url(), issuer.ca_pem().to_owned(), "dev:"),
     ];
     let folder = tempfile::Builder::new().prefix("towline-identity-").tempdir()?;
-    let trust = trust(folder.path(), &trusted)?;
+    let trust = trust(folder.path(), &trusted, &issuer)?;
     let mut stage = Stage::with_trust(cluster.clone(), programs.clone(), issuer, Some(trust))?;
     let age = format!("{}s", MAX_TOKEN_AGE.as_secs());
     let flags = ["--max-token-age", &age, "--allow-service-account-tokens"];
@@ -154,9 +159,17 @@ pub fn run(
     let namespace = format!("identity-{}", StreamKey::random());
     make_namespace(cluster, &namespace)?;
     allow(cluster)?;
-    for user in
-        ["idp:ada", "idp:bob", "idp:brief", "idp:robot", "dev:alice", "dev:carol", "dev:dora", "dev:erin"]
-    {
+    for user in [
+        "idp:ada",
+        "idp:bob",
+        "idp:brief",
+        "idp:robot",
+        "dev:alice",
+        "dev:carol",
+        "dev:dora",
+        "dev:erin",
+        "dev:hank",
+    ] {
         stage.let_in(user)?;
     }
 
@@ -218,7 +231,7 @@ fn row(name: &'static str, what: &'static str, make: impl FnOnce() -> anyhow::Re
 }
 
 /// Both issuers, at relay and agent, each with names of its own.
-fn trust(folder: &Path, issuers: &[(String, String, &str)]) -> anyhow::Result<Trust> {
+fn trust(folder: &Path, issuers: &[(String, String, &str)], issuer: &DevIssuer) -> anyhow::Result<Trust> {
     let file = |name: &str, audiences: &[&str]| -> anyhow::Result<Vec<String>> {
         let path = folder.join(name);
         fs::write(&path, authentication(issuers, audiences))?;
@@ -228,11 +241,25 @@ fn trust(folder: &Path, issuers: &[(String, String, &str)]) -> anyhow::Result<Tr
         relay: file("relay.yaml", &[RELAY_AUDIENCE, SHARED, BRIEF[0], RELAY_RESOURCE])?,
         agent: file("agent.yaml", &[CLUSTER_AUDIENCE, SHARED, BRIEF[1], CLUSTER_RESOURCE])?,
     };
+    trust.agent.extend(asked(folder, issuer)?);
     for (url, ..) in issuers {
         let host = url.trim_start_matches("https://").to_owned();
         trust.relay.extend(["--issuer-host".to_owned(), host]);
     }
     Ok(trust)
+}
+
+/// The tests' own issuer is asked whether its tokens are still good.
+fn asked(folder: &Path, issuer: &DevIssuer) -> anyhow::Result<[String; 2]> {
+    let (client, secret) = issuer.introspecting_client();
+    let (secret_file, file) = (folder.join("introspection-secret"), folder.join("introspection.yaml"));
+    fs::write(&secret_file, secret)?;
+    let text = serde_json::json!({
+        "apiVersion": "towline.dev/v1", "kind": "IntrospectionConfiguration",
+        "issuers": [{ "url": issuer.url(), "clientId": client, "clientSecretFile": secret_file, "everySeconds": 10 }],
+    });
+    fs::write(&file, text.to_string())?;
+    Ok(["--introspection-config".to_owned(), file.display().to_string()])
 }
 
 /// kube-apiserver's own file, for it and for ours.

@@ -3,7 +3,7 @@
 //! For `towline dev` and tests. It refuses to be reached from elsewhere.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
@@ -15,8 +15,8 @@ use aws_lc_rs::{
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
 use bytes::Bytes;
-use data_encoding::BASE64URL_NOPAD;
-use http_body_util::Full;
+use data_encoding::{BASE64, BASE64URL_NOPAD};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
@@ -73,12 +73,24 @@ impl Key {
     }
 }
 
+/// What introspection (RFC 7662) says; of whoever is not named, that the token is active.
+#[derive(Debug, Default)]
+struct Accounts {
+    disabled: BTreeSet<String>,
+    is_away: bool,
+    asked: u64,
+}
+
+/// The client that may ask, and its secret.
+const INTROSPECTING: (&str, &str) = ("towline-agent", "introspects");
+
 /// The issuer; it stops when it is dropped.
 pub struct DevIssuer {
     address: SocketAddr,
     ca_pem: String,
     keys: Arc<Mutex<Vec<Key>>>,
     requests: Arc<Mutex<u64>>,
+    accounts: Arc<Mutex<Accounts>>,
     _serving: AbortOnDropHandle<()>,
 }
 
@@ -103,9 +115,11 @@ impl DevIssuer {
         let (ca_pem, acceptor) = certificates()?;
         let keys = Arc::new(Mutex::new(vec![Key::generate(1)?]));
         let requests = Arc::new(Mutex::new(0));
-        let serving = serve(listener, acceptor, Arc::clone(&keys), Arc::clone(&requests));
+        let accounts = Arc::new(Mutex::new(Accounts::default()));
+        let state = (Arc::clone(&keys), Arc::clone(&requests), Arc::clone(&accounts));
+        let serving = serve(listener, acceptor, state);
         let serving = AbortOnDropHandle::new(tokio::spawn(serving));
-        Ok(Self { address, ca_pem, keys, requests, _serving: serving })
+        Ok(Self { address, ca_pem, keys, requests, accounts, _serving: serving })
     }
 
     /// The issuer's URL.
@@ -121,6 +135,35 @@ impl DevIssuer {
     /// Documents that were asked for so far.
     pub fn requests(&self) -> u64 {
         *self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Client id and secret with which it can be asked whether a token is active, at `/introspect`.
+    pub fn introspecting_client(&self) -> (&'static str, &'static str) {
+        INTROSPECTING
+    }
+
+    fn accounts(&self) -> std::sync::MutexGuard<'_, Accounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether tokens of this subject are active from now on.
+    pub fn set_active(&self, subject: &str, is_active: bool) {
+        let mut accounts = self.accounts();
+        if is_active {
+            accounts.disabled.remove(subject);
+        } else {
+            accounts.disabled.insert(subject.to_owned());
+        }
+    }
+
+    /// Whether introspection is answered with 503 from now on.
+    pub fn set_away(&self, is_away: bool) {
+        self.accounts().is_away = is_away;
+    }
+
+    /// How often it was asked whether a token is active.
+    pub fn introspections(&self) -> u64 {
+        self.accounts().asked
     }
 
     /// Signs with a new key from now on; the old ones stay in the key set.
@@ -198,12 +241,9 @@ fn certificates() -> io::Result<(String, TlsAcceptor)> {
     Ok((ca_pem, TlsAcceptor::from(Arc::new(config))))
 }
 
-async fn serve(
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    keys: Arc<Mutex<Vec<Key>>>,
-    requests: Arc<Mutex<u64>>,
-) {
+type State = (Arc<Mutex<Vec<Key>>>, Arc<Mutex<u64>>, Arc<Mutex<Accounts>>);
+
+async fn serve(listener: TcpListener, acceptor: TlsAcceptor, state: State) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((tcp, _)) = listener.accept().await else { continue };
@@ -211,11 +251,11 @@ async fn serve(
         if connections.len() >= 64 {
             continue;
         }
-        let (acceptor, keys, requests) = (acceptor.clone(), Arc::clone(&keys), Arc::clone(&requests));
+        let (acceptor, state) = (acceptor.clone(), state.clone());
         let Ok(own) = tcp.local_addr() else { continue };
         connections.spawn(async move {
             let Ok(Ok(tls)) = timeout(Duration::from_secs(5), acceptor.accept(tcp)).await else { return };
-            let service = service_fn(|request| answer(request, own, &keys, &requests));
+            let service = service_fn(|request| answer(request, own, &state));
             // A broken connection is the asker's to notice.
             let _ended = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -228,8 +268,7 @@ async fn serve(
 async fn answer(
     request: Request<Incoming>,
     own: SocketAddr,
-    keys: &Mutex<Vec<Key>>,
-    requests: &Mutex<u64>,
+    (keys, requests, accounts): &State,
 ) -> Result<Response<Full<Bytes>>, http::Error> {
     *requests.lock().unwrap_or_else(PoisonError::into_inner) += 1;
     let url = format!("https://127.0.0.1:{}", own.port());
@@ -238,6 +277,7 @@ async fn answer(
             "issuer": url,
             "jwks_uri": format!("{url}/keys"),
             "authorization_endpoint": format!("{url}/authorize"),
+            "introspection_endpoint": format!("{url}/introspect"),
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["ES256"],
@@ -246,7 +286,35 @@ async fn answer(
             let keys = keys.lock().unwrap_or_else(PoisonError::into_inner);
             json!({ "keys": keys.iter().map(|key| key.jwk.clone()).collect::<Vec<_>>() })
         }
+        "/introspect" => match introspect(request, accounts).await {
+            Ok(body) => body,
+            Err(status) => return Response::builder().status(status).body(Full::default()),
+        },
         _ => return Response::builder().status(404).body(Full::default()),
     };
     Response::builder().header("content-type", "application/json").body(Full::from(body.to_string()))
+}
+
+/// RFC 7662, for clients that are who they say; otherwise the answer's status.
+async fn introspect(request: Request<Incoming>, accounts: &Mutex<Accounts>) -> Result<Value, u16> {
+    let (client, secret) = INTROSPECTING;
+    let expected = format!("Basic {}", BASE64.encode(format!("{client}:{secret}").as_bytes()));
+    let is_client = request.headers().get("authorization").is_some_and(|value| value == expected.as_str());
+    let body = Limited::new(request.into_body(), 64 * 1024).collect().await.map_err(|_| 413_u16)?.to_bytes();
+    let mut accounts = accounts.lock().unwrap_or_else(PoisonError::into_inner);
+    accounts.asked += 1;
+    match (accounts.is_away, is_client) {
+        (true, _) => return Err(503),
+        (false, false) => return Err(401),
+        (false, true) => {}
+    }
+    let form = String::from_utf8_lossy(&body);
+    let token = form.split('&').find_map(|field| field.strip_prefix("token=")).unwrap_or_default();
+    let claims = token.split('.').nth(1).and_then(|part| BASE64URL_NOPAD.decode(part.as_bytes()).ok());
+    let claims: Value = claims.and_then(|claims| serde_json::from_slice(&claims).ok()).unwrap_or_default();
+    let Some(subject) = claims["sub"].as_str() else { return Ok(json!({ "active": false })) };
+    Ok(match accounts.disabled.contains(subject) {
+        true => json!({ "active": false }),
+        false => json!({ "active": true, "sub": subject }),
+    })
 }

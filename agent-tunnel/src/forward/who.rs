@@ -20,6 +20,7 @@ use crate::{
     headers,
     impersonate::{AuditId, act_as, impersonate, name_request},
     roles::{Granted, warning},
+    standing,
 };
 
 /// The issuer is asked for its keys no longer than this.
@@ -91,7 +92,7 @@ impl Forwarder {
             // Claimed: kube-apiserver judges it.
             Who::ServiceAccount(claimed) => named.user = Some(claimed.subject.clone()),
         }
-        let (authority, unjudged) = self.authority(&who, caller)?;
+        let (authority, unjudged) = self.authority(&who, token, caller).await?;
         headers::refuse_nominated(headers)?;
         let (mut role, mut warned) = (None, None);
         let account = match (who, self.access.mode) {
@@ -148,8 +149,9 @@ impl Forwarder {
         caller: &Caller,
         audit_id: AuditId,
     ) -> Result<SystemTime, Report> {
-        match self.identify(headers::bearer(headers)?, caller, audit_id).await? {
-            who @ Who::User(_) => Ok(self.authority(&who, caller)?.0.until()),
+        let token = headers::bearer(headers)?;
+        match self.identify(token, caller, audit_id).await? {
+            who @ Who::User(_) => Ok(self.authority(&who, token, caller).await?.0.until()),
             // Nobody has judged it here; the next request with it does.
             Who::ServiceAccount(_) => Err(Report::new(
                 Fault::AccountTokenRefused,
@@ -159,12 +161,27 @@ impl Forwarder {
     }
 
     /// What the request hangs on; and whose it is, where only kube-apiserver can say that it is.
-    fn authority(&self, who: &Who, caller: &Caller) -> Result<(Arc<Authority>, Option<String>), Report> {
+    async fn authority(
+        &self,
+        who: &Who,
+        token: &str,
+        caller: &Caller,
+    ) -> Result<(Arc<Authority>, Option<String>), Report> {
         let (max_age, now) = (self.access.max_token_age, self.clock.now());
         match who {
             Who::User(identity) => {
                 let until = authority::until(Life::of(identity), max_age, now)?;
-                Ok((self.authorities.renew(caller.run_key, &caller.principal, until), None))
+                let question = self.verifier.question(token);
+                if let Some(question) = &question {
+                    let held = self.authorities.find(caller.run_key, &caller.principal);
+                    let is_asked = held.is_some_and(|authority| authority.asks(question));
+                    standing::check(&self.verifier, question, is_asked, &self.clock).await?;
+                }
+                let authority = self.authorities.renew(caller.run_key, &caller.principal, until);
+                if let Some(question) = question {
+                    authority.keep_asking(question, &self.verifier);
+                }
+                Ok((authority, None))
             }
             Who::ServiceAccount(claimed) => {
                 let expires_at = claimed.expires_at.ok_or(Fault::AccountTokenRefused)?;

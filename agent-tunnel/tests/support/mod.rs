@@ -27,7 +27,7 @@ use towline_agent::{
     roles::{Groups, RoleSettings, Roles},
 };
 use towline_identity::{
-    IssuerConfig, IssuerSettings, Verifier,
+    IssuerConfig, IssuerSettings, TrustSettings, Verifier,
     dev::{DevIssuer, TokenRequest},
 };
 use towline_tunnel::{
@@ -94,6 +94,16 @@ impl Bench {
 
     /// With an agent that takes roles, too.
     pub async fn with_roles(cap: Cap, access: Access, roles: Option<RoleSettings>) -> Self {
+        Self::with_verifier(cap, access, roles, verifier).await
+    }
+
+    /// With an agent that judges tokens so.
+    pub async fn with_verifier(
+        cap: Cap,
+        access: Access,
+        roles: Option<RoleSettings>,
+        verifier: impl FnOnce(&DevIssuer, &TempDir) -> Verifier,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issuer = DevIssuer::start(0).await.unwrap();
         let metrics = Metrics::new(Ledger::new(1 << 20));
@@ -236,10 +246,37 @@ fn verifier(issuer: &DevIssuer, folder: &TempDir) -> Verifier {
     Verifier::new(issuer_config(issuer, folder)).unwrap()
 }
 
+/// The same, which asks the issuer each second whether a token is still active.
+pub fn asking_verifier(issuer: &DevIssuer, folder: &TempDir) -> Verifier {
+    let (client, secret) = issuer.introspecting_client();
+    let path = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let secret = path("introspection-secret", secret);
+    let file = format!(
+        "apiVersion: towline.dev/v1\nkind: IntrospectionConfiguration\nissuers:\n\
+         - {{url: '{}', clientId: {client}, clientSecretFile: {}, everySeconds: 1}}\n",
+        issuer.url(),
+        secret.display()
+    );
+    let settings = TrustSettings {
+        oidc: Some(issuer_settings(issuer, folder)),
+        introspection_config: Some(path("introspection.yaml", &file)),
+        ..TrustSettings::default()
+    };
+    Verifier::new(settings.load().unwrap()).unwrap()
+}
+
 pub fn issuer_config(issuer: &DevIssuer, folder: &TempDir) -> IssuerConfig {
+    IssuerConfig::parse(issuer_settings(issuer, folder)).unwrap()
+}
+
+fn issuer_settings(issuer: &DevIssuer, folder: &TempDir) -> IssuerSettings {
     let ca_file: PathBuf = folder.path().join("issuer-ca.pem");
     std::fs::write(&ca_file, issuer.ca_pem()).unwrap();
-    IssuerConfig::parse(IssuerSettings {
+    IssuerSettings {
         issuer_url: issuer.url(),
         client_id: "towline-cluster".into(),
         username_prefix: Some("-".into()),
@@ -247,8 +284,7 @@ pub fn issuer_config(issuer: &DevIssuer, folder: &TempDir) -> IssuerConfig {
         signing_algs: vec!["ES256".into()],
         ca_file: Some(ca_file),
         ..IssuerSettings::default()
-    })
-    .unwrap()
+    }
 }
 
 pub async fn read_to_end(stream: &mut InnerStream<MuxStream>) -> std::io::Result<String> {

@@ -2,7 +2,7 @@
 {{- define "towline-agent.checks" -}}
 {{- $v := .Values -}}
 {{- $wrong := list -}}
-{{- $inline := or $v.oidc.ca $v.authenticationConfig $v.entraConfig -}}
+{{- $inline := or $v.oidc.ca $v.authenticationConfig $v.entraConfig $v.introspectionConfig -}}
 {{- $authentication := or (not (empty $v.authenticationConfig)) (has "authentication.yaml" $v.issuerFiles.keys) -}}
 {{- $entra := or (not (empty $v.entraConfig)) (has "entra.yaml" $v.issuerFiles.keys) -}}
 {{- if not (or $v.oidc.issuerUrl $authentication $entra) -}}
@@ -12,7 +12,7 @@
 {{- $wrong = append $wrong "oidc.issuerUrl stands beside authenticationConfig, which says all issuers: set one of them" -}}
 {{- end -}}
 {{- if and $inline $v.issuerFiles.configMap -}}
-{{- $wrong = append $wrong "issuerFiles.configMap takes the place of oidc.ca, authenticationConfig and entraConfig: set it, or them" -}}
+{{- $wrong = append $wrong "issuerFiles.configMap takes the place of oidc.ca, authenticationConfig, entraConfig and introspectionConfig: set it, or them" -}}
 {{- end -}}
 {{- if and $v.issuerFiles.keys (not $v.issuerFiles.configMap) -}}
 {{- $wrong = append $wrong "issuerFiles.keys are of which ConfigMap? Set issuerFiles.configMap" -}}
