@@ -2,6 +2,8 @@
 //!
 //! For `towline dev` and tests. It refuses to be reached from elsewhere.
 
+mod entra;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -23,6 +25,8 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
+
+pub use entra::DevEntra;
 
 /// What a token says.
 #[derive(Clone, Debug)]
@@ -117,7 +121,8 @@ impl DevIssuer {
         let requests = Arc::new(Mutex::new(0));
         let accounts = Arc::new(Mutex::new(Accounts::default()));
         let state = (Arc::clone(&keys), Arc::clone(&requests), Arc::clone(&accounts));
-        let serving = serve(listener, acceptor, state);
+        let answer = move |request, own| answer(request, own, state.clone());
+        let serving = serve(listener, acceptor, answer);
         let serving = AbortOnDropHandle::new(tokio::spawn(serving));
         Ok(Self { address, ca_pem, keys, requests, accounts, _serving: serving })
     }
@@ -242,8 +247,14 @@ fn certificates() -> io::Result<(String, TlsAcceptor)> {
 }
 
 type State = (Arc<Mutex<Vec<Key>>>, Arc<Mutex<u64>>, Arc<Mutex<Accounts>>);
+type Answer = Result<Response<Full<Bytes>>, http::Error>;
 
-async fn serve(listener: TcpListener, acceptor: TlsAcceptor, state: State) {
+/// Serves by TLS; `answer` gets each request and the address that it came to.
+async fn serve<F, R>(listener: TcpListener, acceptor: TlsAcceptor, answer: F)
+where
+    F: Fn(Request<Incoming>, SocketAddr) -> R + Clone + Send + 'static,
+    R: Future<Output = Answer> + Send + 'static,
+{
     let mut connections = JoinSet::new();
     loop {
         let Ok((tcp, _)) = listener.accept().await else { continue };
@@ -251,11 +262,11 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor, state: State) {
         if connections.len() >= 64 {
             continue;
         }
-        let (acceptor, state) = (acceptor.clone(), state.clone());
+        let (acceptor, answer) = (acceptor.clone(), answer.clone());
         let Ok(own) = tcp.local_addr() else { continue };
         connections.spawn(async move {
             let Ok(Ok(tls)) = timeout(Duration::from_secs(5), acceptor.accept(tcp)).await else { return };
-            let service = service_fn(|request| answer(request, own, &state));
+            let service = service_fn(move |request| answer(request, own));
             // A broken connection is the asker's to notice.
             let _ended = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -265,11 +276,7 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor, state: State) {
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    own: SocketAddr,
-    (keys, requests, accounts): &State,
-) -> Result<Response<Full<Bytes>>, http::Error> {
+async fn answer(request: Request<Incoming>, own: SocketAddr, (keys, requests, accounts): State) -> Answer {
     *requests.lock().unwrap_or_else(PoisonError::into_inner) += 1;
     let url = format!("https://127.0.0.1:{}", own.port());
     let body = match request.uri().path() {
@@ -286,7 +293,7 @@ async fn answer(
             let keys = keys.lock().unwrap_or_else(PoisonError::into_inner);
             json!({ "keys": keys.iter().map(|key| key.jwk.clone()).collect::<Vec<_>>() })
         }
-        "/introspect" => match introspect(request, accounts).await {
+        "/introspect" => match introspect(request, &accounts).await {
             Ok(body) => body,
             Err(status) => return Response::builder().status(status).body(Full::default()),
         },
