@@ -50,8 +50,8 @@
 {{- if and (semverCompare "<1.36.0-0" $.Capabilities.KubeVersion.Version) (not (or $v.impersonation.groups $v.impersonation.anyGroup)) -}}
 {{- $wrong = append $wrong (printf "Kubernetes %s has no constrained impersonation, which came with 1.36: list your people's groups in impersonation.groups (for `helm template`, --kube-version says the cluster's version)" $.Capabilities.KubeVersion.Version) -}}
 {{- end -}}
-{{- else if or $v.impersonation.groups $v.impersonation.anyGroup -}}
-{{- $wrong = append $wrong "impersonation.groups and impersonation.anyGroup mean nothing with mode passthrough: nobody is impersonated" -}}
+{{- else if or $v.impersonation.groups $v.impersonation.anyGroup $v.impersonation.serviceAccounts -}}
+{{- $wrong = append $wrong "impersonation.groups, impersonation.anyGroup and impersonation.serviceAccounts mean nothing with mode passthrough: nobody is impersonated" -}}
 {{- end -}}
 {{- if ne (empty $v.roles.max) (empty $v.roles.organisationKey) -}}
 {{- $wrong = append $wrong "roles.max and roles.organisationKey: set both, or neither" -}}
