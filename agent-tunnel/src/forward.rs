@@ -56,6 +56,7 @@ use crate::{
 use body::{Answer, Sent, Streamed};
 use record::Record;
 use service_account::ClusterIssuer;
+pub use service_account::is_of_account;
 use tunnel::Tunnel;
 use who::Admitted;
 pub use who::{Access, Mode};
