@@ -549,7 +549,7 @@ fn the_preflight_comes_first_with_the_same_rights_and_leaves_nothing() {
 fn names_follow_the_release_and_fit() {
     let chart = chart::folder().display().to_string();
     let names = |release: &str| {
-        let output = helm(&[&["template", release, &chart, "--namespace", "n"], &LEAST[..]].concat());
+        let output = helm(&[&["template", release, &chart, "--namespace", "towline"], &LEAST[..]].concat());
         assert!(output.status.success(), "{}", said(&output));
         objects(&said(&output)).into_keys().collect::<BTreeSet<_>>()
     };
