@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use towline_e2e::{
     access, acting, audit_join,
     bad_days::{self, Trouble},
-    blind, blind_run, chart, egress, identity, kill, pod,
+    blind, blind_run, chart, egress, hostile, identity, kill, pod,
     programs::Programs,
     resume,
     stage::Stage,
@@ -107,6 +107,17 @@ fn all(runtime: &tokio::runtime::Runtime, stage: Stage) -> anyhow::Result<bool> 
         Check::new("t01_t53_kubectl_as_is_what_the_clusters_own_rules_allow", || {
             acting::as_somebody_else(&*stage.try_borrow()?)
         }),
+        Check::new(
+            "t01_t02_t04_t05_t06_t07_t09_t11_t12_t13_t16_t17_t18_t19_t21_t23_t24_t45_t49_t53_nothing_hostile_reaches_the_real_apiserver",
+            || {
+                let seen = runtime.block_on(hostile::run(&stage.try_borrow()?.cluster))?;
+                println!(
+                    "{} hostile requests; {} others, and {} of the agent's own",
+                    seen.hostile, seen.sound, seen.own
+                );
+                Ok(())
+            },
+        ),
         Check::new(
             "the_agents_accounts_have_no_more_rights_than_they_need_and_tokens_can_be_passed_on",
             || access::run(runtime, &stage.try_borrow()?.programs),

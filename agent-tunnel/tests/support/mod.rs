@@ -104,11 +104,23 @@ impl Bench {
         roles: Option<RoleSettings>,
         verifier: impl FnOnce(&DevIssuer, &TempDir) -> Verifier,
     ) -> Self {
+        Self::towards(cap, None, access, roles, verifier).await
+    }
+
+    /// With the kube-apiserver that a kubeconfig leads to, in place of its stand-in.
+    pub async fn towards(
+        cap: Cap,
+        kubeconfig: Option<PathBuf>,
+        access: Access,
+        roles: Option<RoleSettings>,
+        verifier: impl FnOnce(&DevIssuer, &TempDir) -> Verifier,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issuer = DevIssuer::start(0).await.unwrap();
         let metrics = Metrics::new(Ledger::new(1 << 20));
         let verifier = verifier(&issuer, &folder);
-        let config = ApiserverConfig::Kubeconfig { path: cap.kubeconfig(&folder), context: None };
+        let path = kubeconfig.unwrap_or_else(|| cap.kubeconfig(&folder));
+        let config = ApiserverConfig::Kubeconfig { path, context: None };
         let apiserver = Apiserver::new(&config, None).unwrap();
         let identity = Arc::new(SigningKey::generate());
         let cluster = identity.public().cluster_id();
@@ -160,8 +172,12 @@ impl Bench {
     }
 
     pub fn ticket(&self) -> Bytes {
+        self.ticket_of(self.principal("alice"))
+    }
+
+    /// Somebody's.
+    pub fn ticket_of(&self, principal: String) -> Bytes {
         let run_key = self.run_key.public().hash();
-        let principal = self.principal("alice");
         Ticket::new(self.cluster, principal, run_key, SystemTime::now(), MAX_LIFE).sign(&self.relay)
     }
 
@@ -210,7 +226,12 @@ impl Bench {
 
     /// Sends these bytes on a connection of their own; all that comes back until it ends.
     pub async fn ask(&self, bytes: &str) -> String {
-        let mut stream = self.connect().await;
+        self.ask_as(self.principal("alice"), bytes).await
+    }
+
+    /// On a connection that was opened for somebody.
+    pub async fn ask_as(&self, principal: String, bytes: &str) -> String {
+        let mut stream = self.inner(self.open(Some(self.ticket_of(principal)))).await;
         // The answer to a request that is refused unread comes while this still writes.
         let _cut = stream.write_all(bytes.as_bytes()).await;
         read_to_end(&mut stream).await.unwrap()
