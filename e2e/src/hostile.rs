@@ -26,10 +26,8 @@ use crate::table::direct_kubeconfig;
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    dead_code,
     missing_docs,
     missing_debug_implementations,
-    unreachable_pub,
     reason = "it belongs to the agent's tests: what is not as it should be panics, and the check fails"
 )]
 mod support;

@@ -158,8 +158,7 @@ mod tests {
         let key = SigningKey::generate();
         let documents: Vec<_> =
             statements.map(|statement| Document::new(statement, UNIX_EPOCH, None).sign(&key)).into();
-        let clusters = [("edge-7".to_owned(), one.to_string())].into();
-        let text = people(&documents, &Profile { clusters, ..Profile::default() });
+        let text = people(&documents, &Profile::pinning("work", &[("edge-7", one)]));
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("ID ") && lines[0].ends_with("ENDS"), "{text}");
         assert!(

@@ -159,8 +159,7 @@ mod tests {
     use super::*;
 
     fn profile(clusters: &[(&str, ClusterId)]) -> Profile {
-        let clusters = clusters.iter().map(|(name, id)| ((*name).to_owned(), id.to_string())).collect();
-        Profile { clusters, name: "work".into(), ..Profile::default() }
+        Profile::pinning("work", clusters)
     }
 
     #[test]
