@@ -20,6 +20,9 @@ pub struct Named {
     /// The verified user's groups.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
+    /// What was not as it should be, and cost them rights: groups that are not known, or left out, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Whom they act as (`kubectl --as`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acts_as: Option<String>,

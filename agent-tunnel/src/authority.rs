@@ -3,7 +3,8 @@
 //! A request is judged when it begins; `exec`, `logs -f` and a watch go on for hours. Each of them hangs on an authority: what one token's
 //! user may do over one run of a client, until a time. A newer token of the same user, with any request or posted for that alone
 //! (`POST` to [`RENEW_PATH`](towline_tunnel::inner::RENEW_PATH)), moves the time ahead. Once it has come, what hangs on the authority ends.
-//! A request that is made with a role hangs on that as well ([`Hold`]).
+//! A request that is made with a role hangs on that as well ([`Hold`]). Where the provider is asked whether the account is still good
+//! ([`crate::standing`]), a no ends the authority, whatever its tokens say.
 
 use std::{
     collections::HashMap,
@@ -13,12 +14,14 @@ use std::{
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
-use towline_identity::Identity;
+use towline_identity::{Identity, Question, Verifier};
 use towline_tunnel::{
     clock::Clock,
     fault::{Fault, Report},
     ids::KeyHash,
 };
+
+use crate::standing::Asking;
 
 /// Clocks may differ by less than the minute within which everything has to end.
 const SKEW: Duration = Duration::from_secs(45);
@@ -85,6 +88,10 @@ struct Known {
 pub struct Authority {
     clock: Clock,
     until: watch::Sender<SystemTime>,
+    /// Cancelled when the identity provider no longer stands by the user or their token.
+    disowned: CancellationToken,
+    /// Who asks it, where it is asked.
+    asking: Mutex<Option<Asking>>,
 }
 
 impl Authorities {
@@ -95,7 +102,18 @@ impl Authorities {
 
     /// One that nobody else can move: for a token that is not judged yet.
     pub fn alone(&self, until: SystemTime) -> Arc<Authority> {
-        Arc::new(Authority { clock: self.clock.clone(), until: watch::Sender::new(until) })
+        Arc::new(Authority {
+            clock: self.clock.clone(),
+            until: watch::Sender::new(until),
+            disowned: CancellationToken::new(),
+            asking: Mutex::default(),
+        })
+    }
+
+    /// The authority of whoever holds this key and is this user, if something hangs on it.
+    pub fn find(&self, run_key: KeyHash, user: &str) -> Option<Arc<Authority>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.authorities.get(&(run_key, user.to_owned())).and_then(Weak::upgrade)
     }
 
     /// The authority of whoever holds this key and is this user by their token: lasts until then at least.
@@ -108,7 +126,9 @@ impl Authorities {
             known.sweep_at = room;
         }
         let name = (run_key, user.to_owned());
-        if let Some(authority) = known.authorities.get(&name).and_then(Weak::upgrade) {
+        // What the provider has ended stays ended; a token that it stands by begins anew.
+        let living = known.authorities.get(&name).and_then(Weak::upgrade);
+        if let Some(authority) = living.filter(|authority| !authority.disowned.is_cancelled()) {
             authority.until.send_if_modified(|held| {
                 let later = until > *held;
                 *held = until.max(*held);
@@ -128,8 +148,35 @@ impl Authority {
         *self.until.borrow()
     }
 
-    /// Waits until it has ended.
-    pub async fn ended(&self) {
+    /// Whether the provider is being asked about this already.
+    pub fn asks(&self, question: &Question) -> bool {
+        let asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        asking.as_ref().is_some_and(|asking| asking.is_about(question))
+    }
+
+    /// Has the provider asked about this, the newest token's, as long as something hangs on the authority.
+    pub fn keep_asking(&self, question: Question, verifier: &Arc<Verifier>) {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*asking {
+            Some(asking) => asking.go_on_with(question),
+            None => {
+                let begun =
+                    Asking::begin(question, Arc::clone(verifier), self.clock.clone(), self.disowned.clone());
+                *asking = Some(begun);
+            }
+        }
+    }
+
+    /// Waits until it has ended: its tokens, or the provider's word.
+    pub async fn ended(&self) -> Ended {
+        tokio::select! {
+            () = self.disowned.cancelled() => Ended::Account,
+            () = self.over() => Ended::Authority,
+        }
+    }
+
+    /// Waits until the last token's time is over.
+    async fn over(&self) {
         let mut until = self.until.subscribe();
         loop {
             let end = *until.borrow_and_update();
@@ -167,6 +214,8 @@ pub struct Hold {
 pub enum Ended {
     /// The token.
     Authority,
+    /// The account or token, by its provider's word.
+    Account,
     /// The role.
     Role,
 }
@@ -185,7 +234,7 @@ impl Hold {
     /// Waits until either has ended.
     pub async fn ended(&self) -> Ended {
         tokio::select! {
-            () = self.authority.ended() => Ended::Authority,
+            ended = self.authority.ended() => ended,
             () = self.role_ended() => Ended::Role,
         }
     }

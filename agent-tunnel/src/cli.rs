@@ -278,6 +278,9 @@ pub struct IssuerArgs {
     /// File that says which tokens of Microsoft Entra ID are taken
     #[arg(long, value_name = "FILE", env = "TOWLINE_AGENT_ENTRA_CONFIG")]
     entra_config: Option<PathBuf>,
+    /// File that says which issuers are asked, while something of a user's is open, whether their token is still good (RFC 7662)
+    #[arg(long, value_name = "FILE", env = "TOWLINE_AGENT_INTROSPECTION_CONFIG")]
+    introspection_config: Option<PathBuf>,
     /// Issuer's https URL
     #[arg(
         long,
@@ -357,6 +360,7 @@ impl IssuerArgs {
             authentication_config: self.authentication_config,
             signing_algs,
             entra_config: self.entra_config,
+            introspection_config: self.introspection_config,
         })
         .map_err(|error| Report::new(Fault::ConfigInvalid, error.to_string()))
     }

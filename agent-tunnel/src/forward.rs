@@ -56,6 +56,7 @@ use crate::{
 use body::{Answer, Sent, Streamed};
 use record::Record;
 use service_account::ClusterIssuer;
+pub use service_account::is_of_account;
 use tunnel::Tunnel;
 use who::Admitted;
 pub use who::{Access, Mode};
@@ -100,6 +101,8 @@ enum Cut {
     Draining,
     /// The token that it hangs on is.
     AuthorityEnded,
+    /// The identity provider no longer stands by the user.
+    AccountEnded,
     /// The role that it hangs on is.
     RoleEnded,
 }
@@ -110,6 +113,7 @@ impl Cut {
         let fault = match self {
             Self::Draining => Fault::AgentDraining,
             Self::AuthorityEnded => Fault::ClusterTokenExpired,
+            Self::AccountEnded => Fault::AccountEnded,
             Self::RoleEnded => Fault::RoleEnded,
         };
         Report::new(fault, "before kube-apiserver answered")
@@ -123,6 +127,10 @@ impl Cut {
                 CloseReason::AuthorityEnded,
                 "the token that this was opened with is over, and no newer one came",
             ),
+            Self::AccountEnded => (
+                CloseReason::AuthorityEnded,
+                "the identity provider says that the account or its token is no longer good (TL-IDN-026)",
+            ),
             Self::RoleEnded => (CloseReason::RoleEnded, "the role that this was opened with is over"),
         }
     }
@@ -132,6 +140,7 @@ impl From<Ended> for Cut {
     fn from(ended: Ended) -> Self {
         match ended {
             Ended::Authority => Self::AuthorityEnded,
+            Ended::Account => Self::AccountEnded,
             Ended::Role => Self::RoleEnded,
         }
     }
@@ -157,7 +166,7 @@ impl Drop for Hanging {
 /// Passes verified requests on to kube-apiserver.
 #[derive(Debug)]
 pub struct Forwarder {
-    verifier: Verifier,
+    verifier: Arc<Verifier>,
     apiserver: Apiserver,
     access: Access,
     reviews: Reviews,
@@ -184,7 +193,7 @@ impl Forwarder {
         let audit = AuditLog::none();
         let look = None;
         Self {
-            verifier,
+            verifier: Arc::new(verifier),
             apiserver,
             access,
             reviews,

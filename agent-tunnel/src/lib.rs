@@ -23,6 +23,7 @@ pub mod rights;
 pub mod roles;
 pub mod secret;
 mod session;
+mod standing;
 pub mod state;
 pub mod stream;
 mod uplink;

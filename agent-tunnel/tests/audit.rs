@@ -3,10 +3,14 @@
 
 mod support;
 
-use std::fs;
+use std::{fs, time::SystemTime};
 
-use serde_json::Value;
-use support::{Bench, Cap, eventually, parts};
+use serde_json::{Value, json};
+use support::{Bench, Cap, eventually, parts, read_to_end};
+use tokio::io::AsyncWriteExt as _;
+use towline_agent::forward::Access;
+use towline_identity::{TrustSettings, Verifier, dev::DevEntra};
+use towline_tunnel::ticket::{MAX_LIFE, Ticket};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
 
@@ -72,4 +76,52 @@ async fn a_caller_who_does_not_wait_for_the_answer_leaves_a_line_too() {
     let audit_id = left["auditId"].as_str().unwrap();
     assert!(bench.cap.seen().concat().contains(&format!("audit-id: {audit_id}\r\n")));
     assert_eq!((&left["user"], &left["code"], &left["verb"]), (&"alice".into(), &0.into(), &"list".into()));
+}
+
+/// Groups overage with a hostile endpoint in the token: nobody asks that, and the auditor reads why the user had no groups.
+#[tokio::test]
+async fn t22_the_line_of_a_user_whose_groups_are_not_known_says_why() {
+    let (tenant, audience) = ("11111111-1111-4111-8111-111111111111", "44444444-4444-4444-8444-444444444444");
+    let alice = (tenant, "55555555-5555-4555-8555-555555555555");
+    let entra = DevEntra::start().await.unwrap();
+    let cap = Cap::answering(OK).await;
+    let bench = Bench::with_verifier(cap, Access::default(), None, |_, folder| {
+        let path = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let ca = path("entra-ca.pem", entra.ca_pem());
+        let config = path("entra.yaml", &entra.config(tenant, audience, &ca, ""));
+        let settings = TrustSettings { entra_config: Some(config), ..TrustSettings::default() };
+        Verifier::new(settings.load().unwrap()).unwrap()
+    })
+    .await;
+    let evil = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("https://{}/getMemberObjects", evil.local_addr().unwrap());
+    let changes = json!({
+        "_claim_names": {"groups": "src1"}, "_claim_sources": {"src1": {"endpoint": endpoint, "access_token": "bait"}},
+    });
+    let token = entra.mint(2, alice, audience, &changes).unwrap();
+    let (principal, run_key) = (entra.principal(alice.0, alice.1), bench.run_key.public().hash());
+    let ticket =
+        Ticket::new(bench.cluster, principal, run_key, SystemTime::now(), MAX_LIFE).sign(&bench.relay);
+    let mut stream = bench.inner(bench.open(Some(ticket))).await;
+    let head = format!(
+        "GET /api/v1/pods HTTP/1.1\r\nHost: cluster\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    assert_eq!(parts(&read_to_end(&mut stream).await.unwrap()).0, 200);
+    eventually("a line", || lines(&bench).len() == 1).await;
+    let [line] = lines(&bench).try_into().unwrap();
+    assert_eq!(line["user"], format!("entra:{}/{}", alice.0, alice.1));
+    assert!(line["groups"].is_null(), "{line}");
+    assert_eq!(
+        line["notes"],
+        json!(["no groups: the token has too many, and no credential for Graph is configured"])
+    );
+    let seen = bench.cap.seen().concat();
+    assert_eq!(seen.to_ascii_lowercase().matches("impersonate-group:").count(), 1, "{seen}");
+    let asked = tokio::time::timeout(std::time::Duration::from_millis(1), evil.accept()).await;
+    assert!(asked.is_err() && entra.asked_of_graph() == 0, "the token's endpoint was asked");
 }

@@ -172,3 +172,41 @@ async fn a_token_that_nobody_has_judged_moves_no_end() {
     assert_eq!(fault(&answer), (401, "TL-IDN-025".to_owned()));
     assert_eq!(why_it_ends(&mut exec).await, Some(CloseReason::AuthorityEnded));
 }
+
+/// The provider is asked each second here; a no ends what is open well before the token does.
+#[tokio::test]
+async fn what_the_provider_no_longer_stands_by_ends_within_a_minute_and_nothing_new_begins() {
+    let bench = Bench::with_verifier(cap().await, Access::default(), None, support::asking_verifier).await;
+    let token = bench.token();
+    let mut exec = exec(&bench, &token).await;
+    let mut watch =
+        opened(&bench, "GET /api/v1/pods?watch=true", &token, "Connection: close\r\n", "{}\n\r\n").await;
+    let asked = bench.issuer.introspections();
+    assert!(asked > 0);
+    support::eventually("it is asked again", || bench.issuer.introspections() > asked + 1).await;
+    bench.issuer.set_active("alice", false);
+    assert_eq!(why_it_ends(&mut exec).await, Some(CloseReason::AuthorityEnded));
+    assert_eq!(why_it_ends(&mut watch).await, None);
+    let seen = bench.cap.seen().len();
+    let answer = bench.get("/api/v1/pods?watch=true", "").await;
+    assert_eq!(fault(&answer), (401, "TL-IDN-026".to_owned()));
+    assert!(answer.contains("the account may be disabled"), "{answer}");
+    assert_eq!(parts(&renew(&bench, &bench.token()).await).0, 401);
+    assert_eq!(bench.cap.seen().len(), seen);
+    bench.issuer.set_active("alice", true);
+    let mut again = self::exec(&bench, &bench.token()).await;
+    again.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_provider_that_is_away_ends_nothing_and_refuses_nobody() {
+    let bench = Bench::with_verifier(cap().await, Access::default(), None, support::asking_verifier).await;
+    let mut exec = exec(&bench, &bench.token()).await;
+    bench.issuer.set_away(true);
+    let asked = bench.issuer.introspections();
+    support::eventually("it is asked", || bench.issuer.introspections() > asked).await;
+    assert_eq!(parts(&renew(&bench, &bench.token_with(&json!({"jti": "newer"}))).await).0, 204);
+    let ends = timeout(Duration::from_secs(2), why_it_ends(&mut exec)).await;
+    assert!(ends.is_err(), "{ends:?}");
+    exec.shutdown().await.unwrap();
+}

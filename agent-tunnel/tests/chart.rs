@@ -69,9 +69,14 @@ fn the_sample_of_issuers_is_a_configuration_that_the_agent_takes() {
         serde_json::Value::String(text) => text.clone(),
         value => value.to_string(),
     };
+    // Where the chart mounts the Secret's keys.
+    let secret = write("introspection", "secret".to_owned()).unwrap();
+    let introspection = text("introspectionConfig")
+        .replace("/etc/towline/issuer-secret/introspection", secret.to_str().unwrap());
     let settings = TrustSettings {
         authentication_config: write("authentication.yaml", text("authenticationConfig")),
         entra_config: write("entra.yaml", text("entraConfig")),
+        introspection_config: write("introspection.yaml", introspection),
         ..TrustSettings::default()
     };
     settings.load().unwrap();

@@ -30,6 +30,7 @@ use towline_tunnel::{
     mux::{BULK_AT_CLIENT, LineSettings},
 };
 
+pub(crate) use choose::resolve;
 pub use choose::{Choice, Confirm};
 
 use crate::{

@@ -10,6 +10,7 @@ pub mod dev;
 pub mod dial;
 pub mod doctor;
 pub mod forward;
+pub mod inside;
 pub mod kubeconfig;
 pub mod local;
 pub mod login;

@@ -206,11 +206,14 @@ fn installed(helm: &Helm<'_>) -> anyhow::Result<()> {
     // An upgrade without the token, with a setting changed: other pods, and the same cluster.
     let before =
         helm.kubectl(&["get", "pods", "-l", "app.kubernetes.io/name=towline-agent", "-o", "name"])?;
-    says(&helm.install(NAME, &["--set", "maxTokenAge=2h"])?, &["STATUS: deployed"])?;
+    let accounts = format!("impersonation.serviceAccounts={{{NAMESPACE}/deployer}}");
+    helm.kubectl(&["create", "serviceaccount", "deployer"])?;
+    says(&helm.install(NAME, &["--set", "maxTokenAge=2h", "--set", &accounts])?, &["STATUS: deployed"])?;
     let after = helm.kubectl(&["get", "pods", "-l", "app.kubernetes.io/name=towline-agent", "-o", "name"])?;
     ensure!(after.lines().any(|pod| !before.contains(pod)), "no pod was replaced: {after}");
     ensure!(connected(stage, NAME)? == id, "after an upgrade it is another cluster");
     works(stage, &proxy, &helm.folder)?;
+    acts_as_the_account_that_is_named(stage, &proxy)?;
     // Gone and back, without a token.
     says(&helm.run(&["uninstall", NAME, "--wait"])?, &["uninstalled"])?;
     let left: Vec<String> = helm
@@ -226,6 +229,19 @@ fn installed(helm: &Helm<'_>) -> anyhow::Result<()> {
     behind_a_proxy(helm, &id)?;
     works(stage, &proxy, &helm.folder)?;
     says(&helm.run(&["uninstall", NAME, "--wait"])?, &["uninstalled"])
+}
+
+/// `kubectl --as` of a service account: of the one in the values, and of no other, whatever the person may do.
+fn acts_as_the_account_that_is_named(stage: &Stage, proxy: &Proxy) -> anyhow::Result<()> {
+    let whoami = |account: &str| {
+        let account = format!("--as=system:serviceaccount:{NAMESPACE}:{account}");
+        kubectl(stage, proxy, &["auth", "whoami", "-o", "json", &account])
+    };
+    let name = format!("system:serviceaccount:{NAMESPACE}:deployer");
+    until(|| says(&whoami("deployer")?, &[&name, "towline.dev/original-user", USER]))?;
+    let refused = whoami("default")?;
+    ensure!(refused.ended == "exit 1", "an account that is not named: {refused:?}");
+    Ok(())
 }
 
 /// The relay under a name that only a proxy can resolve, which wants to be asked with a password.

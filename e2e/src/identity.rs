@@ -4,6 +4,7 @@
 //! [`run`] gives one row for each. What takes its time (a token that ends) runs beside the rest.
 
 mod endings;
+mod entra;
 mod home;
 mod logins;
 mod modes;
@@ -19,7 +20,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use tokio::runtime::Handle;
-use towline_identity::dev::DevIssuer;
+use towline_identity::dev::{DevEntra, DevIssuer};
 use towline_tunnel::ids::StreamKey;
 use xtask::cluster::Cluster;
 
@@ -79,6 +80,13 @@ const QUICK: &[Planned] = &[
     ("login-az", "a command that answers as the Azure CLI does", logins::az),
     ("login-gitlab", "tokens in two variables of a job", logins::gitlab),
     ("login-token-file", "tokens that something else wrote to files", logins::token_file),
+    (
+        "login-entra",
+        "a user's tokens of Entra ID, versions 1 and 2, and whom the cluster takes them for",
+        entra::user,
+    ),
+    ("token-entra-app", "an application's own token, only with a role that is allowed", entra::app),
+    ("token-entra-overage", "groups that only Microsoft Graph knows", entra::overage),
     ("token-impersonated", "a verified token, impersonated with its groups", modes::impersonated),
     ("token-service-account", "a service account's token, passed on", modes::service_account),
     ("token-shared-audience", "one audience for both, only where that is allowed", modes::shared_audience),
@@ -91,6 +99,16 @@ const SLOW: &[Planned] = &[
     ("end-expired", "exec and a watch, whose token ends and has no successor", endings::expired),
     ("end-renewed", "the same with a login, of tokens that live for 15 s", endings::renewed),
     ("end-max-token-age", "the same with --max-token-age, before the token's own end", endings::too_old),
+    (
+        "end-account-disabled",
+        "the same while the provider is asked, and says no; enabled again",
+        endings::disabled,
+    ),
+    (
+        "end-entra-disabled",
+        "the same while Microsoft Graph says that the account is disabled",
+        entra::disabled,
+    ),
     ("end-role-removed", "the same while the relay's role is taken away", endings::role_removed),
     ("end-signed-role-removed", "the same by a signed role, which is removed", rights::removed),
     ("end-signed-role-expired", "the same by a signed role whose time is over", rights::expired),
@@ -110,6 +128,7 @@ struct Scene<'a> {
     /// With a running pod `box`.
     namespace: String,
     organisation: &'a Organisation,
+    entra: &'a DevEntra,
 }
 
 /// Whether rows of such a name are asked for. Of the logs there is one whenever there is another.
@@ -143,7 +162,9 @@ pub fn run(
         (issuer.url(), issuer.ca_pem().to_owned(), "dev:"),
     ];
     let folder = tempfile::Builder::new().prefix("towline-identity-").tempdir()?;
-    let trust = trust(folder.path(), &trusted)?;
+    let entra = runtime.block_on(DevEntra::start()).context("Entra's stand-in can't be started")?;
+    let mut trust = trust(folder.path(), &trusted, &issuer)?;
+    entra::trust(&entra, folder.path(), &mut trust)?;
     let mut stage = Stage::with_trust(cluster.clone(), programs.clone(), issuer, Some(trust))?;
     let age = format!("{}s", MAX_TOKEN_AGE.as_secs());
     let flags = ["--max-token-age", &age, "--allow-service-account-tokens"];
@@ -154,11 +175,20 @@ pub fn run(
     let namespace = format!("identity-{}", StreamKey::random());
     make_namespace(cluster, &namespace)?;
     allow(cluster)?;
-    for user in
-        ["idp:ada", "idp:bob", "idp:brief", "idp:robot", "dev:alice", "dev:carol", "dev:dora", "dev:erin"]
-    {
+    for user in [
+        "idp:ada",
+        "idp:bob",
+        "idp:brief",
+        "idp:robot",
+        "dev:alice",
+        "dev:carol",
+        "dev:dora",
+        "dev:erin",
+        "dev:hank",
+    ] {
         stage.let_in(user)?;
     }
+    entra::let_in(&stage)?;
 
     let mut rows = Vec::new();
     let mut done = |row: Row| {
@@ -172,6 +202,7 @@ pub fn run(
         runtime,
         namespace: namespace.clone(),
         organisation: &organisation,
+        entra: &entra,
     };
     std::thread::scope(|scope| {
         let scene = &scene;
@@ -197,13 +228,13 @@ pub fn run(
     }
     if is_chosen(VIA_RELAY, only) {
         done(row(VIA_RELAY, "an agent that has its keys through the relay alone", || {
-            modes::issuer_via_relay(&mut stage, &provider, runtime, &namespace, &organisation)
+            modes::issuer_via_relay(&mut stage, &provider, runtime, &namespace, (&organisation, &entra))
         }));
     }
     if is_chosen(PASS_THROUGH, only) {
         done(row(PASS_THROUGH, "kube-apiserver judges the token itself", || {
             cluster.trust(&authentication(&trusted, &[CLUSTER_AUDIENCE]))?;
-            modes::pass_through(&mut stage, &provider, runtime, &namespace, &organisation)
+            modes::pass_through(&mut stage, &provider, runtime, &namespace, (&organisation, &entra))
         }));
     }
     cluster.kubectl_output(&["delete", "namespace", &namespace, "--wait=false"])?;
@@ -218,7 +249,7 @@ fn row(name: &'static str, what: &'static str, make: impl FnOnce() -> anyhow::Re
 }
 
 /// Both issuers, at relay and agent, each with names of its own.
-fn trust(folder: &Path, issuers: &[(String, String, &str)]) -> anyhow::Result<Trust> {
+fn trust(folder: &Path, issuers: &[(String, String, &str)], issuer: &DevIssuer) -> anyhow::Result<Trust> {
     let file = |name: &str, audiences: &[&str]| -> anyhow::Result<Vec<String>> {
         let path = folder.join(name);
         fs::write(&path, authentication(issuers, audiences))?;
@@ -228,11 +259,25 @@ fn trust(folder: &Path, issuers: &[(String, String, &str)]) -> anyhow::Result<Tr
         relay: file("relay.yaml", &[RELAY_AUDIENCE, SHARED, BRIEF[0], RELAY_RESOURCE])?,
         agent: file("agent.yaml", &[CLUSTER_AUDIENCE, SHARED, BRIEF[1], CLUSTER_RESOURCE])?,
     };
+    trust.agent.extend(asked(folder, issuer)?);
     for (url, ..) in issuers {
         let host = url.trim_start_matches("https://").to_owned();
         trust.relay.extend(["--issuer-host".to_owned(), host]);
     }
     Ok(trust)
+}
+
+/// The tests' own issuer is asked whether its tokens are still good.
+fn asked(folder: &Path, issuer: &DevIssuer) -> anyhow::Result<[String; 2]> {
+    let (client, secret) = issuer.introspecting_client();
+    let (secret_file, file) = (folder.join("introspection-secret"), folder.join("introspection.yaml"));
+    fs::write(&secret_file, secret)?;
+    let text = serde_json::json!({
+        "apiVersion": "towline.dev/v1", "kind": "IntrospectionConfiguration",
+        "issuers": [{ "url": issuer.url(), "clientId": client, "clientSecretFile": secret_file, "everySeconds": 10 }],
+    });
+    fs::write(&file, text.to_string())?;
+    Ok(["--introspection-config".to_owned(), file.display().to_string()])
 }
 
 /// kube-apiserver's own file, for it and for ours.
@@ -262,8 +307,11 @@ fn allow(cluster: &Cluster) -> anyhow::Result<()> {
     let subject = |kind: &str, name: &str| {
         format!("{{kind: {kind}, apiGroup: rbac.authorization.k8s.io, name: \"{name}\"}}")
     };
+    let entra = entra::subjects();
+    let entra: Vec<(&str, &str)> = entra.iter().map(|(kind, name)| (*kind, name.as_str())).collect();
     let subjects = [("Group", "idp:people"), ("User", "idp:robot"), ("Group", "dev:people")];
-    let subjects: Vec<String> = subjects.iter().map(|(kind, name)| subject(kind, name)).collect();
+    let subjects = subjects.iter().chain(&entra);
+    let subjects: Vec<String> = subjects.map(|(kind, name)| subject(kind, name)).collect();
     let binding = format!(
         "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {{name: e2e-identity}}\n\
          roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}}\nsubjects: [{}]\n",

@@ -14,6 +14,7 @@ pub mod chart;
 pub mod demo;
 pub mod echo;
 pub mod egress;
+pub mod hostile;
 pub mod identity;
 pub mod kill;
 pub mod only_way;

@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use towline_e2e::{
     access, acting, audit_join,
     bad_days::{self, Trouble},
-    blind, blind_run, chart, egress, identity, kill, pod,
+    blind, blind_run, chart, egress, hostile, identity, kill, pod,
     programs::Programs,
     resume,
     stage::Stage,
@@ -190,6 +190,17 @@ fn of_the_cluster<'a>(theatre: &'a Theatre<'a>) -> Vec<Check<'a>> {
     vec![
         theatre.check("the_agent_runs_in_a_pod_with_the_least_rights", pod::run),
         theatre.check("the_chart_installs_upgrades_and_leaves_the_cluster_its_identity", chart::run),
+        theatre.beside(
+            "t01_t02_t04_t05_t06_t07_t09_t11_t13_t16_t17_t18_t19_t21_t23_t24_t45_t49_t53_nothing_hostile_reaches_the_real_apiserver",
+            || {
+                let seen = theatre.runtime.block_on(hostile::run(&theatre.cluster))?;
+                println!(
+                    "{} hostile requests; {} others, and {} of the agent's own",
+                    seen.hostile, seen.sound, seen.own
+                );
+                Ok(())
+            },
+        ),
         theatre.beside(
             "the_agents_accounts_have_no_more_rights_than_they_need_and_tokens_can_be_passed_on",
             || access::run(theatre.runtime, &theatre.programs),

@@ -6,6 +6,7 @@ use crate::{
     Algorithm,
     entra::EntraRules,
     fetch::Roots,
+    introspection::Introspection,
     keys::KeySource,
     oidc::{ClaimRule, OidcRules, Source},
     shared,
@@ -47,6 +48,8 @@ pub struct IssuerConfig {
     pub(crate) rules: Rules,
     pub(crate) algorithms: Vec<Algorithm>,
     pub(crate) roots: Roots,
+    /// Whether and how its tokens are asked about while something hangs on them.
+    pub(crate) introspection: Option<Introspection>,
 }
 
 /// All that is wrong with the settings, together.
@@ -151,7 +154,12 @@ impl IssuerConfig {
         if !faults.is_empty() {
             return Err(ConfigError(faults));
         }
-        Ok(Self { rules: Rules::Oidc { rules: Box::new(rules), discovery_url: None }, algorithms, roots })
+        Ok(Self {
+            rules: Rules::Oidc { rules: Box::new(rules), discovery_url: None },
+            algorithms,
+            roots,
+            introspection: None,
+        })
     }
 
     /// The issuer's URL; Entra's first tenant's.

@@ -2,8 +2,10 @@
 //!
 //! For `towline dev` and tests. It refuses to be reached from elsewhere.
 
+mod entra;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
@@ -15,14 +17,16 @@ use aws_lc_rs::{
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
 use bytes::Bytes;
-use data_encoding::BASE64URL_NOPAD;
-use http_body_util::Full;
+use data_encoding::{BASE64, BASE64URL_NOPAD};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
+
+pub use entra::DevEntra;
 
 /// What a token says.
 #[derive(Clone, Debug)]
@@ -73,12 +77,24 @@ impl Key {
     }
 }
 
+/// What introspection (RFC 7662) says; of whoever is not named, that the token is active.
+#[derive(Debug, Default)]
+struct Accounts {
+    disabled: BTreeSet<String>,
+    is_away: bool,
+    asked: u64,
+}
+
+/// The client that may ask, and its secret.
+const INTROSPECTING: (&str, &str) = ("towline-agent", "introspects");
+
 /// The issuer; it stops when it is dropped.
 pub struct DevIssuer {
     address: SocketAddr,
     ca_pem: String,
     keys: Arc<Mutex<Vec<Key>>>,
     requests: Arc<Mutex<u64>>,
+    accounts: Arc<Mutex<Accounts>>,
     _serving: AbortOnDropHandle<()>,
 }
 
@@ -103,9 +119,12 @@ impl DevIssuer {
         let (ca_pem, acceptor) = certificates()?;
         let keys = Arc::new(Mutex::new(vec![Key::generate(1)?]));
         let requests = Arc::new(Mutex::new(0));
-        let serving = serve(listener, acceptor, Arc::clone(&keys), Arc::clone(&requests));
+        let accounts = Arc::new(Mutex::new(Accounts::default()));
+        let state = (Arc::clone(&keys), Arc::clone(&requests), Arc::clone(&accounts));
+        let answer = move |request, own| answer(request, own, state.clone());
+        let serving = serve(listener, acceptor, answer);
         let serving = AbortOnDropHandle::new(tokio::spawn(serving));
-        Ok(Self { address, ca_pem, keys, requests, _serving: serving })
+        Ok(Self { address, ca_pem, keys, requests, accounts, _serving: serving })
     }
 
     /// The issuer's URL.
@@ -121,6 +140,35 @@ impl DevIssuer {
     /// Documents that were asked for so far.
     pub fn requests(&self) -> u64 {
         *self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Client id and secret with which it can be asked whether a token is active, at `/introspect`.
+    pub fn introspecting_client(&self) -> (&'static str, &'static str) {
+        INTROSPECTING
+    }
+
+    fn accounts(&self) -> std::sync::MutexGuard<'_, Accounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether tokens of this subject are active from now on.
+    pub fn set_active(&self, subject: &str, is_active: bool) {
+        let mut accounts = self.accounts();
+        if is_active {
+            accounts.disabled.remove(subject);
+        } else {
+            accounts.disabled.insert(subject.to_owned());
+        }
+    }
+
+    /// Whether introspection is answered with 503 from now on.
+    pub fn set_away(&self, is_away: bool) {
+        self.accounts().is_away = is_away;
+    }
+
+    /// How often it was asked whether a token is active.
+    pub fn introspections(&self) -> u64 {
+        self.accounts().asked
     }
 
     /// Signs with a new key from now on; the old ones stay in the key set.
@@ -198,12 +246,15 @@ fn certificates() -> io::Result<(String, TlsAcceptor)> {
     Ok((ca_pem, TlsAcceptor::from(Arc::new(config))))
 }
 
-async fn serve(
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    keys: Arc<Mutex<Vec<Key>>>,
-    requests: Arc<Mutex<u64>>,
-) {
+type State = (Arc<Mutex<Vec<Key>>>, Arc<Mutex<u64>>, Arc<Mutex<Accounts>>);
+type Answer = Result<Response<Full<Bytes>>, http::Error>;
+
+/// Serves by TLS; `answer` gets each request and the address that it came to.
+async fn serve<F, R>(listener: TcpListener, acceptor: TlsAcceptor, answer: F)
+where
+    F: Fn(Request<Incoming>, SocketAddr) -> R + Clone + Send + 'static,
+    R: Future<Output = Answer> + Send + 'static,
+{
     let mut connections = JoinSet::new();
     loop {
         let Ok((tcp, _)) = listener.accept().await else { continue };
@@ -211,11 +262,11 @@ async fn serve(
         if connections.len() >= 64 {
             continue;
         }
-        let (acceptor, keys, requests) = (acceptor.clone(), Arc::clone(&keys), Arc::clone(&requests));
+        let (acceptor, answer) = (acceptor.clone(), answer.clone());
         let Ok(own) = tcp.local_addr() else { continue };
         connections.spawn(async move {
             let Ok(Ok(tls)) = timeout(Duration::from_secs(5), acceptor.accept(tcp)).await else { return };
-            let service = service_fn(|request| answer(request, own, &keys, &requests));
+            let service = service_fn(move |request| answer(request, own));
             // A broken connection is the asker's to notice.
             let _ended = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -225,12 +276,7 @@ async fn serve(
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    own: SocketAddr,
-    keys: &Mutex<Vec<Key>>,
-    requests: &Mutex<u64>,
-) -> Result<Response<Full<Bytes>>, http::Error> {
+async fn answer(request: Request<Incoming>, own: SocketAddr, (keys, requests, accounts): State) -> Answer {
     *requests.lock().unwrap_or_else(PoisonError::into_inner) += 1;
     let url = format!("https://127.0.0.1:{}", own.port());
     let body = match request.uri().path() {
@@ -238,6 +284,7 @@ async fn answer(
             "issuer": url,
             "jwks_uri": format!("{url}/keys"),
             "authorization_endpoint": format!("{url}/authorize"),
+            "introspection_endpoint": format!("{url}/introspect"),
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["ES256"],
@@ -246,7 +293,35 @@ async fn answer(
             let keys = keys.lock().unwrap_or_else(PoisonError::into_inner);
             json!({ "keys": keys.iter().map(|key| key.jwk.clone()).collect::<Vec<_>>() })
         }
+        "/introspect" => match introspect(request, &accounts).await {
+            Ok(body) => body,
+            Err(status) => return Response::builder().status(status).body(Full::default()),
+        },
         _ => return Response::builder().status(404).body(Full::default()),
     };
     Response::builder().header("content-type", "application/json").body(Full::from(body.to_string()))
+}
+
+/// RFC 7662, for clients that are who they say; otherwise the answer's status.
+async fn introspect(request: Request<Incoming>, accounts: &Mutex<Accounts>) -> Result<Value, u16> {
+    let (client, secret) = INTROSPECTING;
+    let expected = format!("Basic {}", BASE64.encode(format!("{client}:{secret}").as_bytes()));
+    let is_client = request.headers().get("authorization").is_some_and(|value| value == expected.as_str());
+    let body = Limited::new(request.into_body(), 64 * 1024).collect().await.map_err(|_| 413_u16)?.to_bytes();
+    let mut accounts = accounts.lock().unwrap_or_else(PoisonError::into_inner);
+    accounts.asked += 1;
+    match (accounts.is_away, is_client) {
+        (true, _) => return Err(503),
+        (false, false) => return Err(401),
+        (false, true) => {}
+    }
+    let form = String::from_utf8_lossy(&body);
+    let token = form.split('&').find_map(|field| field.strip_prefix("token=")).unwrap_or_default();
+    let claims = token.split('.').nth(1).and_then(|part| BASE64URL_NOPAD.decode(part.as_bytes()).ok());
+    let claims: Value = claims.and_then(|claims| serde_json::from_slice(&claims).ok()).unwrap_or_default();
+    let Some(subject) = claims["sub"].as_str() else { return Ok(json!({ "active": false })) };
+    Ok(match accounts.disabled.contains(subject) {
+        true => json!({ "active": false }),
+        false => json!({ "active": true, "sub": subject }),
+    })
 }

@@ -20,7 +20,8 @@ use crate::{
     token::Object,
     trace::{Trace, quoted},
 };
-pub(crate) use graph::Graph;
+pub(crate) use credential::{encoded, form};
+pub(crate) use graph::{Graph, retry_after};
 pub(crate) use groups::Membership;
 pub(crate) use model::parse;
 pub(crate) use pop::{Nonces, PopRules, Proof};
@@ -71,6 +72,8 @@ pub(crate) struct EntraRules {
     pub(crate) scopes: Vec<String>,
     pub(crate) apps: Apps,
     pub(crate) graph: Option<credential::Credential>,
+    /// Graph is asked again and again whether accounts are enabled.
+    pub(crate) check_accounts: bool,
     pub(crate) pop: Option<PopRules>,
 }
 
@@ -205,6 +208,12 @@ impl EntraRules {
         Ok(Entrant { identity, tenant: origin.tenant.clone(), object, is_app, membership })
     }
 
+    /// Whether claims are an application's own, not a user's.
+    pub(crate) fn is_app(claims: &Object) -> bool {
+        let scopes = claims.text("scp").unwrap_or_default();
+        claims.text("idtyp") == Some("app") || scopes.split_ascii_whitespace().next().is_none()
+    }
+
     /// Whether it is an application's own token, and whose application it came through. Only access tokens say so.
     fn kind(&self, claims: &Object, origin: &Origin) -> Result<(bool, String), VerifyError> {
         let name = if origin.version == 1 { "appid" } else { "azp" };
@@ -213,7 +222,7 @@ impl EntraRules {
             "is missing: it is an ID token, which is for the application that asked for it",
         ))?;
         let scopes: Vec<&str> = claims.text("scp").unwrap_or_default().split_ascii_whitespace().collect();
-        let is_app = claims.text("idtyp") == Some("app") || scopes.is_empty();
+        let is_app = Self::is_app(claims);
         if is_app {
             let by_role = match claims.get("roles") {
                 Some(Value::Array(roles)) => roles

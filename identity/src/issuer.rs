@@ -10,9 +10,11 @@ use crate::{
     claims::check_groups,
     config::Rules,
     entra::{EntraRules, Entrant, Graph, Membership, PopRules},
+    introspection::Introspector,
     key_set::Key,
     keys::{KeySource, Keys},
-    token::Unverified,
+    standing::{About, Answers, EVERY, NoAnswer, Question, Standing},
+    token::{Object, Unverified},
     trace::Trace,
 };
 
@@ -23,6 +25,8 @@ pub(crate) struct Issuer {
     /// One for each source, in their order.
     keys: Vec<(KeySource, Arc<Keys>)>,
     graph: Option<Graph>,
+    introspector: Option<Introspector>,
+    answers: Answers,
 }
 
 /// A verdict, and until when it may be repeated without looking again.
@@ -49,7 +53,15 @@ impl Issuer {
                 .map(|credential| Graph::new(rules.cloud.clone(), credential, Arc::clone(fetch))),
             Rules::Oidc { .. } => None,
         };
-        Self { config, keys, graph }
+        let introspector = match &config.rules {
+            Rules::Oidc { rules, discovery_url } => config.introspection.clone().map(|settings| {
+                let source = KeySource::discovery(&rules.issuer, discovery_url.as_deref());
+                Introspector::new(settings, source, Arc::clone(fetch))
+            }),
+            Rules::Entra(_) => None,
+        };
+        let every = config.introspection.as_ref().map_or(EVERY, |settings| settings.every);
+        Self { config, keys, graph, introspector, answers: Answers::new(every) }
     }
 
     /// How this issuer is asked: by https, trusted by nobody but its own authorities.
@@ -72,6 +84,46 @@ impl Issuer {
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Arc<Keys>> {
         self.keys.iter().map(|(_, keys)| keys)
+    }
+
+    /// What is to be asked about a token that was verified, while something hangs on it; nothing where nobody is asked.
+    pub(crate) fn question(&self, token: &str, claims: &Object) -> Option<Question> {
+        let text = |name: &str| claims.text(name).map(str::to_owned);
+        match &self.config.rules {
+            Rules::Oidc { rules, .. } if self.introspector.is_some() => {
+                Some(Question::token(&rules.issuer, token, claims.text("sub")?))
+            }
+            Rules::Entra(rules) if rules.check_accounts && self.graph.is_some() => {
+                let is_app = EntraRules::is_app(claims);
+                let about = About::Account { tenant: text("tid")?, object: text("oid")?, is_app };
+                Some(Question { issuer: text("iss")?, about })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether nobody is ever asked.
+    pub(crate) fn asks_nobody(&self) -> bool {
+        self.introspector.is_none()
+            && !matches!(&self.config.rules, Rules::Entra(rules) if rules.check_accounts)
+    }
+
+    /// What is known without asking.
+    pub(crate) fn known(&self, question: &Question) -> Option<Standing> {
+        self.answers.find(question).map(|(standing, _)| standing)
+    }
+
+    /// What the provider says, and after which time to ask again.
+    pub(crate) async fn standing(&self, question: &Question, now: SystemTime) -> (Standing, Duration) {
+        let ask = async |deadline| match (&question.about, &self.introspector, &self.graph) {
+            (About::Token { token, .. }, Some(introspector), _) => introspector.ask(token).await,
+            (About::Account { tenant, object, is_app }, _, Some(graph)) => {
+                graph.account(tenant, object, *is_app, now, deadline).await
+            }
+            // The configuration has changed since.
+            _ => Err(NoAnswer::from("nobody is asked any more")),
+        };
+        self.answers.have(question, ask).await
     }
 
     /// Whether and how proofs of possession are taken.

@@ -138,8 +138,8 @@ impl Reader<'_> {
             self.fault("issuer.url", fault);
         }
         let algorithms: Vec<_> = Algorithm::ALL.into_iter().filter(|one| *one != Algorithm::EdDSA).collect();
-        let config =
-            IssuerConfig { rules: Rules::Oidc { rules: Box::new(rules), discovery_url }, algorithms, roots };
+        let rules = Rules::Oidc { rules: Box::new(rules), discovery_url };
+        let config = IssuerConfig { rules, algorithms, roots, introspection: None };
         (self.faults.len() == before).then_some(config)
     }
 

@@ -2,7 +2,9 @@
 
 use std::{fs, path::PathBuf};
 
-use crate::{ConfigError, IssuerConfig, IssuerSettings, config::Rules, entra, structured, uses};
+use crate::{
+    ConfigError, IssuerConfig, IssuerSettings, config::Rules, entra, introspection, structured, uses,
+};
 
 /// Issuers that are trusted together: nobody of one can have a name of another's (THREATS T48).
 #[derive(Clone, Debug)]
@@ -101,6 +103,8 @@ pub struct TrustSettings {
     pub signing_algs: Vec<String>,
     /// `--entra-config`: tokens of Entra ID.
     pub entra_config: Option<PathBuf>,
+    /// `--introspection-config`: which issuers are asked whether a token is still good while something hangs on it.
+    pub introspection_config: Option<PathBuf>,
 }
 
 impl TrustSettings {
@@ -133,11 +137,36 @@ impl TrustSettings {
             let read = text(path).and_then(|text| entra::parse(&text)).map(|issuer| vec![issuer]);
             take(read, &format!("--entra-config {}: ", path.display()));
         }
+        if let Some(path) = &self.introspection_config {
+            let read = text(path).and_then(|text| introspection::parse(&text));
+            let joined = read.and_then(|read| join(&mut issuers, read));
+            if let Err(error) = joined {
+                let place = format!("--introspection-config {}: ", path.display());
+                faults.extend(error.0.into_iter().map(|fault| format!("{place}{fault}")));
+            }
+        }
         if !faults.is_empty() {
             return Err(ConfigError(faults));
         }
         Trust::new(issuers)
     }
+}
+
+/// Each issuer with how it is asked. One that nobody trusts is a misspelt one: its accounts would not be looked at.
+fn join(
+    issuers: &mut [IssuerConfig],
+    asked: Vec<(String, introspection::Introspection)>,
+) -> Result<(), ConfigError> {
+    let mut faults = Vec::new();
+    for (url, introspection) in asked {
+        let issuer = issuers.iter_mut().find(|issuer| issuer.issuer() == url);
+        match issuer {
+            Some(issuer) if matches!(issuer.rules, Rules::Oidc { .. }) => issuer.introspection = Some(introspection),
+            Some(_) => faults.push(format!("{url:?} is Microsoft Entra ID's, which has no introspection: use checkAccounts of --entra-config")),
+            None => faults.push(format!("{url:?} is none of the trusted issuers")),
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(ConfigError(faults)) }
 }
 
 /// Whom to trust, and where that was read, if it was.

@@ -11,6 +11,7 @@ use crate::{
     entra::{Nonces, Proof},
     issuer::{Issuer, Judged},
     keys::REFRESH,
+    standing::{EVERY, Question, Standing},
     token::{self, Kind, Object},
     trace::{Trace, quoted},
 };
@@ -141,6 +142,42 @@ impl Verifier {
         let mut trace = Trace::on();
         let judged = self.judge(&self.trusted(), token, now, &mut trace).await;
         Explanation::new(trace.into_steps(), judged.map(|(accepted, _)| accepted))
+    }
+
+    /// What is to be asked about a token that was verified while something hangs on it: of issuers that `--introspection-config` or
+    /// `checkAccounts` names; nothing otherwise.
+    pub fn question(&self, token: &str) -> Option<Question> {
+        let trusted = self.trusted();
+        if trusted.issuers.iter().all(|issuer| issuer.asks_nobody()) {
+            return None;
+        }
+        let outer = token::parse(token).ok()?;
+        let of = |token: &str, claims: &Object| trusted.issuer(claims).ok()?.0.question(token, claims);
+        match outer.kind {
+            Kind::Bearer => of(token, &outer.claims),
+            Kind::Proof => {
+                let inner = Proof::token(&outer).ok()?;
+                of(inner, &token::parse(inner).ok()?.claims)
+            }
+        }
+    }
+
+    /// What the issuer last said of it, if that still counts. Asks nobody.
+    pub fn known_standing(&self, question: &Question) -> Option<Standing> {
+        let trusted = self.trusted();
+        let issuer = trusted.issuers.iter().find(|issuer| issuer.source(&question.issuer).is_some())?;
+        issuer.known(question)
+    }
+
+    /// Whether its issuer still stands by it, and after which time to ask again. An answer is believed for a while, and whoever asks
+    /// about the same meanwhile gets that one; it takes at most 5 s.
+    pub async fn standing(&self, question: &Question, now: SystemTime) -> (Standing, Duration) {
+        let trusted = self.trusted();
+        let mut issuers = trusted.issuers.iter();
+        match issuers.find(|issuer| issuer.source(&question.issuer).is_some() && !issuer.asks_nobody()) {
+            Some(issuer) => issuer.standing(question, now).await,
+            None => (Standing::Unasked, EVERY),
+        }
     }
 
     /// A verdict, and until when it may be repeated; never that of a proof, which is good once.

@@ -28,7 +28,7 @@ const HELMS: &[&str] = &[
     "checksum/settings",
 ];
 
-/// By kind and name.
+/// By kind and name; outside of the release's own namespace with that before it.
 type Objects = BTreeMap<String, Value>;
 
 fn helm(arguments: &[&str]) -> Output {
@@ -58,7 +58,10 @@ fn objects(yaml: &str) -> Objects {
         if object.is_null() {
             continue;
         }
-        let name = format!("{} {}", text(&object, "/kind"), text(&object, "/metadata/name"));
+        let elsewhere =
+            at(&object, "/metadata/namespace").as_str().filter(|namespace| *namespace != "towline");
+        let place = elsewhere.map(|namespace| format!("{namespace}/")).unwrap_or_default();
+        let name = format!("{} {place}{}", text(&object, "/kind"), text(&object, "/metadata/name"));
         assert!(objects.insert(name.clone(), object).is_none(), "{name} is there twice");
     }
     objects
@@ -167,6 +170,38 @@ fn helm_lint_finds_nothing() {
     }
     // It can find something.
     assert!(!helm(&["lint", "--strict", &chart, "--set", "replicas=many"]).status.success());
+}
+
+#[test]
+fn people_may_act_as_the_service_accounts_that_are_named_and_as_no_others() {
+    let nobody = rendered(&LEAST);
+    assert!(!nobody.keys().any(|name| name.contains("impersonator-as") || name.contains("original-user")));
+    let named = ["--set", "impersonation.serviceAccounts={ci/deployer,ci/backup,towline/own}"];
+    let objects = rendered(&[&LEAST[..], &named].concat());
+    for (role, names) in
+        [("ci/towline-impersonator-as", "[deployer, backup]"), ("towline-impersonator-as", "[own]")]
+    {
+        let rules = format!(
+            "[{{apiGroups: [''], resources: [serviceaccounts], resourceNames: {names}, verbs: [impersonate]}}]"
+        );
+        assert_eq!(*at(&objects[&format!("Role {role}")], "/rules"), yaml(&rules));
+        let subject = "[{kind: ServiceAccount, name: towline-impersonator, namespace: towline}]";
+        let binding = &objects[&format!("RoleBinding {role}")];
+        assert_eq!(*at(binding, "/subjects"), yaml(subject));
+        assert_eq!(text(binding, "/roleRef/name"), "towline-impersonator-as");
+    }
+    let told = "[{apiGroups: [authentication.k8s.io], resources: [userextras/towline.dev/original-user], verbs: [impersonate]}]";
+    assert_eq!(*at(&objects["ClusterRole towline-impersonator-original-user"], "/rules"), yaml(told));
+    // The older verb on service accounts, or on anything else, is given nowhere beside that.
+    let unconstrained = objects.iter().filter(|(name, object)| {
+        name.starts_with("ClusterRole ")
+            && list(object, "/rules").iter().any(|rule| list(rule, "/verbs").contains(&yaml("impersonate")))
+    });
+    assert_eq!(unconstrained.count(), 1);
+    for wrong in ["ci", "ci/", "ci/a/b", "ci/*", "CI/a"] {
+        let value = format!("impersonation.serviceAccounts={{{wrong}}}");
+        assert!(!template(&[&LEAST[..], &["--set", &value]].concat()).status.success(), "{wrong}");
+    }
 }
 
 #[test]
@@ -515,7 +550,7 @@ fn the_preflight_comes_first_with_the_same_rights_and_leaves_nothing() {
 fn names_follow_the_release_and_fit() {
     let chart = chart::folder().display().to_string();
     let names = |release: &str| {
-        let output = helm(&[&["template", release, &chart, "--namespace", "n"], &LEAST[..]].concat());
+        let output = helm(&[&["template", release, &chart, "--namespace", "towline"], &LEAST[..]].concat());
         assert!(output.status.success(), "{}", said(&output));
         objects(&said(&output)).into_keys().collect::<BTreeSet<_>>()
     };

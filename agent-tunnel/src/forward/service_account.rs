@@ -38,7 +38,7 @@ struct Discovery {
 }
 
 /// Whether a token says that it is a service account's. Not that it is.
-pub(super) fn is_of_account(claimed: &Claimed) -> bool {
+pub fn is_of_account(claimed: &Claimed) -> bool {
     claimed.subject.starts_with(SUBJECT)
 }
 

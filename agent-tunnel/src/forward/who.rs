@@ -7,7 +7,7 @@ use std::{
 
 use http::{HeaderMap, HeaderValue};
 use tokio::time::timeout;
-use towline_identity::{Claimed, Identity, VerifyError};
+use towline_identity::{Accepted, Claimed, Identity, VerifyError};
 use towline_tunnel::fault::{Fault, Report};
 use tracing::{info, warn};
 
@@ -20,6 +20,7 @@ use crate::{
     headers,
     impersonate::{AuditId, act_as, impersonate, name_request},
     roles::{Granted, warning},
+    standing,
 };
 
 /// The issuer is asked for its keys no longer than this.
@@ -63,7 +64,7 @@ pub(super) struct Admitted {
 /// Whose token a request carries.
 enum Who {
     /// A person's, whom the stream was opened for.
-    User(Identity),
+    User(Accepted),
     /// One of the cluster's own, for kube-apiserver to judge.
     ServiceAccount(Claimed),
 }
@@ -84,14 +85,15 @@ impl Forwarder {
         let token = headers::bearer(headers)?;
         let who = self.identify(token, caller, audit_id).await?;
         match &who {
-            Who::User(identity) => {
+            Who::User(Accepted { identity, notes }) => {
                 named.user = Some(identity.username.clone());
                 named.groups.clone_from(&identity.groups);
+                named.notes = notes.iter().map(ToString::to_string).collect();
             }
             // Claimed: kube-apiserver judges it.
             Who::ServiceAccount(claimed) => named.user = Some(claimed.subject.clone()),
         }
-        let (authority, unjudged) = self.authority(&who, caller)?;
+        let (authority, unjudged) = self.authority(&who, token, caller).await?;
         headers::refuse_nominated(headers)?;
         let (mut role, mut warned) = (None, None);
         let account = match (who, self.access.mode) {
@@ -101,7 +103,7 @@ impl Forwarder {
                 name_request(out, audit_id)?;
                 of_caller(token)?
             }
-            (Who::User(identity), Mode::Impersonate) => {
+            (Who::User(Accepted { identity, .. }), Mode::Impersonate) => {
                 role = self.role(&identity, caller);
                 named.role = role.as_ref().map(Granted::told);
                 match Wanted::read(headers, self.access.system_masters)? {
@@ -148,8 +150,9 @@ impl Forwarder {
         caller: &Caller,
         audit_id: AuditId,
     ) -> Result<SystemTime, Report> {
-        match self.identify(headers::bearer(headers)?, caller, audit_id).await? {
-            who @ Who::User(_) => Ok(self.authority(&who, caller)?.0.until()),
+        let token = headers::bearer(headers)?;
+        match self.identify(token, caller, audit_id).await? {
+            who @ Who::User(_) => Ok(self.authority(&who, token, caller).await?.0.until()),
             // Nobody has judged it here; the next request with it does.
             Who::ServiceAccount(_) => Err(Report::new(
                 Fault::AccountTokenRefused,
@@ -159,12 +162,27 @@ impl Forwarder {
     }
 
     /// What the request hangs on; and whose it is, where only kube-apiserver can say that it is.
-    fn authority(&self, who: &Who, caller: &Caller) -> Result<(Arc<Authority>, Option<String>), Report> {
+    async fn authority(
+        &self,
+        who: &Who,
+        token: &str,
+        caller: &Caller,
+    ) -> Result<(Arc<Authority>, Option<String>), Report> {
         let (max_age, now) = (self.access.max_token_age, self.clock.now());
         match who {
-            Who::User(identity) => {
+            Who::User(Accepted { identity, .. }) => {
                 let until = authority::until(Life::of(identity), max_age, now)?;
-                Ok((self.authorities.renew(caller.run_key, &caller.principal, until), None))
+                let question = self.verifier.question(token);
+                if let Some(question) = &question {
+                    let held = self.authorities.find(caller.run_key, &caller.principal);
+                    let is_asked = held.is_some_and(|authority| authority.asks(question));
+                    standing::check(&self.verifier, question, is_asked, &self.clock).await?;
+                }
+                let authority = self.authorities.renew(caller.run_key, &caller.principal, until);
+                if let Some(question) = question {
+                    authority.keep_asking(question, &self.verifier);
+                }
+                Ok((authority, None))
             }
             Who::ServiceAccount(claimed) => {
                 let expires_at = claimed.expires_at.ok_or(Fault::AccountTokenRefused)?;
@@ -184,11 +202,11 @@ impl Forwarder {
     /// Who is calling: the token's user, if ticket and connection are that user's too.
     async fn identify(&self, token: &str, caller: &Caller, audit_id: AuditId) -> Result<Who, Report> {
         let now = self.clock.now();
-        let verified = timeout(VERIFY_WITHIN, self.verifier.verify(token, now)).await;
+        let verified = timeout(VERIFY_WITHIN, self.verifier.check(token, now)).await;
         let verified = verified
             .map_err(|_| Report::new(Fault::IssuerUnreachable, "the issuer does not answer in time"))?;
-        let identity = match verified {
-            Ok(identity) => identity,
+        let accepted = match verified {
+            Ok(accepted) => accepted,
             Err(error) => {
                 let Some(claimed) = of_account(token, &error) else { return Err(token_refused(error)) };
                 if !self.access.service_accounts {
@@ -205,13 +223,13 @@ impl Forwarder {
             }
         };
         // A token that was taken off another cluster comes with another user's ticket (THREATS T45).
-        if identity.principal.to_string() != caller.principal {
+        if accepted.identity.principal.to_string() != caller.principal {
             return Err(Report::new(
                 Fault::TicketMismatch,
                 "the cluster token is another user's than the relay's",
             ));
         }
-        Ok(Who::User(identity))
+        Ok(Who::User(accepted))
     }
 }
 

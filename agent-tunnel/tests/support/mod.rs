@@ -27,7 +27,7 @@ use towline_agent::{
     roles::{Groups, RoleSettings, Roles},
 };
 use towline_identity::{
-    IssuerConfig, IssuerSettings, Verifier,
+    IssuerConfig, IssuerSettings, TrustSettings, Verifier,
     dev::{DevIssuer, TokenRequest},
 };
 use towline_tunnel::{
@@ -94,11 +94,33 @@ impl Bench {
 
     /// With an agent that takes roles, too.
     pub async fn with_roles(cap: Cap, access: Access, roles: Option<RoleSettings>) -> Self {
+        Self::with_verifier(cap, access, roles, verifier).await
+    }
+
+    /// With an agent that judges tokens so.
+    pub async fn with_verifier(
+        cap: Cap,
+        access: Access,
+        roles: Option<RoleSettings>,
+        verifier: impl FnOnce(&DevIssuer, &TempDir) -> Verifier,
+    ) -> Self {
+        Self::towards(cap, None, access, roles, verifier).await
+    }
+
+    /// With the kube-apiserver that a kubeconfig leads to, in place of its stand-in.
+    pub async fn towards(
+        cap: Cap,
+        kubeconfig: Option<PathBuf>,
+        access: Access,
+        roles: Option<RoleSettings>,
+        verifier: impl FnOnce(&DevIssuer, &TempDir) -> Verifier,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issuer = DevIssuer::start(0).await.unwrap();
         let metrics = Metrics::new(Ledger::new(1 << 20));
         let verifier = verifier(&issuer, &folder);
-        let config = ApiserverConfig::Kubeconfig { path: cap.kubeconfig(&folder), context: None };
+        let path = kubeconfig.unwrap_or_else(|| cap.kubeconfig(&folder));
+        let config = ApiserverConfig::Kubeconfig { path, context: None };
         let apiserver = Apiserver::new(&config, None).unwrap();
         let identity = Arc::new(SigningKey::generate());
         let cluster = identity.public().cluster_id();
@@ -150,8 +172,12 @@ impl Bench {
     }
 
     pub fn ticket(&self) -> Bytes {
+        self.ticket_of(self.principal("alice"))
+    }
+
+    /// Somebody's.
+    pub fn ticket_of(&self, principal: String) -> Bytes {
         let run_key = self.run_key.public().hash();
-        let principal = self.principal("alice");
         Ticket::new(self.cluster, principal, run_key, SystemTime::now(), MAX_LIFE).sign(&self.relay)
     }
 
@@ -200,7 +226,12 @@ impl Bench {
 
     /// Sends these bytes on a connection of their own; all that comes back until it ends.
     pub async fn ask(&self, bytes: &str) -> String {
-        let mut stream = self.connect().await;
+        self.ask_as(self.principal("alice"), bytes).await
+    }
+
+    /// On a connection that was opened for somebody.
+    pub async fn ask_as(&self, principal: String, bytes: &str) -> String {
+        let mut stream = self.inner(self.open(Some(self.ticket_of(principal)))).await;
         // The answer to a request that is refused unread comes while this still writes.
         let _cut = stream.write_all(bytes.as_bytes()).await;
         read_to_end(&mut stream).await.unwrap()
@@ -236,10 +267,37 @@ fn verifier(issuer: &DevIssuer, folder: &TempDir) -> Verifier {
     Verifier::new(issuer_config(issuer, folder)).unwrap()
 }
 
+/// The same, which asks the issuer each second whether a token is still active.
+pub fn asking_verifier(issuer: &DevIssuer, folder: &TempDir) -> Verifier {
+    let (client, secret) = issuer.introspecting_client();
+    let path = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let secret = path("introspection-secret", secret);
+    let file = format!(
+        "apiVersion: towline.dev/v1\nkind: IntrospectionConfiguration\nissuers:\n\
+         - {{url: '{}', clientId: {client}, clientSecretFile: {}, everySeconds: 1}}\n",
+        issuer.url(),
+        secret.display()
+    );
+    let settings = TrustSettings {
+        oidc: Some(issuer_settings(issuer, folder)),
+        introspection_config: Some(path("introspection.yaml", &file)),
+        ..TrustSettings::default()
+    };
+    Verifier::new(settings.load().unwrap()).unwrap()
+}
+
 pub fn issuer_config(issuer: &DevIssuer, folder: &TempDir) -> IssuerConfig {
+    IssuerConfig::parse(issuer_settings(issuer, folder)).unwrap()
+}
+
+fn issuer_settings(issuer: &DevIssuer, folder: &TempDir) -> IssuerSettings {
     let ca_file: PathBuf = folder.path().join("issuer-ca.pem");
     std::fs::write(&ca_file, issuer.ca_pem()).unwrap();
-    IssuerConfig::parse(IssuerSettings {
+    IssuerSettings {
         issuer_url: issuer.url(),
         client_id: "towline-cluster".into(),
         username_prefix: Some("-".into()),
@@ -247,8 +305,7 @@ pub fn issuer_config(issuer: &DevIssuer, folder: &TempDir) -> IssuerConfig {
         signing_algs: vec!["ES256".into()],
         ca_file: Some(ca_file),
         ..IssuerSettings::default()
-    })
-    .unwrap()
+    }
 }
 
 pub async fn read_to_end(stream: &mut InnerStream<MuxStream>) -> std::io::Result<String> {

@@ -112,7 +112,7 @@ pub(super) fn chosen(choices: &[Choice]) -> Result<Vec<Choice>, Report> {
 ///
 /// # Errors
 /// If the relay knows no such cluster, or nobody confirms it.
-pub(super) async fn resolve(
+pub(crate) async fn resolve(
     choices: &[Choice],
     config: &Config,
     state: &StateFolder,

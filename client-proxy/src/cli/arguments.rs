@@ -116,7 +116,7 @@ impl RunArguments {
 
 impl Reach {
     /// All that a proxy needs, without kubeconfig and on a free port. Everything that is missing is told at once.
-    fn config(&self, profile: &Profile) -> Result<Config, Report> {
+    pub(super) fn config(&self, profile: &Profile) -> Result<Config, Report> {
         self.config_of(profile, self.clusters(profile)?, true)
     }
 

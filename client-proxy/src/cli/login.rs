@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -14,8 +14,15 @@ use towline_tunnel::{
     fault::{Fault, Report},
 };
 
-use super::{arguments::state_dir, profile::Profile, say, signals::Signals};
+use super::{
+    AtRelay,
+    arguments::{Reach, state_dir},
+    profile::Profile,
+    say,
+    signals::Signals,
+};
 use crate::{
+    inside::{Inside, inside},
     login::{Flow, Prompt, Settings, Store, Who, interactive, log_out},
     token::{Purpose, TokenFile},
 };
@@ -57,6 +64,9 @@ pub struct WhoamiArguments {
     /// Whose login.
     #[command(flatten)]
     pub whose: Whose,
+    /// Ask this cluster, too, whom its kube-apiserver takes you for: its id, NAME=ID, or a name in the profile.
+    #[arg(long, value_name = "CLUSTER")]
+    pub cluster: Option<String>,
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -162,6 +172,24 @@ pub(super) async fn logout(arguments: Whose) -> Result<ExitCode, Report> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Who asks, by the token for one audience: that of the flag, or the profile's.
+pub(super) async fn own(profile: &Profile, at: &AtRelay, purpose: Purpose) -> Result<Who, Report> {
+    let store = Store::open(&state_dir(at.state_dir.as_ref(), profile)?)?;
+    let flag = match purpose {
+        Purpose::Relay => at.relay_token_file.clone(),
+        Purpose::Cluster => at.cluster_token_file.clone(),
+    };
+    match flag {
+        Some(path) => of_file(&path, purpose),
+        None => look(profile, &profile.egress(&at.proxies)?, purpose, &store).await,
+    }
+}
+
+fn of_file(path: &Path, purpose: Purpose) -> Result<Who, Report> {
+    let token = TokenFile::new(path.to_owned(), purpose).token()?;
+    Ok(Who::of(purpose, &token, path.display().to_string(), false))
+}
+
 /// Says who this profile is.
 pub(super) async fn whoami(arguments: WhoamiArguments) -> Result<ExitCode, Report> {
     let (profile, store) = arguments.whose.open()?;
@@ -174,11 +202,42 @@ pub(super) async fn whoami(arguments: WhoamiArguments) -> Result<ExitCode, Repor
             Err(report) => first = first.or(Some(report)),
         }
     }
+    let inside = match (&arguments.cluster, &first) {
+        (Some(cluster), None) => Some(arguments.inside(&profile, cluster).await),
+        _ => None,
+    };
+    let (inside, first) = match inside.transpose() {
+        Ok(inside) => (inside, first),
+        Err(report) => (None, Some(report)),
+    };
     match arguments.output {
-        Output::Json => say(&json!({ "profile": profile.name, "identities": all }).to_string()),
-        Output::Text => all.iter().for_each(|who| say(&who.to_string())),
+        Output::Json => {
+            let mut all = json!({ "profile": profile.name, "identities": all });
+            if let Some(inside) = &inside {
+                all["inCluster"] = json!(inside);
+            }
+            say(&all.to_string());
+        }
+        Output::Text => {
+            all.iter().for_each(|who| say(&who.to_string()));
+            inside.iter().for_each(|inside| say(&inside.to_string()));
+        }
     }
     first.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+impl WhoamiArguments {
+    /// Whom the cluster's kube-apiserver takes this profile for.
+    async fn inside(&self, profile: &Profile, cluster: &str) -> Result<Inside, Report> {
+        let at = AtRelay {
+            proxies: self.whose.proxies.clone(),
+            profile: self.whose.profile.clone(),
+            state_dir: self.whose.state_dir.clone(),
+            ..AtRelay::default()
+        };
+        let reach = Reach { at, clusters: vec![cluster.to_owned()], ..Reach::default() };
+        inside(&reach.config(profile)?).await
+    }
 }
 
 async fn look(profile: &Profile, egress: &Egress, purpose: Purpose, store: &Store) -> Result<Who, Report> {
@@ -189,10 +248,7 @@ async fn look(profile: &Profile, egress: &Egress, purpose: Purpose, store: &Stor
         }
     };
     match file {
-        Some(path) => {
-            let token = TokenFile::new(path.clone(), purpose).token()?;
-            Ok(Who::of(purpose, &token, path.display().to_string(), false))
-        }
+        Some(path) => of_file(path, purpose),
         None if profile.login.is_some() => Who::look(&profile.login(egress)?, purpose, store).await,
         None => Err(Report::new(
             Fault::ConfigInvalid,

@@ -148,6 +148,15 @@ impl Profile {
     }
 }
 
+#[cfg(test)]
+impl Profile {
+    /// One that pins these clusters, and says nothing else.
+    pub(in crate::cli) fn pinning(name: &str, clusters: &[(&str, towline_tunnel::ids::ClusterId)]) -> Self {
+        let clusters = clusters.iter().map(|(name, id)| ((*name).to_owned(), id.to_string())).collect();
+        Self { clusters, name: name.to_owned(), ..Self::default() }
+    }
+}
+
 /// Whether a kubeconfig is to be printed, and not to be added to.
 pub(super) fn is_printed(kubeconfig: &Path) -> bool {
     kubeconfig.as_os_str() == "-"

@@ -1,5 +1,8 @@
 //! `towline role`: who has which role inside which clusters, as the organisation's key signs it.
 
+mod list;
+mod names;
+
 use std::{
     ffi::OsString,
     fs::{self, OpenOptions},
@@ -13,19 +16,23 @@ use clap::{Args, Subcommand};
 use data_encoding::BASE64;
 use towline_tunnel::{
     fault::{Fault, Report},
-    ids::ClusterId,
     keys::VerifyingKey,
     role::{
-        Document, DocumentId, GroupPath, RoleName, Scope, SignedDocument, Statement, Subject, parse_key,
-        print_key,
+        Document, DocumentId, GroupPath, RoleName, SignedDocument, Statement, Subject, parse_key, print_key,
         question::{LIST, ListQuestion, PUT, PutAnswer, PutQuestion},
     },
     session::question::Topic,
     values::duration,
 };
 
-use super::{AtRelay, Output, json, say};
-use crate::role::{Asked, Signer, explain, moment};
+use super::{AtRelay, Output, login, profile::Profile, say};
+use crate::{
+    login::LoginTable,
+    role::{Asked, Signer, explain},
+    token::Purpose,
+};
+pub(crate) use list::List;
+use names::{ClusterArgument, ScopeArgument};
 
 /// Roles inside clusters, signed by the organisation's key, which no relay has.
 #[derive(Debug, Subcommand)]
@@ -84,30 +91,17 @@ pub(crate) struct Signing {
     at: AtRelay,
 }
 
-/// Arguments of `towline role list`.
-#[derive(Args, Clone, Debug)]
-pub struct List {
-    /// Those of others, too, which needs the role `auditor` at the relay.
-    #[arg(long)]
-    all: bool,
-    /// How to print it.
-    #[arg(short, long, value_enum, default_value_t = Output::Text)]
-    output: Output,
-    #[command(flatten)]
-    at: AtRelay,
-}
-
 /// Arguments of `towline role assign`.
 #[derive(Args, Clone, Debug)]
 pub struct Assign {
     #[command(flatten)]
-    subject: SubjectArgument,
+    subject: OneSubject,
     /// What they may do: viewer, writer, admin or cluster-admin; cluster-user only opens the way.
     #[arg(long)]
     role: RoleName,
-    /// Where: organisation, group:PATH (such as group:eu/retail), or cluster:ID.
+    /// Where: organisation, group:PATH (such as group:eu/retail), cluster:ID, or cluster:NAME by a name in the profile.
     #[arg(long)]
-    scope: Scope,
+    scope: ScopeArgument,
     /// End it after this time. A relay that withholds a removal can't withhold this.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     expires_in: Option<Duration>,
@@ -115,23 +109,56 @@ pub struct Assign {
     signing: Signing,
 }
 
+/// Whom a document is for; one of them is needed.
 #[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = false)]
-struct SubjectArgument {
+struct OneSubject {
     /// One user: the issuer, `#` and the token's subject.
     #[arg(long, value_parser = principal)]
     principal: Option<String>,
+    /// One user of the profile's identity provider, by the token's subject (`sub`; Entra: `oid`).
+    #[arg(long, value_name = "SUBJECT", value_parser = name)]
+    user: Option<String>,
     /// All in a group, as the clusters' agents name it (and the relay, which must name it the same).
     #[arg(long, value_parser = name)]
     group: Option<String>,
 }
 
+/// The same, where nobody in particular may be meant.
+#[derive(Args, Clone, Debug)]
+#[group(id = "whose", multiple = false)]
+struct SubjectArgument {
+    /// Only of this user: the issuer, `#` and the token's subject.
+    #[arg(long, value_parser = principal)]
+    principal: Option<String>,
+    /// Only of this user of the profile's identity provider, by the token's subject (`sub`; Entra: `oid`).
+    #[arg(long, value_name = "SUBJECT", value_parser = name)]
+    user: Option<String>,
+    /// Only of this group, as agents name it.
+    #[arg(long, value_parser = name)]
+    group: Option<String>,
+}
+
+impl SubjectArgument {
+    fn subject(self, profile: &Profile) -> Result<Option<Subject>, Report> {
+        let principal = match (self.principal, self.user) {
+            (Some(principal), _) => Some(principal),
+            (None, Some(user)) => {
+                let issuer = profile.login.as_ref().and_then(LoginTable::issuer);
+                Some(names::principal(&user, profile, issuer)?)
+            }
+            (None, None) => None,
+        };
+        Ok(principal.map(Subject::Principal).or(self.group.map(Subject::Group)))
+    }
+}
+
 /// Arguments of `towline role place`.
 #[derive(Args, Clone, Debug)]
 pub struct Place {
-    /// The cluster's id.
-    #[arg(long, value_name = "ID")]
-    cluster: ClusterId,
+    /// The cluster's id, or a name in the profile.
+    #[arg(long, value_name = "CLUSTER")]
+    cluster: ClusterArgument,
     /// The path of the group, such as eu/retail.
     #[arg(long, value_name = "PATH")]
     in_group: GroupPath,
@@ -155,15 +182,18 @@ pub struct Remove {
 /// Arguments of `towline role explain`.
 #[derive(Args, Clone, Debug)]
 pub struct Explain {
-    /// Whose role: the issuer, `#` and the token's subject.
+    /// Whose role: the issuer, `#` and the token's subject [default: yours, by your cluster token].
     #[arg(long, value_parser = principal)]
-    principal: String,
-    /// A group of theirs, as agents name it; may be repeated.
+    principal: Option<String>,
+    /// The same by the token's subject alone, at the profile's identity provider.
+    #[arg(long, value_name = "SUBJECT", value_parser = name, conflicts_with = "principal")]
+    user: Option<String>,
+    /// A group of theirs, as agents name it; may be repeated [default: those of your cluster token, where it is your role].
     #[arg(long, value_parser = name)]
     group: Vec<String>,
-    /// The cluster's id.
-    #[arg(long, value_name = "ID")]
-    cluster: ClusterId,
+    /// The cluster's id, or a name in the profile [default: the profile's, if it has but one].
+    #[arg(long, value_name = "CLUSTER")]
+    cluster: Option<ClusterArgument>,
     /// The agent's ceiling, if you know it.
     #[arg(long, value_name = "ROLE")]
     max_relay_role: Option<RoleName>,
@@ -203,14 +233,16 @@ pub(super) async fn execute(command: RoleCommand) -> Result<ExitCode, Report> {
         RoleCommand::Key(KeyCommand::New { out }) => say(&print_key(&Signer::create(&out)?)),
         RoleCommand::Key(KeyCommand::Show { key }) => say(&print_key(&Signer::open(&key)?.key())),
         RoleCommand::Assign(Assign { subject, role, scope, expires_in, signing }) => {
-            let SubjectArgument { principal, group } = subject;
-            let subject = principal.map(Subject::Principal).or(group.map(Subject::Group));
+            let profile = Profile::load(signing.at.profile.as_deref())?;
+            let OneSubject { principal, user, group } = subject;
+            let subject = SubjectArgument { principal, user, group }.subject(&profile)?;
             let subject = subject.ok_or(Fault::ConfigInvalid)?;
-            let statement = Statement::Assignment { subject, role, scope };
+            let statement = Statement::Assignment { subject, role, scope: scope.scope(&profile)? };
             signing.make(Document::new(statement, now, expires_in)).await?;
         }
         RoleCommand::Place(Place { cluster, in_group, expires_in, signing }) => {
-            let statement = Statement::Placement { cluster, group: in_group };
+            let profile = Profile::load(signing.at.profile.as_deref())?;
+            let statement = Statement::Placement { cluster: cluster.id(&profile)?, group: in_group };
             signing.make(Document::new(statement, now, expires_in)).await?;
         }
         RoleCommand::Remove(Remove { id, signing }) => {
@@ -289,45 +321,6 @@ async fn shown(at: &AtRelay, own: bool) -> Result<Vec<SignedDocument>, Report> {
         .collect()
 }
 
-impl List {
-    async fn list(&self) -> Result<(), Report> {
-        let documents = shown(&self.at, !self.all).await?;
-        if let Output::Json = self.output {
-            let items: Vec<_> = documents.iter().map(item).collect();
-            say(&json(&items)?);
-            return Ok(());
-        }
-        for signed in &documents {
-            let [what, place, ends] = told(signed);
-            say(&format!("{}   {what}   {place}   {ends}", signed.document().id));
-        }
-        Ok(())
-    }
-}
-
-fn item(signed: &SignedDocument) -> serde_json::Value {
-    let [what, place, _] = told(signed);
-    let document = signed.document();
-    serde_json::json!({
-        "id": document.id.to_string(), "what": what, "where": place, "expiresAt": document.expires.map(moment),
-        "document": BASE64.encode(signed.bytes()),
-    })
-}
-
-fn told(signed: &SignedDocument) -> [String; 3] {
-    let document = signed.document();
-    let (what, place) = match &document.statement {
-        Statement::Assignment { subject, role, scope } => (format!("{subject}: {role}"), scope.to_string()),
-        Statement::Placement { cluster, group } => (format!("cluster {cluster}"), format!("group:{group}")),
-        Statement::Removal { of } => (format!("removal of {of}"), String::new()),
-    };
-    [
-        what,
-        place,
-        document.expires.map_or_else(|| "never ends".to_owned(), |end| format!("until {}", moment(end))),
-    ]
-}
-
 fn append(path: &Path, line: &str) -> Result<(), Report> {
     let written = OpenOptions::new().create(true).append(true).open(path);
     written
@@ -337,6 +330,9 @@ fn append(path: &Path, line: &str) -> Result<(), Report> {
 
 impl Explain {
     async fn explain(self, now: SystemTime) -> Result<String, Report> {
+        let profile = Profile::load(self.at.profile.as_deref())?;
+        let cluster = ClusterArgument::or_only(self.cluster.as_ref(), &profile)?;
+        let (principal, groups) = self.whose(&profile).await?;
         let mut documents = match &self.documents {
             Some(path) => kept_in(path)?,
             // Auditors see all; others what names them, by which they can explain themselves.
@@ -348,13 +344,29 @@ impl Explain {
         documents.retain(|signed| self.public_key.is_none_or(|key| signed.is_signed_by(&key)));
         let removed: Vec<DocumentId> = documents.iter().filter_map(removal).collect();
         documents.retain(|signed| !removed.contains(&signed.document().id));
-        let asked = Asked {
-            principal: self.principal,
-            groups: self.group,
-            cluster: self.cluster,
-            ceiling: self.max_relay_role,
-        };
+        let asked = Asked { principal, groups, cluster, ceiling: self.max_relay_role };
         Ok(explain(&documents, &asked, now))
+    }
+
+    /// Whom it is about, with their groups: whoever was named, or who asks.
+    async fn whose(&self, profile: &Profile) -> Result<(String, Vec<String>), Report> {
+        let named =
+            SubjectArgument { principal: self.principal.clone(), user: self.user.clone(), group: None };
+        if let Some(Subject::Principal(principal)) = named.subject(profile)? {
+            return Ok((principal, self.group.clone()));
+        }
+        let who = login::own(profile, &self.at, Purpose::Cluster).await?;
+        let principal = who.principal(profile.login.as_ref().and_then(LoginTable::issuer));
+        let unnamed = "the cluster token names nobody: give --principal ISSUER#SUBJECT";
+        let principal = principal.ok_or_else(|| Report::new(Fault::ConfigInvalid, unnamed))?;
+        let groups = if self.group.is_empty() { who.group_names } else { self.group.clone() };
+        if self.group.is_empty() && !groups.is_empty() {
+            tracing::info!(
+                groups = groups.join(", "),
+                "groups are taken as the token has them: where agents put a prefix before them, give --group"
+            );
+        }
+        Ok((principal, groups))
     }
 }
 
@@ -382,6 +394,7 @@ fn removal(signed: &SignedDocument) -> Option<DocumentId> {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use towline_tunnel::ids::ClusterId;
 
     use super::*;
     use crate::cli::{Cli, Command};

@@ -1,8 +1,8 @@
 //! Small requests of our own to a cluster, for whoever looks at it.
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Limited};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
 use towline_tunnel::{
     fault::{Fault, Report},
     ids::ClusterId,
@@ -22,11 +22,42 @@ impl Forwarder {
         path: &str,
         most: usize,
     ) -> Result<(StatusCode, Bytes), Report> {
+        self.small(cluster, (Method::GET, path), None, most).await
+    }
+
+    /// Posts JSON to a cluster, and reads the answer as [`Forwarder::get`] does.
+    ///
+    /// # Errors
+    /// See there.
+    pub async fn post(
+        &self,
+        cluster: ClusterId,
+        path: &str,
+        body: &'static str,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), Report> {
+        self.small(cluster, (Method::POST, path), Some(body), most).await
+    }
+
+    async fn small(
+        &self,
+        cluster: ClusterId,
+        (method, path): (Method, &str),
+        json: Option<&'static str>,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), Report> {
         let pool = self.pool(cluster)?;
         let token = self.token()?;
         let uri: Uri = path.parse().map_err(|error| Report::caused_by(Fault::Internal, path, error))?;
-        let headers = onward(HeaderMap::new(), cluster, authorization(&token)?)?;
-        let request = build(Method::GET, uri, headers, nothing());
+        let mut headers = onward(HeaderMap::new(), cluster, authorization(&token)?)?;
+        let body = match json {
+            None => nothing(),
+            Some(json) => {
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                Full::new(Bytes::from_static(json.as_bytes())).map_err(|never| match never {}).boxed_unsync()
+            }
+        };
+        let request = build(method, uri, headers, body);
         let (connection, response) = exchange(pool, request).await?;
         note_told(pool, &token, &response);
         let status = response.status();

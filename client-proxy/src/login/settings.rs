@@ -164,6 +164,11 @@ impl LoginTable {
         .into_iter()
     }
 
+    /// The provider, where one is named.
+    pub(crate) fn issuer(&self) -> Option<&str> {
+        self.issuer.as_deref()
+    }
+
     /// Plugins, for the same: as in a kubeconfig, one with a slash is a file, and a bare name is looked for in PATH.
     pub(crate) fn plugins(&mut self) -> impl Iterator<Item = &mut String> {
         let tables = [&mut self.relay.exec, &mut self.cluster.exec];

@@ -24,6 +24,12 @@ pub struct Who {
     pub audiences: Vec<String>,
     /// How many groups it names.
     pub groups: usize,
+    /// Which.
+    #[serde(skip)]
+    pub group_names: Vec<String>,
+    /// It says an `oid`, as Entra's tokens do.
+    #[serde(skip)]
+    pub has_object: bool,
     /// When it ends.
     pub expires: Option<String>,
     /// Whether its time is over.
@@ -50,11 +56,25 @@ impl Who {
             name: ["preferred_username", "upn", "email", "name"].into_iter().find_map(text),
             audiences: token.audiences().iter().map(|audience| audience.escape_debug().to_string()).collect(),
             groups: claims["groups"].as_array().map_or(0, Vec::len),
+            group_names: claims["groups"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|group| group.as_str().map(str::to_owned))
+                .collect(),
+            has_object: claims["oid"].is_string(),
             expires: token.expires().map(at),
             expired: token.is_over(SystemTime::now()),
             renewable,
             kept,
         }
+    }
+
+    /// The principal that relay and agents make of it. Those of Entra's tokens of both versions are of version 2's issuer, which a profile names
+    /// as its `issuer`.
+    pub fn principal(&self, issuer: Option<&str>) -> Option<String> {
+        let issuer = issuer.filter(|_| self.has_object).or(self.issuer.as_deref())?;
+        Some(format!("{issuer}#{}", self.subject.as_deref()?))
     }
 
     /// Who this profile is for one audience: by what is kept of a login, or by asking whoever issues tokens here.

@@ -177,6 +177,56 @@ async fn t29_what_a_token_would_become_is_told_rule_by_rule_and_never_the_token(
     assert!(broken.code == Some(12) && broken.out.contains("malformed"), "{broken:?}");
 }
 
+/// What an agent adds to its issuers' rules: how old a token may be, and tokens of service accounts.
+#[tokio::test]
+async fn auth_check_judges_as_the_agents_own_flags_do() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    let url = idp.url();
+    let check = async |token: &str, more: &[&str]| {
+        let (file, ca) = (home.0.path().join("t"), home.0.path().join("ca.pem"));
+        std::fs::write(&file, token).unwrap();
+        let (file, ca) = (file.to_str().unwrap(), ca.to_str().unwrap());
+        let common = [
+            "auth",
+            "check",
+            "--token-file",
+            file,
+            "--oidc-issuer-url",
+            &url,
+            "--oidc-ca-file",
+            ca,
+            "-o",
+            "json",
+        ];
+        let said =
+            run(towline(&home, &[&common[..], &["--oidc-signing-algs", "ES256"], more].concat())).await;
+        let read: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("{said:?}"));
+        (said.code, read)
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let mut claims = idp.claims("towline-cluster");
+    claims["iat"] = json!(now - 7200);
+    let old = idp.sign(&claims);
+    let (code, read) = check(&old, &[]).await;
+    assert_eq!((code, &read["verdict"]), (Some(0), &json!("accepted")));
+    assert_eq!(read["principal"], json!(format!("{url}#ada")));
+    assert!(read["endsAt"].is_string() && read["rules"].as_array().unwrap().len() > 4, "{read}");
+    let (code, read) = check(&old, &["--max-token-age", "1h"]).await;
+    assert_eq!((code, &read["verdict"], &read["code"]), (Some(12), &json!("refused"), &json!("TL-IDN-003")));
+    assert_eq!(read["rules"].as_array().unwrap().last().unwrap()["rule"], "age");
+    assert_eq!(check(&old, &["--max-token-age", "3h"]).await.0, Some(0));
+
+    claims["iss"] = json!("https://kubernetes.default.svc");
+    claims["sub"] = json!("system:serviceaccount:ci:deployer");
+    let account = idp.sign(&claims);
+    let (code, read) = check(&account, &[]).await;
+    assert_eq!((code, &read["code"]), (Some(12), &json!("TL-IDN-025")));
+    let (code, read) = check(&account, &["--allow-service-account-tokens"]).await;
+    assert_eq!((code, &read["verdict"]), (Some(0), &json!("passed-on")));
+    assert_eq!(read["serviceAccount"], claims["sub"]);
+}
+
 #[tokio::test]
 async fn a_github_job_has_two_tokens_by_two_requests() {
     let idp = Scripted::start().await;

@@ -10,7 +10,7 @@ use towline_tunnel::fault::Fault;
 
 use super::{BRIEF, MAX_TOKEN_AGE, Scene, home::Home};
 use crate::{
-    bad_days::kubectl,
+    bad_days::{fails_with, kubectl, until},
     process::{Process, pause},
     stage::{CLUSTER_AUDIENCE, CLUSTER_NAME, Proxy},
     table::TOKEN_LIFETIME,
@@ -99,6 +99,28 @@ pub(super) fn too_old(scene: &Scene) -> anyhow::Result<String> {
     let proxy = proxy_with(scene, "dora", &[("iat", issued), ("exp", now + 3600)])?;
     let mut open = Open::begin(scene, proxy, "too-old")?;
     open.ended(begun + LIVES, Fault::ClusterTokenExpired)
+}
+
+pub(super) fn disabled(scene: &Scene) -> anyhow::Result<String> {
+    let proxy = proxy_with(scene, "hank", &[])?;
+    let issuer = &scene.stage.issuer;
+    let mut open = Open::begin(scene, proxy, "disabled")?;
+    issuer.set_active("hank", false);
+    let ended = open.ended(Instant::now(), Fault::ClusterTokenExpired)?;
+    let get = ["-n", &scene.namespace, "get", "pod", "box", "-o", "name"];
+    fails_with(&kubectl(scene.stage, &open.proxy, &get)?, Fault::AccountEnded)?;
+    issuer.set_active("hank", true);
+    // A no is believed until the next question.
+    until(|| {
+        let pod = kubectl(scene.stage, &open.proxy, &get)?;
+        ensure!(pod.ended == "exit 0", "{}", pod.stderr);
+        Ok(())
+    })?;
+    Ok(format!(
+        "{ended}; a new command {}; asked {} times",
+        Fault::AccountEnded.code(),
+        issuer.introspections()
+    ))
 }
 
 pub(super) fn role_removed(scene: &Scene) -> anyhow::Result<String> {

@@ -4,6 +4,7 @@ use std::{fs, time::Duration};
 
 use anyhow::ensure;
 use tokio::runtime::Handle;
+use towline_identity::dev::DevEntra;
 use towline_tunnel::{fault::Fault, ids::StreamKey};
 
 use super::{SHARED, Scene, home::Home, logins::PEOPLE, provider::Provider, rights::Organisation};
@@ -69,11 +70,11 @@ pub(super) fn issuer_via_relay(
     provider: &Provider,
     runtime: &Handle,
     namespace: &str,
-    organisation: &Organisation,
+    (organisation, entra): (&Organisation, &DevEntra),
 ) -> anyhow::Result<String> {
     stage.agent_setup.flags.push("--issuer-via-relay".to_owned());
     stage.restart_agent()?;
-    let scene = Scene { stage, provider, runtime, namespace: namespace.to_owned(), organisation };
+    let scene = Scene { stage, provider, runtime, namespace: namespace.to_owned(), organisation, entra };
     let tokens = stage.tokens("alice", &["people"], TOKEN_LIFETIME)?;
     let home = with_files(stage, "via-relay", &tokens)?;
     let worked = home.works(&scene, &[], "dev:alice", &["dev:people"])?;
@@ -93,7 +94,7 @@ pub(super) fn pass_through(
     provider: &Provider,
     runtime: &Handle,
     namespace: &str,
-    organisation: &Organisation,
+    (organisation, entra): (&Organisation, &DevEntra),
 ) -> anyhow::Result<String> {
     let nobody = format!("nobody-{}", StreamKey::random());
     stage.agent_setup = AgentSetup {
@@ -101,7 +102,7 @@ pub(super) fn pass_through(
         flags: ["--mode", "passthrough"].map(str::to_owned).to_vec(),
     };
     stage.restart_agent()?;
-    let scene = Scene { stage, provider, runtime, namespace: namespace.to_owned(), organisation };
+    let scene = Scene { stage, provider, runtime, namespace: namespace.to_owned(), organisation, entra };
     let clients = "relay.client-id = 'towline-relay'\ncluster.client-id = 'towline-cluster'";
     let home = Home::at(&scene, "pass-through", "", clients)?;
     home.log_in(&scene, &[], "ada")?;

@@ -39,7 +39,7 @@ impl fmt::Debug for AccessToken {
 }
 
 /// Percent-encoded (RFC 3986, section 2.1).
-pub(super) fn encoded(text: &str) -> String {
+pub(crate) fn encoded(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -51,7 +51,8 @@ pub(super) fn encoded(text: &str) -> String {
     out
 }
 
-fn form(fields: &[(&str, &str)]) -> String {
+/// `application/x-www-form-urlencoded`.
+pub(crate) fn form(fields: &[(&str, &str)]) -> String {
     let pairs: Vec<String> =
         fields.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
     pairs.join("&")

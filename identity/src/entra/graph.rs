@@ -2,6 +2,7 @@
 //!
 //! Only ever asked at the configured host. Whatever goes wrong means *no groups*: fewer rights, and a line in the audit.
 
+mod account;
 mod names;
 
 use std::{
@@ -200,6 +201,10 @@ impl Graph {
         Ok(token)
     }
 
+    fn forget_tokens(&self) {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Sends, and after a 429 or 503 once more when it is time, if that is before the deadline.
     async fn send(
         &self,
@@ -222,7 +227,7 @@ impl Graph {
                 status => {
                     if status == StatusCode::UNAUTHORIZED {
                         // The token may have been withdrawn: the next question asks for another.
-                        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                        self.forget_tokens();
                     }
                     return Err(format!("answered {status}").into());
                 }
@@ -263,7 +268,7 @@ impl From<&str> for Failure {
 }
 
 /// `Retry-After` in seconds (RFC 9110, section 10.2.3), at least one: a date is taken for a second.
-fn retry_after(headers: &HeaderMap) -> Duration {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Duration {
     retry_after_text(headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()))
 }
 

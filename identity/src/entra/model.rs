@@ -57,6 +57,8 @@ struct File {
     #[serde(default)]
     apps: AppsFile,
     graph: Option<GraphFile>,
+    #[serde(default)]
+    check_accounts: bool,
     pop: Option<PopFile>,
     ca_file: Option<PathBuf>,
 }
@@ -254,6 +256,11 @@ pub(crate) fn parse(text: &str) -> Result<IssuerConfig, ConfigError> {
     if file.group_names && !(file.groups && file.graph.is_some() && file.tenants.len() == 1) {
         faults.push("groupNames needs groups, graph, and one tenant: names of several would be one".into());
     }
+    if file.check_accounts && file.graph.is_none() {
+        faults.push(
+            "checkAccounts needs graph: it is Microsoft Graph that says whether an account is enabled".into(),
+        );
+    }
     let graph = file.graph.and_then(|graph| graph.credential(&mut faults));
     let roots = match file.ca_file.as_deref().map(Roots::read).transpose() {
         Ok(roots) => roots.unwrap_or_default(),
@@ -273,12 +280,18 @@ pub(crate) fn parse(text: &str) -> Result<IssuerConfig, ConfigError> {
         scopes: file.scopes,
         apps: Apps { ids: file.apps.ids, roles: file.apps.roles },
         graph,
+        check_accounts: file.check_accounts,
         pop: file.pop.map(|pop| PopRules { hosts: pop.hosts, required: pop.required }),
     };
     if !faults.is_empty() {
         return Err(ConfigError(faults));
     }
-    Ok(IssuerConfig { rules: Rules::Entra(Box::new(rules)), algorithms: vec![Algorithm::RS256], roots })
+    Ok(IssuerConfig {
+        rules: Rules::Entra(Box::new(rules)),
+        algorithms: vec![Algorithm::RS256],
+        roots,
+        introspection: None,
+    })
 }
 
 #[cfg(test)]
@@ -319,6 +332,13 @@ mod tests {
             let faults = faults(&format!("audiences: [a]\n{lines}"));
             assert!(faults.len() == 1 && faults[0].starts_with("groupNames needs"), "{lines}: {faults:?}");
         }
+    }
+
+    #[test]
+    fn accounts_can_not_be_checked_without_graph() {
+        let lines = format!("tenants: [{TENANT}]\naudiences: [a]\ncheckAccounts: true\n");
+        assert!(faults(&lines)[0].starts_with("checkAccounts needs graph"));
+        assert_eq!(faults(&format!("{lines}graph: {{managedIdentity: true}}\n")), Vec::<String>::new());
     }
 
     #[test]

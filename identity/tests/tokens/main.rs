@@ -6,4 +6,5 @@ mod graph;
 mod issuers;
 mod pop;
 mod reload;
+mod standing;
 mod support;

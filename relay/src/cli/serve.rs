@@ -173,6 +173,8 @@ impl IssuerArgs {
             authentication_config: self.authentication_config,
             signing_algs,
             entra_config: self.entra_config,
+            // A relay opens channels; what is open is for the agents to end.
+            introspection_config: None,
         })
         .map_err(|error| Report::new(Fault::ConfigInvalid, error.to_string()))
     }

@@ -306,6 +306,9 @@ faults! {
     AccountTokenRefused = "TL-IDN-025", Agent, Unauthenticated, You,
         "the token of a service account is not taken here", "The agent takes such tokens only where it is told to, of this cluster's own issuer, and while they last.",
         "use a person's token, or have the agent started with --allow-service-account-tokens";
+    AccountEnded = "TL-IDN-026", Agent, Unauthenticated, IdentityAdmin,
+        "the identity provider no longer stands by the account or token", "The agent asks the provider whether accounts are still good (--introspection-config, checkAccounts of --entra-config), and was told that this one is not.",
+        "have the account enabled at the identity provider, then run `towline login`; if only a session was ended there, `towline login` is enough";
 
     // ROL: roles that the organisation signs.
     RoleEnded = "TL-ROL-001", Relay, Forbidden, OrganisationAdmin,

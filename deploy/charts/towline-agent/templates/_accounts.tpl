@@ -135,6 +135,55 @@ rules:
 ---
 {{ include "towline-agent.binding" (dict "root" .root "name" $any "account" .impersonator "weight" .weight) }}
 {{- end }}
+{{- if and $v.impersonation.serviceAccounts (not .weight) }}
+{{- $as := printf "%s-as" .impersonator }}
+{{- $original := dict "root" .root "name" (printf "%s-original-user" .impersonator) "weight" "" "cluster" true }}
+---
+# `kubectl --as` of service accounts: KEP-5284's mode for them takes no extra attribute, and so could not say who really asks. Hence the
+# older verb, for the accounts that are named here and no other.
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  {{- include "towline-agent.metadata" $original | nindent 2 }}
+rules:
+- apiGroups: [authentication.k8s.io]
+  resources: [userextras/towline.dev/original-user]
+  verbs: [impersonate]
+---
+{{ include "towline-agent.binding" (dict "root" .root "name" $original.name "account" .impersonator "weight" "") }}
+{{- $byNamespace := dict }}
+{{- range $v.impersonation.serviceAccounts }}
+{{- $of := splitList "/" . }}
+{{- $names := append (get $byNamespace (first $of) | default list) (last $of) }}
+{{- $_ := set $byNamespace (first $of) $names }}
+{{- end }}
+{{- range $place, $names := $byNamespace }}
+{{- $role := dict "root" $.root "name" $as "namespace" $place "weight" "" }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  {{- include "towline-agent.metadata" $role | nindent 2 }}
+rules:
+- apiGroups: [""]
+  resources: [serviceaccounts]
+  resourceNames: {{ toJson $names }}
+  verbs: [impersonate]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  {{- include "towline-agent.metadata" $role | nindent 2 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: Role
+  name: {{ $as }}
+subjects:
+- kind: ServiceAccount
+  name: {{ $.impersonator }}
+  namespace: {{ $namespace }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end -}}
 

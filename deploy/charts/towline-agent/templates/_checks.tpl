@@ -2,7 +2,7 @@
 {{- define "towline-agent.checks" -}}
 {{- $v := .Values -}}
 {{- $wrong := list -}}
-{{- $inline := or $v.oidc.ca $v.authenticationConfig $v.entraConfig -}}
+{{- $inline := or $v.oidc.ca $v.authenticationConfig $v.entraConfig $v.introspectionConfig -}}
 {{- $authentication := or (not (empty $v.authenticationConfig)) (has "authentication.yaml" $v.issuerFiles.keys) -}}
 {{- $entra := or (not (empty $v.entraConfig)) (has "entra.yaml" $v.issuerFiles.keys) -}}
 {{- if not (or $v.oidc.issuerUrl $authentication $entra) -}}
@@ -12,7 +12,7 @@
 {{- $wrong = append $wrong "oidc.issuerUrl stands beside authenticationConfig, which says all issuers: set one of them" -}}
 {{- end -}}
 {{- if and $inline $v.issuerFiles.configMap -}}
-{{- $wrong = append $wrong "issuerFiles.configMap takes the place of oidc.ca, authenticationConfig and entraConfig: set it, or them" -}}
+{{- $wrong = append $wrong "issuerFiles.configMap takes the place of oidc.ca, authenticationConfig, entraConfig and introspectionConfig: set it, or them" -}}
 {{- end -}}
 {{- if and $v.issuerFiles.keys (not $v.issuerFiles.configMap) -}}
 {{- $wrong = append $wrong "issuerFiles.keys are of which ConfigMap? Set issuerFiles.configMap" -}}
@@ -50,8 +50,8 @@
 {{- if and (semverCompare "<1.36.0-0" $.Capabilities.KubeVersion.Version) (not (or $v.impersonation.groups $v.impersonation.anyGroup)) -}}
 {{- $wrong = append $wrong (printf "Kubernetes %s has no constrained impersonation, which came with 1.36: list your people's groups in impersonation.groups (for `helm template`, --kube-version says the cluster's version)" $.Capabilities.KubeVersion.Version) -}}
 {{- end -}}
-{{- else if or $v.impersonation.groups $v.impersonation.anyGroup -}}
-{{- $wrong = append $wrong "impersonation.groups and impersonation.anyGroup mean nothing with mode passthrough: nobody is impersonated" -}}
+{{- else if or $v.impersonation.groups $v.impersonation.anyGroup $v.impersonation.serviceAccounts -}}
+{{- $wrong = append $wrong "impersonation.groups, impersonation.anyGroup and impersonation.serviceAccounts mean nothing with mode passthrough: nobody is impersonated" -}}
 {{- end -}}
 {{- if ne (empty $v.roles.max) (empty $v.roles.organisationKey) -}}
 {{- $wrong = append $wrong "roles.max and roles.organisationKey: set both, or neither" -}}

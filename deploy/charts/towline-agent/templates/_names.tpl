@@ -29,13 +29,13 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 {{- end -}}
 
 {{/*
-Name, namespace (not for `.cluster` scope), labels and, for the preflight's copies, when they come and go: `.weight` is a
+Name, namespace (the release's unless there is a `.namespace`; not for `.cluster` scope), labels and, for the preflight's copies, when they come and go: `.weight` is a
 hook's, empty for what stays. Copies are made anew each time, and go once the preflight has passed.
 */}}
 {{- define "towline-agent.metadata" -}}
 name: {{ .name }}
 {{- if not .cluster }}
-namespace: {{ .root.Release.Namespace }}
+namespace: {{ .namespace | default .root.Release.Namespace }}
 {{- end }}
 labels:
   {{- include "towline-agent.labels" (dict "root" .root "name" (ternary "towline-agent-preflight" "towline-agent" (not (empty .weight)))) | nindent 2 }}

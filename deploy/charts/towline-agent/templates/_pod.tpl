@@ -91,6 +91,9 @@ containers:
   {{- if $issuer }}
   - {name: issuer, mountPath: {{ $folder }}/issuer, readOnly: true}
   {{- end }}
+  {{- if $v.issuerSecret }}
+  - {name: issuer-secret, mountPath: {{ $folder }}/issuer-secret, readOnly: true}
+  {{- end }}
   {{- range $of := list "relay" "proxy" }}
   {{- with index $v $of }}
   {{- if or .ca .caConfigMap .caSecret }}
@@ -112,6 +115,10 @@ volumes:
 {{- with $issuer }}
 - name: issuer
   configMap: {name: {{ . }}, optional: true}
+{{- end }}
+{{- with $v.issuerSecret }}
+- name: issuer-secret
+  secret: {secretName: {{ . }}}
 {{- end }}
 {{- $name := .name }}
 {{- range $of := list "relay" "proxy" }}

@@ -46,6 +46,9 @@
 {{- if or (not (empty $v.entraConfig)) (has "entra.yaml" $keys) -}}
 {{- $_ := set $texts "ENTRA_CONFIG" (printf "%s/issuer/entra.yaml" $folder) -}}
 {{- end -}}
+{{- if or (not (empty $v.introspectionConfig)) (has "introspection.yaml" $keys) -}}
+{{- $_ := set $texts "INTROSPECTION_CONFIG" (printf "%s/issuer/introspection.yaml" $folder) -}}
+{{- end -}}
 {{- if ne $v.mode "impersonate" -}}
 {{- $_ := set $texts "MODE" $v.mode -}}
 {{- end -}}
@@ -97,7 +100,7 @@
 {{/* What is mounted at …/issuer, if anything: `.name` is whose. */}}
 {{- define "towline-agent.issuerFiles" -}}
 {{- $v := .root.Values -}}
-{{- if or $v.oidc.ca $v.authenticationConfig $v.entraConfig -}}
+{{- if or $v.oidc.ca $v.authenticationConfig $v.entraConfig $v.introspectionConfig -}}
 {{ .name }}-issuer
 {{- else -}}
 {{ $v.issuerFiles.configMap }}
@@ -124,7 +127,7 @@ metadata:
   {{- include "towline-agent.metadata" . | nindent 2 }}
 data:
   {{- include "towline-agent.environment" .root | nindent 2 }}
-{{- if or $v.oidc.ca $v.authenticationConfig $v.entraConfig }}
+{{- if or $v.oidc.ca $v.authenticationConfig $v.entraConfig $v.introspectionConfig }}
 ---
 apiVersion: v1
 kind: ConfigMap
@@ -139,6 +142,9 @@ data:
   {{- end }}
   {{- with $v.entraConfig }}
   entra.yaml: {{ include "towline-agent.text" . | quote }}
+  {{- end }}
+  {{- with $v.introspectionConfig }}
+  introspection.yaml: {{ include "towline-agent.text" . | quote }}
   {{- end }}
 {{- end }}
 {{- range $of := list "relay" "proxy" }}
