@@ -73,7 +73,7 @@ impl<'a> Theatre<'a> {
         Check::new(name, move || {
             // The stage's own tasks (the issuer) run on the runtime; the checks wait outside of it.
             let _entered = self.runtime.enter();
-            run(&*self.stage.read().unwrap_or_else(PoisonError::into_inner))
+            run(&self.stage.read().unwrap_or_else(PoisonError::into_inner))
         })
     }
 
@@ -85,7 +85,7 @@ impl<'a> Theatre<'a> {
     ) -> Check<'a> {
         Check::new(name, move || {
             let _entered = self.runtime.enter();
-            run(&mut *self.stage.write().unwrap_or_else(PoisonError::into_inner))
+            run(&mut self.stage.write().unwrap_or_else(PoisonError::into_inner))
         })
     }
 
