@@ -103,11 +103,9 @@ pub async fn run(arguments: Arguments, terms: &Terms, told: &mut Told) -> anyhow
         let requests = requests(&programs, arguments.connections.into(), pace);
         let changing = change(&mut rig, &authorities, &arguments, &mut changed);
         tokio::pin!(requests, changing);
-        loop {
-            tokio::select! {
-                seen = &mut requests => break seen?,
-                changed = &mut changing => { changed?; break requests.await?; }
-            }
+        tokio::select! {
+            seen = &mut requests => seen?,
+            changed = &mut changing => { changed?; requests.await? }
         }
     };
     let log = programs.agent_log();
@@ -160,8 +158,8 @@ async fn change(
             return Ok(());
         }
         sleep_until(begun + Duration::from_secs_f64(at)).await;
-        if turn % 2 == 1 {
-            let both = changed.authorities % 2 == 0;
+        if !turn.is_multiple_of(2) {
+            let both = changed.authorities.is_multiple_of(2);
             let fresh = authorities.with_extension("new");
             fs::write(&fresh, if both { format!("{own}{other}") } else { own.clone() })?;
             fs::rename(&fresh, authorities)?;
