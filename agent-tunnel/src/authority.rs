@@ -4,7 +4,7 @@
 //! user may do over one run of a client, until a time. A newer token of the same user, with any request or posted for that alone
 //! (`POST` to [`RENEW_PATH`](towline_tunnel::inner::RENEW_PATH)), moves the time ahead. Once it has come, what hangs on the authority ends.
 //! A request that is made with a role hangs on that as well ([`Hold`]). Where the provider is asked whether the account is still good
-//! ([`crate::standing`]), a no ends the authority, whatever its tokens say.
+//! (`standing`), a no ends the authority, whatever its tokens say.
 
 use std::{
     collections::HashMap,
