@@ -10,6 +10,7 @@ use towline_tunnel::{
     audit::{AuditLog, AuditWriter, Destination},
     carrier::dial::RelayAddress,
     clock::Clock,
+    doctor::{Elsewhere, Network},
     drain::{DrainTrigger, drain},
     egress::Egress,
     enrolment::EnrolmentToken,
@@ -198,7 +199,8 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     })?;
 
     if let Ok(network) = uplink.network() {
-        look.know(network);
+        // Whoever asks from afar is told what this agent sees, and has it ask no proxies that nobody gave it.
+        look.know(Network { elsewhere: Elsewhere::nowhere(), ..network });
     }
 
     let (trigger, watcher) = drain();

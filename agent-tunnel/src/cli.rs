@@ -23,7 +23,7 @@ use towline_tunnel::{
     audit::Destination,
     carrier::dial::RelayAddress,
     clock::Clock,
-    doctor::{Finding, Ink, explained, line},
+    doctor::{Finding, Ink, conclusion, line},
     egress::Egress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report, name_program},
@@ -189,11 +189,7 @@ impl Preflight {
             Ok(config) => preflight::examine(config, tell).await,
             Err(report) => preflight::unusable(&report, tell),
         };
-        if !text {
-            say(&diagnosis.to_json());
-        } else if let Some(failed) = diagnosis.first_failed() {
-            say(&format!("\n{}", explained(failed, ink)));
-        }
+        say(&if text { format!("\n{}", conclusion(&diagnosis, ink)) } else { diagnosis.to_json() });
         Ok(ExitCode::from(diagnosis.exit_code))
     }
 }

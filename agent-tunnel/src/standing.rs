@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use towline_identity::{Question, Standing, Verifier};
@@ -61,20 +61,29 @@ impl Asking {
     }
 }
 
-/// Waits for a no to the newest question; nothing if nobody is left to hear of it.
+/// Waits for a no that stands; nothing if nobody is left to hear of it.
 async fn denied(verifier: &Verifier, mut asked: watch::Receiver<Question>, clock: &Clock) -> Option<String> {
+    // A no to one token, and when it is the last word. A newer token that is good takes it back; one of which nothing can be learned
+    // does not.
+    let mut no: Option<(String, Instant)> = None;
     loop {
         let question = asked.borrow_and_update().clone();
         let (standing, again) = verifier.standing(&question, clock.now()).await;
-        let pause = match &standing {
-            Standing::Ended(why) if !question.is_of_token() => return Some(why.clone()),
-            Standing::Ended(_) => SUCCESSOR_WITHIN,
-            Standing::Unasked | Standing::Good | Standing::Unknown(_) => again,
-        };
+        match standing {
+            Standing::Ended(why) if !question.is_of_token() => return Some(why),
+            Standing::Ended(why) => {
+                no.get_or_insert_with(|| (why, Instant::now() + SUCCESSOR_WITHIN));
+            }
+            Standing::Unasked | Standing::Good => no = None,
+            Standing::Unknown(_) => {}
+        }
+        let left = no.as_ref().map(|(_, at)| at.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            return no.map(|(why, _)| why);
+        }
+        let pause = left.map_or(again, |left| left.min(again));
         tokio::select! {
-            () = sleep(pause) => if let Standing::Ended(why) = standing {
-                return Some(why);
-            },
+            () = sleep(pause) => {}
             newer = asked.changed() => newer.ok()?,
         }
     }
@@ -113,7 +122,6 @@ mod tests {
     use bytes::Bytes;
     use data_encoding::BASE64URL_NOPAD;
     use http::{Request, Response};
-    use tokio::time::Instant;
     use towline_identity::{Fetch, FetchError, IssuerSettings, Pending, TrustSettings};
     use towline_tunnel::keys::SigningKey;
 
@@ -129,6 +137,8 @@ mod tests {
         /// Tokens with these marks are not active.
         ended: Mutex<Vec<u32>>,
         is_away: Mutex<bool>,
+        /// Of these it says nothing.
+        unknown: Mutex<Vec<u32>>,
         asked: Mutex<Vec<Instant>>,
     }
 
@@ -145,6 +155,9 @@ mod tests {
                     sleep(Duration::from_secs(3600)).await;
                 }
                 let body = String::from_utf8_lossy(request.body()).into_owned();
+                if held(&self.unknown).iter().any(|mark| body.contains(&token(*mark))) {
+                    return Ok(Response::builder().status(400).body(Bytes::new()).unwrap());
+                }
                 let is_active = !held(&self.ended).iter().any(|mark| body.contains(&token(*mark)));
                 Ok(Response::new(Bytes::from(format!(r#"{{"active":{is_active}}}"#))))
             })
@@ -291,5 +304,30 @@ mod tests {
         // The account is enabled again, and there is a third.
         let fresh = bench.request(3).await.unwrap();
         assert!(timeout(MINUTE, fresh.ended()).await.is_err());
+    }
+
+    /// Newer tokens of which the provider says nothing, again and again, take no earlier no back.
+    #[tokio::test(start_paused = true)]
+    async fn a_no_stands_until_a_newer_token_is_good() {
+        let bench = Bench::new();
+        let authority = bench.request(1).await.unwrap();
+        *held(&bench.provider.unknown) = vec![2, 4];
+        held(&bench.provider.ended).push(1);
+        let disabled = Instant::now();
+        let alternate = async {
+            // It is asked about the first at 20 s.
+            sleep(Duration::from_secs(22)).await;
+            loop {
+                for mark in [2, 4] {
+                    sleep(Duration::from_secs(3)).await;
+                    let _refused = bench.request(mark).await;
+                }
+            }
+        };
+        tokio::select! {
+            ended = timeout(MINUTE, authority.ended()) => assert_eq!(ended, Ok(Ended::Account)),
+            () = alternate => {}
+        }
+        assert!(disabled.elapsed() <= MINUTE);
     }
 }

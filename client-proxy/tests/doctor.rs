@@ -276,4 +276,12 @@ async fn the_program_says_what_to_do_and_what_a_firewall_must_allow() {
         (Some("relay.example"), Some(443)),
         "{listed}"
     );
+    let spoken = first["protocol"].as_str().unwrap();
+    assert!(["websocket", "HTTP/2", "pair"].iter().all(|carrier| spoken.contains(carrier)), "{spoken}");
+    assert!(listed["proxy"].is_null(), "{listed}");
+    let through = [&arguments[..], &["--proxy-https", "http://me:canary@proxy.example:3128"]].concat();
+    let listed = soon("the program", towline(&world, &through).output()).await.unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(listed["proxy"]["url"], "http://proxy.example:3128");
+    assert!(!listed.to_string().contains("canary"), "{listed}");
 }

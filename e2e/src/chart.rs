@@ -31,9 +31,6 @@ const HELM_WITHIN: Duration = Duration::from_secs(180);
 pub struct Helm<'a> {
     stage: &'a Stage,
     folder: PathBuf,
-    /// Whether the agent has the command, and the flags, that are built beside the chart.
-    has_preflight: bool,
-    has_proxies: bool,
 }
 
 impl<'a> Helm<'a> {
@@ -46,14 +43,7 @@ impl<'a> Helm<'a> {
         stage.cluster.import_program(IMAGE, program)?;
         let folder = stage.folder().join("chart");
         fs::create_dir_all(&folder)?;
-        let help = |command: &str| {
-            let mut help = Command::new(program);
-            help.args([command, "--help"]);
-            run_within(help, Duration::from_secs(10))
-        };
-        let has_preflight = help("preflight")?.ended == "exit 0";
-        let has_proxies = help("run")?.stdout.contains("--proxy-https");
-        Ok(Self { stage, folder, has_preflight, has_proxies })
+        Ok(Self { stage, folder })
     }
 
     /// What helm says to some arguments.
@@ -85,10 +75,9 @@ impl<'a> Helm<'a> {
         );
         fs::write(&values, text)?;
         let ca = format!("oidc.ca={}", self.stage.folder().join("issuer-ca.pem").display());
-        let preflight = format!("preflight.enabled={}", self.has_preflight);
         let (chart, values) = (chart::folder().display().to_string(), values.display().to_string());
         let common = ["upgrade", "--install", release, &chart, "--values", &values, "--set-file", &ca];
-        let wait = ["--set", &preflight, "--wait", "--timeout", "120s"];
+        let wait = ["--wait", "--timeout", "120s"];
         self.run(&[&common[..], &wait, more].concat())
     }
 
@@ -246,9 +235,6 @@ fn acts_as_the_account_that_is_named(stage: &Stage, proxy: &Proxy) -> anyhow::Re
 
 /// The relay under a name that only a proxy can resolve, which wants to be asked with a password.
 fn behind_a_proxy(helm: &Helm<'_>, id: &str) -> anyhow::Result<()> {
-    if !helm.has_proxies {
-        return Ok(());
-    }
     let stage = helm.stage;
     let relay: SocketAddr = stage.relay_address.parse()?;
     ensure!((only_way::HOST, relay.port()).to_socket_addrs().is_err(), "there is another way");
@@ -289,7 +275,7 @@ fn a_preflight_that_fails_changes_nothing(helm: &Helm<'_>) -> anyhow::Result<()>
     let said = format!("{}{}", outcome.stdout, outcome.stderr);
     ensure!(outcome.ended == "exit 1" && said.contains("failed pre-install"), "{said}");
     // helm shows what the Job's pod said.
-    ensure!(said.contains(if helm.has_preflight { "TL-" } else { "preflight" }), "{said}");
+    ensure!(said.contains("TL-"), "{said}");
     let there = helm.objects()?;
     let doomed: Vec<&str> = there
         .iter()

@@ -91,9 +91,8 @@ impl Alarm {
 pub fn find(sessions: &[Arc<RelayConn>], handed_over: Duration) -> Vec<Duplicate> {
     let mut by_instance: HashMap<InstanceId, Vec<&Arc<RelayConn>>> = HashMap::new();
     for conn in sessions {
-        // One that goes has a successor, and a line is beside another.
+        // A line is beside another.
         if let Some(agent) = conn.agent()
-            && conn.takes_streams()
             && !conn.is_line()
         {
             by_instance.entry(agent.holder.instance).or_default().push(conn);
@@ -109,7 +108,9 @@ pub fn find(sessions: &[Arc<RelayConn>], handed_over: Duration) -> Vec<Duplicate
             .flat_map(|(at, later)| of[..at].iter().rev().map(move |earlier| (*earlier, *later)));
         let pair = pairs.into_iter().find_map(|(earlier, later)| {
             let outlived = earlier.signs_of_life().1 >= later.since() + handed_over;
-            (outlived && !earlier.is_kin(later)).then(|| (earlier.clone(), later.clone()))
+            // One that goes has a successor. That a later one goes is the word of whoever holds it, and no reason to pass over it.
+            (outlived && earlier.takes_streams() && !earlier.is_kin(later))
+                .then(|| (earlier.clone(), later.clone()))
         });
         if let Some((earlier, later)) = pair {
             found.push(Duplicate { instance, earlier, later });

@@ -41,6 +41,8 @@ struct SessionsInner {
 #[derive(Debug, Default)]
 struct Open {
     agents: HashMap<ClusterId, Vec<Arc<RelayConn>>>,
+    /// The same sessions by their channels.
+    by_channel: HashMap<ChannelId, Arc<RelayConn>>,
     clients: Vec<Arc<RelayConn>>,
     /// Agents' processes that are gone: when, and how many of their cluster's were connected then, they included.
     gone: HashMap<InstanceId, (Instant, usize)>,
@@ -48,10 +50,14 @@ struct Open {
 
 impl Open {
     /// Whether new streams may begin on one of a cluster's sessions now: it takes some, and is neither a line nor a spare beside one
-    /// that does.
-    fn carries(agents: &[Arc<RelayConn>], conn: &RelayConn) -> bool {
+    /// that does. It costs no more than the few others that a session may name: a cluster has thousands, and everybody waits for it.
+    fn carries(by_channel: &HashMap<ChannelId, Arc<RelayConn>>, conn: &RelayConn) -> bool {
         let takes = |conn: &RelayConn| conn.takes_streams() && !conn.is_line();
-        takes(conn) && !agents.iter().any(|other| takes(other) && conn.is_beside(other))
+        let mut named = conn.agent().into_iter().flat_map(|agent| &agent.beside);
+        takes(conn)
+            && !named.any(|channel| {
+                by_channel.get(channel).is_some_and(|other| takes(other) && conn.is_beside(other))
+            })
     }
 
     fn processes(&self, cluster: ClusterId) -> HashSet<InstanceId> {
@@ -83,7 +89,10 @@ impl Sessions {
     pub fn register(&self, conn: Arc<RelayConn>) -> SessionGuard {
         let mut open = self.lock();
         match conn.agent() {
-            Some(agent) => open.agents.entry(agent.cluster.id).or_default().push(Arc::clone(&conn)),
+            Some(agent) => {
+                open.agents.entry(agent.cluster.id).or_default().push(Arc::clone(&conn));
+                open.by_channel.insert(conn.channel(), Arc::clone(&conn));
+            }
             None => open.clients.push(Arc::clone(&conn)),
         }
         drop(open);
@@ -97,12 +106,12 @@ impl Sessions {
     /// that it stands beside takes some.
     pub fn agent_of(&self, cluster: ClusterId) -> Option<Arc<RelayConn>> {
         let mut open = self.lock();
-        let agents = open.agents.get_mut(&cluster)?;
-        let next = agents.iter().position(|conn| Open::carries(agents, conn))?;
-        // Behind the others now: whose turn it is does not depend on what other clusters are asked for.
-        let conn = agents.remove(next);
-        agents.push(Arc::clone(&conn));
-        Some(conn)
+        let Open { agents, by_channel, .. } = &mut *open;
+        let agents = agents.get_mut(&cluster)?;
+        let next = agents.iter().position(|conn| Open::carries(by_channel, conn))?;
+        // Behind the others now, with those that were passed over: whose turn it is does not depend on what other clusters are asked for.
+        agents.rotate_left(next + 1);
+        agents.last().cloned()
     }
 
     /// Where one process of a cluster's agent is. For a stream that comes `on_line`, on the one of its lines with the fewest streams, if
@@ -115,10 +124,9 @@ impl Sessions {
         let of_process = || open.agents.get(&cluster).into_iter().flatten().filter(takes);
         let line = || of_process().filter(|conn| conn.is_line()).min_by_key(|conn| conn.stream_count());
         // That on which its new streams begin, and of several the newest: an older one is on its way out.
-        let agents = open.agents.get(&cluster).map_or(&[][..], Vec::as_slice);
         let own = || {
             let own = of_process().filter(|conn| !conn.is_line());
-            own.max_by_key(|conn| (Open::carries(agents, conn), conn.since()))
+            own.max_by_key(|conn| (Open::carries(&open.by_channel, conn), conn.since()))
         };
         if let Some(conn) = on_line.then(line).flatten().or_else(own) {
             return Process::Here(Arc::clone(conn));
@@ -135,9 +143,7 @@ impl Sessions {
 
     /// The session with this channel, if it is known to be of the same process as `of`.
     pub fn kin(&self, of: &RelayConn, channel: ChannelId) -> Option<Arc<RelayConn>> {
-        let open = self.lock();
-        let agents = open.agents.get(&of.agent()?.cluster.id)?;
-        agents.iter().find(|conn| conn.channel() == channel && conn.is_kin(of)).cloned()
+        self.lock().by_channel.get(&channel).filter(|conn| conn.is_kin(of)).cloned()
     }
 
     /// Whether an agent of this cluster is connected.
@@ -219,6 +225,7 @@ impl Drop for SessionGuard {
         let mut open = self.sessions.lock();
         match conn.agent() {
             Some(agent) => {
+                open.by_channel.remove(&conn.channel());
                 let cluster = agent.cluster.id;
                 let before = open.processes(cluster).len();
                 if let Some(agents) = open.agents.get_mut(&cluster) {

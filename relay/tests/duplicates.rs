@@ -87,6 +87,19 @@ async fn t52_two_holders_of_an_instances_identity_raise_the_alarm_and_neither_di
     assert_eq!(bench.metric("towline_relay_duplicate_holders").await, 0);
 }
 
+/// That it goes is what a second holder says of itself; it stays, and would be overlooked for as long as it likes.
+#[tokio::test]
+async fn t52_a_second_holder_that_says_it_goes_raises_the_alarm_all_the_same() {
+    let bench = Bench::new(limits()).await;
+    let agent = bench.agent("edge").await;
+    let thief = another(&bench, &agent).await;
+    thief.go_away(CloseReason::Draining, Duration::ZERO, "");
+    heard(&thief).await;
+    heard(&agent.connection).await;
+    let found = Alarm::default().look(bench.relay.relay(), Duration::ZERO).await;
+    assert_eq!(found.iter().map(|of| of.instance).collect::<Vec<_>>(), [agent.instance]);
+}
+
 /// Its next session begins when the relay has told it to go, or it says so itself: no alarm.
 #[tokio::test]
 async fn an_agent_that_changes_its_session_is_one_holder() {

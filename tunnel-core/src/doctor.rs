@@ -23,6 +23,6 @@ pub use elsewhere::Elsewhere;
 pub use examination::{Examination, Verdict};
 pub use finding::{Diagnosis, Finding, Status};
 pub use network::{Network, Reached};
-pub use page::{Ink, explained, line};
+pub use page::{Ink, conclusion, explained, line};
 pub use reach::{Names, Pending, Pipe, Way};
 pub use step::Step;

@@ -193,7 +193,9 @@ impl Held {
             self.taking().for_each(|other| other.say(&gone));
         }
         if !delay.is_zero() {
-            self.told.push(Instant::now() + delay.min(backoff::MAX_HINT));
+            let now = Instant::now();
+            self.told.retain(|at| *at > now);
+            self.told.push(now + delay.min(backoff::MAX_HINT));
         }
         if self.carrying().is_some() {
             if left.is_steady() {
@@ -206,6 +208,7 @@ impl Held {
         }
         // Of several that were sent away, the first that may come back does.
         let now = Instant::now();
+        self.told.retain(|at| *at > now);
         let hint = self.told.iter().min().map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         self.failed(Errand::Own, hint, streams_wait);
     }

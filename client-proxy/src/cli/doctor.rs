@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use towline_tunnel::{
     carrier::dial::RelayAddress,
-    doctor::{Diagnosis, Finding, Ink, Network, Status, explained, line},
+    doctor::{Finding, Ink, Network, conclusion, line},
     egress::ProxyArgs,
     fault::{Fault, Report},
 };
@@ -91,7 +91,7 @@ pub(super) async fn doctor(arguments: DoctorArguments) -> Result<ExitCode, Repor
     };
     match arguments.output {
         Output::Json => say(&diagnosis.to_json()),
-        Output::Text => conclude(&diagnosis, ink),
+        Output::Text => say(&format!("\n{}", conclusion(&diagnosis, ink))),
     }
     if let Some(path) = &arguments.bundle {
         let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
@@ -101,18 +101,6 @@ pub(super) async fn doctor(arguments: DoctorArguments) -> Result<ExitCode, Repor
         }
     }
     Ok(ExitCode::from(diagnosis.exit_code))
-}
-
-fn conclude(diagnosis: &Diagnosis, ink: Ink) {
-    say("");
-    match diagnosis.first_failed() {
-        Some(failed) => say(explained(failed, ink).trim_end()),
-        None => say("everything that was looked at works"),
-    }
-    for warned in diagnosis.findings.iter().filter(|finding| finding.status == Status::Warning) {
-        say("");
-        say(explained(warned, ink).trim_end());
-    }
 }
 
 impl DoctorArguments {
@@ -221,8 +209,13 @@ pub(super) async fn list_endpoints(arguments: EndpointsArguments) -> Result<Exit
         }),
     };
     let all = endpoints(&relay, &issuers);
+    let relays = relay.destination();
+    let proxy = egress.proxy_for(&relays);
     if arguments.output == Output::Json {
-        say(&json!({ "version": 1, "endpoints": all }).to_string());
+        let proxy = proxy.map(|proxy| {
+            json!({ "url": proxy.to_string(), "from": proxy.from().to_string(), "mustAllow": "CONNECT to the hosts and ports above" })
+        });
+        say(&json!({ "version": 1, "endpoints": all, "proxy": proxy }).to_string());
         return Ok(ExitCode::SUCCESS);
     }
     for one in &all {
@@ -232,7 +225,7 @@ pub(super) async fn list_endpoints(arguments: EndpointsArguments) -> Result<Exit
         say(&format!("    TLS inspection  {}", one.tls_inspection));
     }
     say("\nAllow names, not addresses: those may change. Nothing needs to come in.");
-    if let Some(proxy) = egress.proxy_for(&relay.destination()) {
+    if let Some(proxy) = proxy {
         say(&format!(
             "From here they are reached through the proxy {proxy} ({}), which must allow CONNECT to them.",
             proxy.from()

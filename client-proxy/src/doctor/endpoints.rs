@@ -36,10 +36,10 @@ pub fn endpoints(relay: &RelayAddress, issuers: &[String]) -> Vec<Endpoint> {
         from,
         host: relay.host().to_owned(),
         port,
-        protocol: "TLS, in it HTTP/1.1 upgraded to websocket (RFC 6455)",
+        protocol: "TLS, in it HTTP/1.1 upgraded to websocket (RFC 6455); where that is stopped, one HTTP/2 request, or a pair of HTTP/1.1 requests (GET, POST)",
         direction: "outbound",
         why,
-        tls_inspection: "exempt it; where that can't be, the proxy's authority goes into --relay-ca-file, and what is inside stays encrypted",
+        tls_inspection: "exempt it; where that can't be, the proxy's authority goes into --proxy-cert, and what is inside stays encrypted",
     };
     let mut all = vec![
         to_relay(PERSON, "all requests of kubectl, and nothing else"),

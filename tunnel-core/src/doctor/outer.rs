@@ -36,7 +36,7 @@ const HTTP2: &[u8] = b"h2";
 /// A handshake has this long.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(6);
 /// So has each step of looking behind a certificate that is not trusted.
-const BEHIND_WITHIN: Duration = Duration::from_secs(3);
+const BEHIND_WITHIN: Duration = Duration::from_secs(5);
 /// A certificate of a longer life than a month is warned of this early.
 const ENDS_SOON: Duration = Duration::from_secs(5 * 24 * 3600);
 const LONG_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);

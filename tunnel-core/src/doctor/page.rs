@@ -1,6 +1,6 @@
 //! Findings for people: a line each as they come, and the first failure in full at the end.
 
-use super::{Finding, Status, Step};
+use super::{Diagnosis, Finding, Status, Step};
 use crate::fault::Who;
 
 /// Whether what is written may have colours.
@@ -86,6 +86,17 @@ pub fn explained(finding: &Finding, ink: Ink) -> String {
         }
     }
     text
+}
+
+/// The end of a page: what failed first, in full, and all that was warned of.
+pub fn conclusion(diagnosis: &Diagnosis, ink: Ink) -> String {
+    let first = match diagnosis.first_failed() {
+        Some(failed) => explained(failed, ink),
+        None => "everything that was looked at works".to_owned(),
+    };
+    let warned = diagnosis.findings.iter().filter(|finding| finding.status == Status::Warning);
+    let all = [first].into_iter().chain(warned.map(|finding| explained(finding, ink)));
+    all.map(|part| part.trim_end().to_owned()).collect::<Vec<_>>().join("\n\n")
 }
 
 #[cfg(test)]

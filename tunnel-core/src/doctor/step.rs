@@ -27,7 +27,7 @@ steps! {
     Dns = "dns", "the relay's name", 12;
     Tcp = "tcp", "a connection to the relay's address", 12;
     Proxy = "proxy", "the proxy on the way", 12;
-    Tls = "tls", "outer TLS: names, chain, who ends it", 15;
+    Tls = "tls", "outer TLS: names, chain, who ends it", 20;
     Upgrade = "upgrade", "the upgrade to websocket", 16;
     Clock = "clock", "this machine's clock beside the relay's", 2;
     Frames = "frames", "bytes in both directions", 18;

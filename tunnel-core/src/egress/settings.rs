@@ -97,14 +97,18 @@ impl EgressSettings {
             skip: sources.skip(&mut faults).and(sources.never.clone()),
             cert: sources.file(|args| args.proxy_cert.as_ref()),
         };
-        if let Some(path) = sources.file(|args| args.proxy_credentials_file.as_ref()) {
+        if let Some((path, by_flag)) =
+            sources.file_and_whether_flag(|args| args.proxy_credentials_file.as_ref())
+        {
             let source = CredentialSource::File(path);
             // What can't be read is told at the start; it is read again at each use.
             if let Err(report) = source.read() {
                 faults.push(report);
             }
             for proxy in [&mut settings.https, &mut settings.http].into_iter().flatten() {
-                if let Some(proxy) = Arc::get_mut(proxy) {
+                // A profile's password is not for a proxy that a flag names in place of the profile's.
+                let is_for = by_flag || !matches!(proxy.from(), Origin::Flag(_));
+                if let Some(proxy) = Arc::get_mut(proxy).filter(|_| is_for) {
                     proxy.credentials = Some(source.clone());
                 }
             }
@@ -216,8 +220,15 @@ impl Sources<'_> {
     }
 
     fn file<'a>(&'a self, of: impl Fn(&'a ProxyArgs) -> Option<&'a PathBuf>) -> Option<PathBuf> {
-        let given = of(self.flags).or_else(|| of(self.profile?));
-        given.filter(|path| !path.as_os_str().is_empty()).cloned()
+        self.file_and_whether_flag(of).map(|(path, _)| path)
+    }
+
+    fn file_and_whether_flag<'a>(
+        &'a self,
+        of: impl Fn(&'a ProxyArgs) -> Option<&'a PathBuf>,
+    ) -> Option<(PathBuf, bool)> {
+        let given = of(self.flags).map(|path| (path, true)).or_else(|| Some((of(self.profile?)?, false)));
+        given.filter(|(path, _)| !path.as_os_str().is_empty()).map(|(path, by_flag)| (path.clone(), by_flag))
     }
 
     fn variable(&self, names: [&'static str; 2]) -> Option<(String, &'static str)> {

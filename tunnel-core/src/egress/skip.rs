@@ -40,7 +40,7 @@ enum What {
 
 impl SkipRange {
     /// Reads a list with commas or blanks between: `10.0.0.0/8`, `192.0.2.1`, `[2001:db8::1]:8443`, `host`, `host:8443`, `.suffix`,
-    /// `*.suffix`, `*`. What is none of these is given back.
+    /// `*.suffix`, `*`, `*:8443`. What is none of these is given back.
     pub fn parse(text: &str, names: BareNames) -> (Self, Vec<String>) {
         let words = text.split([',', ' ', '\t', '\r', '\n']).filter(|word| !word.is_empty());
         let (mut entries, mut wrong) = (Vec::new(), Vec::new());
@@ -99,9 +99,6 @@ impl fmt::Display for Entry {
 
 impl Entry {
     fn parse(word: &str, names: BareNames) -> Option<Self> {
-        if word == "*" {
-            return Some(Self { what: What::All, port: None });
-        }
         let net = |address: IpAddr| What::Net(IpNet::from(address.to_canonical()));
         if let Some((address, rest)) = word.split_once('/') {
             let (bits, port) = with_port(rest)?;
@@ -120,6 +117,9 @@ impl Entry {
             return Some(Self { what: net(address), port: None });
         }
         let (host, port) = with_port(word)?;
+        if host == "*" {
+            return Some(Self { what: What::All, port });
+        }
         if let Ok(address) = host.parse::<IpAddr>() {
             return Some(Self { what: net(address), port });
         }
@@ -218,6 +218,7 @@ mod tests {
     fn a_port_narrows_an_entry() {
         for (list, host) in [
             ("relay.corp:8443", "relay.corp"),
+            ("*:8443", "relay.corp"),
             (".corp:8443", "relay.corp"),
             ("192.0.2.1:8443", "192.0.2.1"),
             ("[2001:db8::1]:8443", "2001:db8::1"),

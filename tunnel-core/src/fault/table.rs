@@ -92,16 +92,16 @@ faults! {
     // NET: between a dialler and the relay.
     RelayUnreachable = "TL-NET-001", Network, Unreachable, You,
         "the relay can't be reached", "Name resolution or the TCP connection failed.",
-        "check the relay's address and that outbound port 443 is allowed";
+        "check the relay's address and that outbound port 443 is allowed; where only a proxy leads out, name it with --proxy-https";
     NameUnresolved = "TL-NET-002", Network, Unreachable, You,
         "the relay's name does not resolve", "DNS has no address for this name.",
-        "check the spelling of the relay's address and this machine's DNS";
+        "check the spelling of the relay's address and this machine's DNS; where only a proxy leads out, name it with --proxy-https";
     ConnectionRefused = "TL-NET-003", Network, Unreachable, RelayAdmin,
         "the relay refused the connection", "The host answers, and nothing listens on this port.",
         "start the relay, or correct the port";
     ConnectTimeout = "TL-NET-004", Network, Unreachable, NetworkTeam,
         "the relay does not answer", "Packets to this address and port seem to be dropped.",
-        "allow outbound connections to the relay's address and port";
+        "allow outbound connections to the relay's address and port; where only a proxy leads out, name it with --proxy-https";
     UpgradeRefused = "TL-NET-005", Network, Unreachable, NetworkTeam,
         "the websocket upgrade was refused", "What answered is not a towline relay, or a proxy on the way strips `Upgrade`.",
         "check the relay's address; let the proxy pass websockets to it";
@@ -116,7 +116,7 @@ faults! {
         "check the spelling of the relay's address, and its records";
     AddressesDead = "TL-NET-012", Network, Unreachable, NetworkTeam,
         "no address of the relay answers", "Its name has several addresses, and each failed, not all in the same way.",
-        "allow outbound connections to the relay's addresses and port, and have old addresses taken out of DNS";
+        "allow outbound connections to the relay's addresses and port, and have old addresses taken out of DNS; where only a proxy leads out, name it with --proxy-https";
     ProxyUnreachable = "TL-NET-013", Network, Unreachable, You,
         "the outbound proxy can't be reached", "Its name does not resolve, or the connection to it failed.",
         "check the proxy's host and port in the setting that is named here; where no proxy is needed, unset it, or put the destination into --proxy-skip-range";

@@ -99,3 +99,23 @@ fn a_credentials_file_takes_the_place_of_the_urls() {
     std::fs::write(&path, "rotated:one\n").unwrap();
     assert_eq!(user(), "rotated");
 }
+
+#[test]
+fn t29_a_profiles_password_is_not_for_a_proxy_that_a_flag_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("login");
+    std::fs::write(&path, "profile:one\n").unwrap();
+    let mut profile = args(Some("http://in-profile:1"), None);
+    profile.proxy_credentials_file = Some(path);
+    let user = |flags: &ProxyArgs, environment: &[(&str, &str)], profile: &ProxyArgs| {
+        let settings = resolve(flags, Some(profile), environment).unwrap();
+        let proxy = settings.proxy_for(&Destination::new("relay.test", 443), true).unwrap();
+        proxy.credentials.as_ref().map(|source| source.read().unwrap().user().to_owned())
+    };
+    assert_eq!(user(&args(Some("http://me:own@other:1"), None), &[], &profile).as_deref(), Some("me"));
+    assert_eq!(user(&args(Some("http://other:1"), None), &[], &profile), None);
+    assert_eq!(user(&ProxyArgs::default(), &[], &profile).as_deref(), Some("profile"));
+    profile.proxy_https = None;
+    let environment = [("HTTPS_PROXY", "http://env:two@h:1")];
+    assert_eq!(user(&ProxyArgs::default(), &environment, &profile).as_deref(), Some("profile"));
+}
