@@ -20,7 +20,7 @@ use crate::{
     certificates::Certificates,
     figure::Figure,
     near::{Http, SMALL},
-    openloop::Pace,
+    openloop::{Pace, dial_all},
     path::Path,
     rig::{
         Rig,
@@ -176,12 +176,7 @@ async fn change(
 /// Small GETs over so many connections, each of which is made again where one fails on it.
 async fn requests(path: &dyn Path, connections: usize, pace: Pace) -> anyhow::Result<Seen> {
     let (skipped, _) = pace.counts();
-    let mut idle = Vec::new();
-    for _ in 0..connections {
-        let mut http = Http::dial(path).await?;
-        http.get(SMALL).await?;
-        idle.push(http);
-    }
+    let idle = dial_all(path, connections).await?;
     let wanted = Arc::new(Mutex::new(pace.wanted()));
     // Whoever loses a connection waits for another here; only this task knows the path.
     let (lost, mut asked) =

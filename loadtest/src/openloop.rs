@@ -76,18 +76,24 @@ fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Small GETs over so many connections of a path that are kept.
-///
-/// # Errors
-/// If one of them fails.
-pub async fn gets(path: &dyn Path, connections: usize, pace: Pace) -> anyhow::Result<Histogram<u64>> {
-    let (skipped, all) = pace.counts();
+/// So many connections of a path, on each of which something was asked for.
+pub(crate) async fn dial_all(path: &dyn Path, connections: usize) -> anyhow::Result<Vec<Http>> {
     let mut idle = Vec::new();
     for _ in 0..connections {
         let mut http = Http::dial(path).await?;
         http.get(SMALL).await?;
         idle.push(http);
     }
+    Ok(idle)
+}
+
+/// Small GETs over so many connections of a path that are kept.
+///
+/// # Errors
+/// If one of them fails.
+pub async fn gets(path: &dyn Path, connections: usize, pace: Pace) -> anyhow::Result<Histogram<u64>> {
+    let (skipped, all) = pace.counts();
+    let idle = dial_all(path, connections).await?;
     let wanted = Arc::new(Mutex::new(pace.wanted()));
     let mut workers = JoinSet::new();
     for mut http in idle {

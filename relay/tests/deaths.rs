@@ -322,15 +322,7 @@ async fn restarted(config: &app::Config) -> app::Running {
 async fn comes_back(bench: &Bench, agent: &Agent) -> Connection {
     let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
     loop {
-        let identify = Identify::Agent {
-            cluster: agent.identity.public(),
-            instance: agent.instance,
-            key: &agent.key,
-            certificate: &agent.certificate,
-            line: false,
-            beside: &[],
-        };
-        match bench.session(identify, agent.instance).await {
+        match bench.session(agent.identify(false, &[]), agent.instance).await {
             Ok((connection, driver, _)) => {
                 tokio::spawn(driver);
                 return connection;

@@ -50,7 +50,7 @@ impl World {
         let (agent_keeper, client_keeper) =
             (Keeper::new(KEEP_FOR, 100), Keeper::with_lines(KEEP_FOR, 100, LineSettings::new(1, BULK)));
         let (connection, driver, _) =
-            bench.begin(returning(&agent, false), agent.instance, Some(&agent_keeper)).await.unwrap();
+            bench.begin(agent.identify(false, &[]), agent.instance, Some(&agent_keeper)).await.unwrap();
         let first = std::mem::replace(&mut agent.connection, connection);
         agent.driver = driver;
         first.close();
@@ -97,7 +97,7 @@ impl World {
     }
 
     async fn agent_line(&self) -> Result<Leg, Report> {
-        let identify = returning(&self.agent, true);
+        let identify = self.agent.identify(true, &[]);
         let (connection, driver, _) =
             self.bench.begin(identify, self.agent.instance, Some(&self.agent_keeper)).await?;
         Ok((connection, driver))
@@ -117,17 +117,6 @@ impl World {
         echoes(&mut stream, b"?").await;
         keep(&stream, cluster);
         stream
-    }
-}
-
-fn returning(agent: &common::Agent, line: bool) -> Identify<'_> {
-    Identify::Agent {
-        cluster: agent.identity.public(),
-        instance: agent.instance,
-        key: &agent.key,
-        certificate: &agent.certificate,
-        line,
-        beside: &[],
     }
 }
 

@@ -120,15 +120,7 @@ async fn a_cluster_without_an_agent_is_offline_and_back_once_it_dials() {
         ending(&mut client.open(cluster)).await == CloseReason::AgentOffline
     })
     .await;
-    let identify = Identify::Agent {
-        cluster: agent.identity.public(),
-        instance: agent.instance,
-        key: &agent.key,
-        certificate: &agent.certificate,
-        line: false,
-        beside: &[],
-    };
-    let (connection, _driver, _) = bench.session(identify, agent.instance).await.unwrap();
+    let (connection, _driver, _) = bench.session(agent.identify(false, &[]), agent.instance).await.unwrap();
     eventually("a stream arrives at the agent that came back", async || {
         let _stream = client.open(cluster);
         timeout(Duration::from_millis(200), connection.accept()).await.is_ok()
@@ -187,15 +179,7 @@ async fn a_revoked_instance_loses_its_session_and_can_not_come_back() {
     bench.relay.registry().revoke_instance(agent.instance, SystemTime::now()).await.unwrap();
     let closed = timeout(SOON, agent.connection.closed()).await.unwrap();
     assert!(matches!(closed.reason, CloseReason::CertificateRefused | CloseReason::Detached), "{closed:?}");
-    let identify = Identify::Agent {
-        cluster: agent.identity.public(),
-        instance: agent.instance,
-        key: &agent.key,
-        certificate: &agent.certificate,
-        line: false,
-        beside: &[],
-    };
-    let refused = bench.session(identify, agent.instance).await.unwrap_err();
+    let refused = bench.session(agent.identify(false, &[]), agent.instance).await.unwrap_err();
     assert_eq!(refused.fault, towline_tunnel::fault::Fault::AgentCertificateRefused, "{refused}");
 }
 

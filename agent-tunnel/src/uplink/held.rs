@@ -177,8 +177,8 @@ impl Held {
         }
     }
 
-    /// A session takes no new streams any more, or is gone: the others tell the relay, which may not have seen it yet. Told how long the
-    /// relay wants to be left alone, and whether it is gone.
+    /// A session takes no new streams any more, or is gone: the others tell the relay, which may not have seen it yet. `delay` is how long the
+    /// relay wants to be left alone.
     pub(super) fn left(&mut self, channel: ChannelId, delay: Duration, streams_wait: bool) {
         let Some(at) = self.standing.iter().position(|standing| standing.facts.channel == channel) else {
             return;
@@ -192,9 +192,9 @@ impl Held {
             let gone = Control::Gone { channel };
             self.taking().for_each(|other| other.say(&gone));
         }
+        let now = Instant::now();
+        self.told.retain(|at| *at > now);
         if !delay.is_zero() {
-            let now = Instant::now();
-            self.told.retain(|at| *at > now);
             self.told.push(now + delay.min(backoff::MAX_HINT));
         }
         if self.carrying().is_some() {
@@ -207,8 +207,6 @@ impl Held {
             self.own.backoff.reset();
         }
         // Of several that were sent away, the first that may come back does.
-        let now = Instant::now();
-        self.told.retain(|at| *at > now);
         let hint = self.told.iter().min().map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         self.failed(Errand::Own, hint, streams_wait);
     }

@@ -144,6 +144,12 @@ impl Graph {
         fresh
     }
 
+    /// Where a user or an application is.
+    fn address(&self, object: &str, is_app: bool) -> String {
+        let kind = if is_app { "servicePrincipals" } else { "users" };
+        format!("{}/v1.0/{kind}/{object}", self.cloud.graph)
+    }
+
     async fn ask(
         &self,
         tenant: &str,
@@ -154,10 +160,9 @@ impl Graph {
     ) -> Result<Vec<String>, Failure> {
         let token = self.token(tenant, now, deadline).await?;
         let graph = &self.cloud.graph;
-        let kind = if is_app { "servicePrincipals" } else { "users" };
-        let mut url = format!(
-            "{graph}/v1.0/{kind}/{object}/transitiveMemberOf/microsoft.graph.group?$select=id&$count=true&$top=999"
-        );
+        let account = self.address(object, is_app);
+        let mut url =
+            format!("{account}/transitiveMemberOf/microsoft.graph.group?$select=id&$count=true&$top=999");
         let mut groups = Vec::new();
         for _page in 0..MAX_PAGES {
             let body = self.send(|| get(&url, &token), deadline).await?;

@@ -64,6 +64,18 @@ impl Agent {
     pub(crate) fn cluster(&self) -> ClusterId {
         self.identity.public().cluster_id()
     }
+
+    /// How another session of its instance begins, or a line of it.
+    pub(crate) fn identify<'a>(&'a self, line: bool, beside: &'a [ChannelId]) -> Identify<'a> {
+        Identify::Agent {
+            cluster: self.identity.public(),
+            instance: self.instance,
+            key: &self.key,
+            certificate: &self.certificate,
+            line,
+            beside,
+        }
+    }
 }
 
 pub(crate) struct Client {
@@ -202,15 +214,8 @@ impl Bench {
 
     /// One more session of an agent's instance, that says it stands beside these.
     pub(crate) async fn beside(&self, agent: &Agent, beside: &[ChannelId]) -> (Connection, ChannelId) {
-        let identify = Identify::Agent {
-            cluster: agent.identity.public(),
-            instance: agent.instance,
-            key: &agent.key,
-            certificate: &agent.certificate,
-            line: false,
-            beside,
-        };
-        let (connection, _driver, welcome) = self.session(identify, agent.instance).await.unwrap();
+        let (connection, _driver, welcome) =
+            self.session(agent.identify(false, beside), agent.instance).await.unwrap();
         assert!(welcome.spares, "an agent may have a spare");
         (connection, welcome.channel)
     }

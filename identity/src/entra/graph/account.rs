@@ -38,8 +38,7 @@ impl Graph {
     ) -> Result<Definite, NoAnswer> {
         let no_token = |failure: super::Failure| NoAnswer { why: failure.why, pause: failure.pause };
         let token = self.token(tenant, now, deadline).await.map_err(no_token)?;
-        let kind = if is_app { "servicePrincipals" } else { "users" };
-        let url = format!("{}/v1.0/{kind}/{object}?$select=accountEnabled", self.cloud.graph);
+        let url = format!("{}?$select=accountEnabled", self.address(object, is_app));
         let request = get(&url, &token).map_err(|error| error.to_string())?;
         let response = self.fetch.send(request).await.map_err(|error| error.to_string())?;
         match response.status() {
