@@ -165,6 +165,7 @@ impl Peer {
             .into_iter()
             .chain([Installed { root: Some(self.folder()) }])
             .find(|installed| self.programs().iter().all(|program| installed.program(program).is_ok()))
+            .filter(|installed| self.programs().iter().all(|program| installed.lacking(program).is_empty()))
     }
 
     /// What is there already, or what could be fetched or built. One that another process builds is waited for.
@@ -244,6 +245,22 @@ impl Installed {
             .with_context(|| format!("{name} is not installed"))
     }
 
+    /// Libraries that an unpacked program does not find: they were the machine's own when its packages were fetched, and
+    /// have gone since.
+    fn lacking(&self, name: &str) -> Vec<String> {
+        let Some(root) = &self.root else { return Vec::new() };
+        let Ok(program) = self.program(name) else { return Vec::new() };
+        if !program.starts_with(root) {
+            return Vec::new();
+        }
+        // A script is "not a dynamic executable"; where there is no ldd, starting it has to tell.
+        let Ok(said) = Command::new("ldd").arg(program).envs(self.environment()).stderr(Stdio::null()).output()
+        else {
+            return Vec::new();
+        };
+        not_found(&String::from_utf8_lossy(&said.stdout))
+    }
+
     /// A command that runs one of the programs.
     ///
     /// # Errors
@@ -277,6 +294,14 @@ impl Installed {
         }
         folders
     }
+}
+
+/// What ldd could not find: lines of `NAME => not found`.
+fn not_found(said: &str) -> Vec<String> {
+    said.lines()
+        .filter_map(|line| line.trim().strip_suffix("=> not found"))
+        .map(|name| name.trim().to_owned())
+        .collect()
 }
 
 /// Fetches Debian packages, and those that they need and are not installed, and unpacks them.
@@ -325,7 +350,8 @@ fn unpack(packages: &[&str], folder: &Path) -> anyhow::Result<()> {
             run_with_progress(&mut extract, "unpacking", FETCH_WITHIN)?;
         }
         fs::remove_dir_all(partial.join("packages"))?;
-        fs::remove_dir(folder)?;
+        // Empty, or of an earlier time and no longer whole.
+        fs::remove_dir_all(folder)?;
         fs::rename(&partial, folder)?;
         Ok(())
     })();
@@ -444,6 +470,15 @@ mod tests {
         );
         let failed = run_with_progress(&mut Command::new("false"), "failing", FETCH_WITHIN);
         assert!(format!("{:#}", failed.unwrap_err()).contains("failing failed"));
+    }
+
+    #[test]
+    fn an_unpacked_program_that_lacks_a_library_is_not_there() {
+        let said = "\tlinux-vdso.so.1 (0x00007ffe)\n\tlibnftables.so.1 => not found\n\tlibc.so.6 => /lib/libc.so.6 (0x00007f)\n";
+        assert_eq!(not_found(said), ["libnftables.so.1"]);
+        assert!(not_found("\tnot a dynamic executable\n").is_empty());
+        // The machine's own programs are the machine's own affair.
+        assert!(Installed { root: None }.lacking("sh").is_empty());
     }
 
     #[test]
