@@ -49,6 +49,8 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// Lines for bulk beside them, open now.
     pub lines: Gauge,
+    /// How many seconds the spare session may be silent, as far as this network is known to allow it.
+    pub spare_silence: Gauge,
     /// Sessions with the relay, ever.
     pub sessions_opened: Counter,
     /// Streams, open now.
@@ -87,6 +89,11 @@ impl Metrics {
         };
         let sessions = gauge(&mut registry, "sessions", "Sessions with the relay open now");
         let lines = gauge(&mut registry, "lines", "Lines for bulk, beside the sessions, open now");
+        let spare_silence = gauge(
+            &mut registry,
+            "spare_silence_seconds",
+            "How long the spare session may be silent, as far as this network is known to allow it",
+        );
         let sessions_opened = counter(&mut registry, "sessions_opened", "Sessions with the relay that began");
         let streams = gauge(&mut registry, "streams", "Streams open now");
         let opens = counter(&mut registry, "opens", "Streams that were opened");
@@ -127,6 +134,7 @@ impl Metrics {
         Self {
             sessions,
             lines,
+            spare_silence,
             sessions_opened,
             streams,
             opens,

@@ -9,6 +9,7 @@ mod hold;
 mod lines;
 mod renew;
 mod replace;
+mod silence;
 
 use std::{
     path::PathBuf,
@@ -241,6 +242,7 @@ impl Uplink {
         let relay = dialler.address().clone();
         let ladder = Ladder::new(dialler, self.carriers.clone());
         // Before dialling: what changes meanwhile is a change.
+        let network = ladder.network();
         let roots = trust.roots();
         let climbed = match better {
             Some(than) => ladder.better(than, errand, pin, identify).await,
@@ -255,6 +257,7 @@ impl Uplink {
         let facts = Facts {
             channel: climbed.session.welcome.channel,
             rung: climbed.rung,
+            network,
             peer: climbed.peer,
             source,
             trust,

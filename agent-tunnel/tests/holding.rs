@@ -26,6 +26,11 @@ use towline_agent::{
 };
 use towline_identity::dev::{DevIssuer, TokenRequest};
 use towline_tunnel::{
+    carrier::{
+        dial::{Dialler, RelayAddress},
+        keep_alive::KeepAlives,
+        ladder::{Ladder, Memory, Network},
+    },
     clock::Clock,
     egress::{Egress, Routes},
     ids::{ChannelId, StreamKey},
@@ -61,6 +66,7 @@ struct World {
     agent: Running,
     /// The last byte of the address that this machine sends from.
     address: Arc<AtomicU8>,
+    keep_alives: KeepAlives,
 }
 
 impl World {
@@ -86,6 +92,7 @@ impl World {
             routes: Routes::of(routes),
             ..Holding::default()
         };
+        let keep_alives = holding.keep_alives.clone();
         let authority = folder.path().join("relay-ca.pem");
         std::fs::write(&authority, &relay.ca_pem).unwrap();
         let agent = app::start(Config {
@@ -115,11 +122,17 @@ impl World {
         let first = relay.session().await;
         let spare = relay.session().await;
         let run_key = SigningKey::generate();
-        (Self { folder, issuer, cap, relay, run_key, agent, address }, first, spare)
+        (Self { folder, issuer, cap, relay, run_key, agent, address, keep_alives }, first, spare)
     }
 
     fn authority(&self) -> PathBuf {
         self.folder.path().join("relay-ca.pem")
+    }
+
+    /// As the agent tells this network from others.
+    fn network(&self) -> Network {
+        let address = RelayAddress::parse(&format!("https://{}", self.relay.address)).unwrap();
+        Ladder::new(Dialler::new(address, None).unwrap(), Memory::default()).network()
     }
 
     /// The agent holds this one for the session on which streams begin.
@@ -207,6 +220,44 @@ async fn when_the_one_that_carries_is_lost_the_spare_one_does_at_once_and_anothe
     spare.cut.cancel();
     world.carries(&next).await;
     world.serves(&next).await;
+}
+
+/// What is known of the network says how long nobody need say anything on a session that nobody needs; one that carries is another matter.
+#[tokio::test]
+async fn a_spare_session_keeps_silent_for_as_long_as_the_network_lets_it_until_it_carries() {
+    let (mut world, first, spare) = World::new().await;
+    assert_eq!(said(&first).await, Control::Beside { channel: spare.channel });
+    let network = world.network();
+    world.keep_alives.outlived(&network, Duration::from_secs(5));
+    assert_eq!(said(&spare).await, Control::KeepSilent { silence: Duration::from_secs(10) });
+    world.keep_alives.outlived(&network, Duration::from_secs(10));
+    assert_eq!(said(&spare).await, Control::KeepSilent { silence: Duration::from_secs(20) });
+    assert_eq!(world.agent.metrics().spare_silence.get(), 20);
+
+    first.cut.cancel();
+    assert_eq!(said(&spare).await, Control::Gone { channel: first.channel });
+    assert_eq!(said(&spare).await, Control::KeepSilent { silence: Duration::from_secs(5) });
+    let next = world.relay.session().await;
+    assert_eq!(said(&spare).await, Control::Beside { channel: next.channel });
+    assert_eq!(said(&next).await, Control::KeepSilent { silence: Duration::from_secs(20) });
+    world.serves(&spare).await;
+}
+
+/// Twice in a row, while the other lived: that is what silence does here, and both are silent for less from then on.
+#[tokio::test]
+async fn sessions_that_are_lost_in_their_silence_are_kept_alive_more_often() {
+    let (mut world, first, spare) = World::new().await;
+    let network = world.network();
+    for _ in 0..2 {
+        world.keep_alives.lost(&network, Duration::from_secs(4));
+    }
+    assert_eq!(said(&first).await, Control::Beside { channel: spare.channel });
+    for session in [&spare, &first] {
+        assert_eq!(said(session).await, Control::KeepSilent { silence: Duration::from_secs(2) });
+    }
+    spare.cut.cancel();
+    let next = world.relay.session().await;
+    assert_eq!(said(&next).await, Control::KeepSilent { silence: Duration::from_secs(2) });
 }
 
 #[tokio::test]

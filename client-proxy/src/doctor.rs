@@ -4,16 +4,16 @@
 mod bundle;
 mod cluster;
 mod endpoints;
+mod idle;
 mod local;
 mod redact;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::time::sleep;
 use towline_tunnel::{
     carrier::dial::Dialler,
     doctor::{Diagnosis, Examination, Finding, Network, Step, Verdict},
-    fault::{Fault, Report},
+    fault::Report,
     keys::SigningKey,
 };
 
@@ -23,7 +23,7 @@ pub use redact::redact;
 
 use crate::{
     app::{Choice, RESUME_TIMEOUT, default_lines},
-    dial::{Link, LinkConfig, Session},
+    dial::{Link, LinkConfig},
     kubeconfig::Location,
     token::{TokenFrom, Tokens},
 };
@@ -122,16 +122,7 @@ async fn beyond(subject: &Subject, tokens: Arc<Tokens>, examination: &mut Examin
     let network = &subject.network;
     let run_key = Arc::new(SigningKey::generate());
     let begun = async {
-        let trust = network.egress.trust(network.ca_file.as_deref())?;
-        let link = Arc::new(Link::start(LinkConfig {
-            dialler: Dialler::over(network.relay.clone(), network.egress.clone(), trust)?,
-            pin: network.pin,
-            run_key: Arc::clone(&run_key),
-            tokens: Arc::clone(&tokens),
-            resume_timeout: RESUME_TIMEOUT,
-            lines: default_lines(),
-            brief: true,
-        }));
+        let link = Arc::new(Link::start(link_config(network, &run_key, &tokens)?));
         let session = link.session().await?;
         Ok((link, session))
     };
@@ -140,31 +131,32 @@ async fn beyond(subject: &Subject, tokens: Arc<Tokens>, examination: &mut Examin
         let rest = steps(subject);
         return examination.skip(&rest[1..], "not looked at: there is no session with the relay");
     };
-    cluster::examine(subject, &link, &run_key, tokens, examination).await;
+    let another = async {
+        let link = Link::start(link_config(network, &run_key, &tokens)?);
+        let session = link.session().await?;
+        Ok((link, session))
+    };
+    cluster::examine(subject, &link, &run_key, Arc::clone(&tokens), examination).await;
     if let Some(idle) = subject.idle {
-        examination.check(Step::Idle, left_alone(&session, idle)).await;
+        examination.check(Step::Idle, idle::look(&session, another, idle)).await;
     }
     link.close().await;
 }
 
-/// Whether a session outlives being left alone, but for its own keep-alives.
-async fn left_alone(session: &Session, idle: Duration) -> Verdict<()> {
-    let begun = tokio::time::Instant::now();
-    tokio::select! {
-        // What the relay says itself is no cut.
-        said = session.connection.going_away(), if !session.connection.is_closed() => match said {
-            Ok(goaway) => Verdict::skipped(format!("the relay asked to go elsewhere: {}", goaway.reason.text())),
-            Err(error) => cut(begun.elapsed(), &error.into()),
-        },
-        error = session.connection.closed() => cut(begun.elapsed(), &error.into()),
-        () = sleep(idle) => Verdict::ok((), format!("the session stood for {} s without a stream", idle.as_secs())),
-    }
-}
-
-fn cut(after: Duration, report: &Report) -> Verdict<()> {
-    let seen = format!("after {:.1} s: {}", after.as_secs_f64(), report.clone().detail);
-    Verdict::failed(
-        Report::new(Fault::ConnectionCut, seen),
-        "keep-alives were sent every few seconds, and the relay said no goodbye",
-    )
+/// A way to the relay for one look.
+fn link_config(
+    network: &Network,
+    run_key: &Arc<SigningKey>,
+    tokens: &Arc<Tokens>,
+) -> Result<LinkConfig, Report> {
+    let trust = network.egress.trust(network.ca_file.as_deref())?;
+    Ok(LinkConfig {
+        dialler: Dialler::over(network.relay.clone(), network.egress.clone(), trust)?,
+        pin: network.pin,
+        run_key: Arc::clone(run_key),
+        tokens: Arc::clone(tokens),
+        resume_timeout: RESUME_TIMEOUT,
+        lines: default_lines(),
+        brief: true,
+    })
 }

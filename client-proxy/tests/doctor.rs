@@ -14,7 +14,11 @@ use std::{
 };
 
 use support::{Home, Peer, soon};
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    process::Command,
+};
 use towline::{
     app::Choice,
     doctor::{Subject, examine},
@@ -191,7 +195,52 @@ async fn a_session_that_is_cut_while_nothing_happens_is_told() {
     world.peer.kill().await;
     let diagnosis = soon("the diagnosis", looking).await.unwrap();
     assert_eq!(first(&diagnosis), Some(Fault::ConnectionCut), "{diagnosis:#?}");
-    row("an idle session is cut (--deep)", first(&diagnosis), cut);
+    row("a session is cut in spite of its keep-alives (--deep)", first(&diagnosis), cut);
+}
+
+/// A firewall between: it ends connections over which nothing went for so long.
+async fn impatient(to: SocketAddr, idle: Duration) -> (SocketAddr, tokio_util::task::AbortOnDropHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let Ok(mut far) = TcpStream::connect(to).await else { return };
+                let (mut up, mut down) = ([0; 4096], [0; 4096]);
+                loop {
+                    let (read, to, from) = tokio::select! {
+                        read = near.read(&mut up) => (read, &mut far, &up),
+                        read = far.read(&mut down) => (read, &mut near, &down),
+                        () = tokio::time::sleep(idle) => return,
+                    };
+                    let passed = match read {
+                        Ok(read) if read > 0 => to.write_all(&from[..read]).await,
+                        _ => return,
+                    };
+                    if passed.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, tokio_util::task::AbortOnDropHandle::new(serving))
+}
+
+#[tokio::test]
+async fn what_cuts_idle_connections_is_told_and_that_keep_alives_prevent_it() {
+    let world = World::new().await;
+    let (address, _serving) = impatient(world.peer.address(), Duration::from_millis(1500)).await;
+    let mut subject = Subject { idle: Some(Duration::from_secs(3)), clusters: Vec::new(), ..world.subject() };
+    subject.network.names = Names::new(move |_, _| Box::pin(async move { Ok(vec![address]) }));
+    subject.network.relay = RelayAddress::parse(&format!("localhost:{}", address.port())).unwrap();
+    let begun = Instant::now();
+    let diagnosis = diagnose(subject).await;
+    assert_eq!(diagnosis.first_failed(), None, "{diagnosis:#?}");
+    let idle = diagnosis.findings.iter().find(|finding| finding.step == "idle").unwrap();
+    assert_eq!((idle.status, idle.fault()), (Status::Warning, Some(Fault::IdleCut)), "{idle:#?}");
+    row("idle connections are cut, and those with keep-alives are not (--deep)", idle.fault(), begun);
 }
 
 fn towline(world: &World, arguments: &[&str]) -> Command {

@@ -88,6 +88,9 @@ impl Alarm {
 }
 
 /// One pair for each instance whose identity has two live holders: the earlier session was heard of `handed_over` after the later one began.
+///
+/// Sessions that do not know each other are asked for a sign of life. An idle one may keep silent for minutes otherwise; and one that
+/// is dead would be taken for the carrying one as long.
 pub fn find(sessions: &[Arc<RelayConn>], handed_over: Duration) -> Vec<Duplicate> {
     let mut by_instance: HashMap<InstanceId, Vec<&Arc<RelayConn>>> = HashMap::new();
     for conn in sessions {
@@ -106,12 +109,16 @@ pub fn find(sessions: &[Arc<RelayConn>], handed_over: Duration) -> Vec<Duplicate
             .enumerate()
             .rev()
             .flat_map(|(at, later)| of[..at].iter().rev().map(move |earlier| (*earlier, *later)));
-        let pair = pairs.into_iter().find_map(|(earlier, later)| {
+        // One that goes has a successor. That a later one goes is the word of whoever holds it, and no reason to pass over it.
+        let strangers = pairs.filter(|(earlier, later)| earlier.takes_streams() && !earlier.is_kin(later));
+        let strangers: Vec<_> = strangers.collect();
+        let pair = strangers.iter().find_map(|(earlier, later)| {
             let outlived = earlier.signs_of_life().1 >= later.since() + handed_over;
-            // One that goes has a successor. That a later one goes is the word of whoever holds it, and no reason to pass over it.
-            (outlived && earlier.takes_streams() && !earlier.is_kin(later))
-                .then(|| (earlier.clone(), later.clone()))
+            outlived.then(|| (Arc::clone(earlier), Arc::clone(later)))
         });
+        for (earlier, _) in strangers {
+            earlier.check();
+        }
         if let Some((earlier, later)) = pair {
             found.push(Duplicate { instance, earlier, later });
         }

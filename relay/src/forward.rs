@@ -28,6 +28,7 @@ use towline_tunnel::{
         CloseReason, OpenRequest, ResumeRequest,
         frame::StreamId,
         leg::{Leg, LegConfig},
+        link::{DEAD_AFTER, PING_AFTER},
     },
     role::DocumentId,
 };
@@ -269,6 +270,24 @@ impl RelayConn {
     pub fn go_away(&self, reason: CloseReason, delay: Duration, detail: &str) {
         self.going.store(true, Ordering::Relaxed);
         self.lock().leg.go_away(reason, delay, detail);
+        self.output.notify_one();
+    }
+
+    /// The peer asks for a sign of life itself, after so long: this side does only where that did not come.
+    fn keep_silent(&self, silence: Duration) {
+        let silence = if silence <= PING_AFTER {
+            PING_AFTER
+        } else {
+            // By chance it is up to a quarter less.
+            (silence + PING_AFTER + DEAD_AFTER) * 4 / 3
+        };
+        self.lock().leg.keep_silent(silence);
+        self.output.notify_one();
+    }
+
+    /// Asks the peer for a sign of life now: without one it is dead 5 s later.
+    pub fn check(&self) {
+        self.lock().leg.check(tokio::time::Instant::now().into_std());
         self.output.notify_one();
     }
 

@@ -17,6 +17,7 @@ use towline_relay::{
 use towline_tunnel::{
     ids::StreamKey,
     mux::{CloseReason, Connection, OpenRequest},
+    proto::link::LONGEST_SILENCE,
     session::control::Control,
 };
 
@@ -85,6 +86,23 @@ async fn t52_two_holders_of_an_instances_identity_raise_the_alarm_and_neither_di
     eventually("nobody is left", async || alarm.look(bench.relay.relay(), Duration::ZERO).await.is_empty())
         .await;
     assert_eq!(bench.metric("towline_relay_duplicate_holders").await, 0);
+}
+
+/// A session that may be silent for minutes is asked for a sign of life as soon as a stranger stands beside it.
+#[tokio::test]
+async fn t52_a_first_holder_that_keeps_silent_is_asked_whether_it_lives() {
+    let bench = Bench::new(limits()).await;
+    let agent = bench.agent("edge").await;
+    let silence = LONGEST_SILENCE;
+    assert!(agent.connection.control(Control::KeepSilent { silence }.encode(0)));
+    heard(&agent.connection).await;
+    agent.connection.keep_silent(silence);
+    let _thief = another(&bench, &agent).await;
+    let mut alarm = Alarm::default();
+    eventually("it was asked, and lives", async || {
+        alarm.look(bench.relay.relay(), Duration::ZERO).await.len() == 1
+    })
+    .await;
 }
 
 /// That it goes is what a second holder says of itself; it stays, and would be overlooked for as long as it likes.

@@ -6,6 +6,7 @@
 pub mod dial;
 mod h2;
 pub mod http;
+pub mod keep_alive;
 pub mod ladder;
 pub mod pair;
 pub mod pipe;

@@ -7,7 +7,7 @@ use rustls::RootCertStore;
 use tokio::{sync::oneshot, time::Instant};
 use towline_tunnel::{
     backoff::{self, Backoff},
-    carrier::rung::Rung,
+    carrier::{ladder::Network, rung::Rung},
     egress::TrustStore,
     ids::ChannelId,
     mux::Connection,
@@ -31,6 +31,8 @@ const STEADY: Duration = Duration::from_secs(10);
 pub(super) struct Facts {
     pub(super) channel: ChannelId,
     pub(super) rung: Rung,
+    /// What it was dialled through.
+    pub(super) network: Network,
     /// The end of the first hop, as far as is known.
     pub(super) peer: Option<IpAddr>,
     /// The address that was sent from there.
@@ -72,7 +74,7 @@ impl Standing {
         self.since.elapsed() >= STEADY
     }
 
-    fn say(&self, control: &Control) {
+    pub(super) fn say(&self, control: &Control) {
         // Where it has no room or is closed, its own end tells the relay the same, later.
         let _said = self.connection.control(control.encode(0));
     }
@@ -130,6 +132,15 @@ impl Held {
     /// The one on which streams begin.
     pub(super) fn carrying(&self) -> Option<&Standing> {
         self.taking().next()
+    }
+
+    /// The session with this channel, if it was lost: neither side had said that it would go.
+    pub(super) fn lost(&self, channel: ChannelId) -> Option<&Standing> {
+        let lost = |standing: &&Standing| {
+            let connection = &standing.connection;
+            standing.replaced.is_some() && connection.is_closed() && connection.goaway().is_none()
+        };
+        self.standing.iter().find(|standing| standing.facts.channel == channel).filter(lost)
     }
 
     /// The channels that a session of this instance stands beside.

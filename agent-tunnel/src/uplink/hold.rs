@@ -14,6 +14,7 @@ use super::{
     Begun, Status, Uplink,
     held::{Errand, Held, Standing},
     replace::{Cause, Changes},
+    silence::Silences,
 };
 use crate::session::{Fate, Leaving};
 
@@ -22,6 +23,7 @@ struct Running<'a> {
     sessions: &'a mut JoinSet<()>,
     leaving: JoinSet<(ChannelId, Option<Leaving>)>,
     drain: &'a DrainWatcher,
+    silences: Silences,
 }
 
 impl Running<'_> {
@@ -56,7 +58,8 @@ impl Uplink {
     /// # Errors
     /// If the enrolment token is refused and there is no other way to be let in.
     pub(super) async fn hold(&self, sessions: &mut JoinSet<()>, drain: &DrainWatcher) -> Result<(), Report> {
-        let mut running = Running { sessions, leaving: JoinSet::new(), drain };
+        let silences = Silences::new(self.holding.keep_alives.clone(), self.metrics.clone());
+        let mut running = Running { sessions, leaving: JoinSet::new(), drain, silences };
         let mut held = Held::new(self.holding.clone());
         let mut changes = Changes::new(self.holding.clone());
         let every = self.holding.look_every;
@@ -67,8 +70,11 @@ impl Uplink {
             let at = next.map_or_else(Instant::now, |(_, at)| at);
             tokio::select! {
                 () = drain.begun() => break,
-                left = running.left() => self.note_left(left, &mut held),
-                _ = looks.tick() => changes.look(&held, &self.enrolment.instance(), self),
+                left = running.left() => self.note_left(left, &mut held, &mut running.silences),
+                _ = looks.tick() => {
+                    running.silences.look(&held);
+                    changes.look(&held, &self.enrolment.instance(), self);
+                }
                 () = sleep_until(at), if next.is_some() => {
                     let Some((errand, _)) = next else { continue };
                     self.dial(errand, &mut held, &mut changes, &mut running).await?;
@@ -98,7 +104,7 @@ impl Uplink {
                 tokio::select! {
                     () = running.drain.begun() => return Ok(()),
                     begun = beginning.as_mut() => break begun,
-                    left = running.left() => self.note_left(left, held),
+                    left = running.left() => self.note_left(left, held, &mut running.silences),
                 }
             }
         };
@@ -137,10 +143,20 @@ impl Uplink {
         Ok(())
     }
 
-    fn note_left(&self, (channel, leaving): (ChannelId, Option<Leaving>), held: &mut Held) {
+    fn note_left(
+        &self,
+        (channel, leaving): (ChannelId, Option<Leaving>),
+        held: &mut Held,
+        silences: &mut Silences,
+    ) {
+        if let Some(lost) = held.lost(channel) {
+            silences.lost(lost);
+        }
         // A session that ended without saying so is one that was lost, or replaced.
         let delay = leaving.map(|leaving| leaving.delay).unwrap_or_default();
         held.left(channel, delay, self.keeper.parked() > 0);
+        // Another may carry from now on.
+        silences.look(held);
         self.tell(held);
     }
 

@@ -8,7 +8,12 @@ use std::{
 };
 
 use tokio::time::Instant;
-use towline_tunnel::{backoff, carrier::rung::Rung, egress::Routes, ids::ChannelId};
+use towline_tunnel::{
+    backoff,
+    carrier::{keep_alive::KeepAlives, rung::Rung},
+    egress::Routes,
+    ids::ChannelId,
+};
 
 use super::{
     Uplink,
@@ -32,6 +37,8 @@ pub struct Holding {
     pub old_for: Duration,
     /// The machine's.
     pub routes: Routes,
+    /// How long networks let a connection be silent, as far as that was found.
+    pub keep_alives: KeepAlives,
 }
 
 impl Default for Holding {
@@ -42,6 +49,7 @@ impl Default for Holding {
             look_every: Duration::from_secs(5),
             old_for: Duration::from_secs(600),
             routes: Routes::system(),
+            keep_alives: KeepAlives::default(),
         }
     }
 }

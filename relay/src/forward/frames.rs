@@ -208,7 +208,7 @@ impl RelayConn {
 
     fn on_control(&self, payload: &Bytes) {
         let Some(peer) = &self.peer else { return };
-        if self.on_kin(payload) {
+        if self.on_said(payload) {
             return;
         }
         let later = |question| self.questions.try_send(question).is_ok();

@@ -52,14 +52,13 @@ impl RelayConn {
             && says(other, self)
     }
 
-    /// Takes what an agent says of its sessions. False where it is something else.
-    pub(super) fn on_kin(&self, payload: &Bytes) -> bool {
-        if self.agent().is_none() {
-            return false;
-        }
+    /// Takes what a peer says of its sessions, and nobody answers. False where it is something else.
+    pub(super) fn on_said(&self, payload: &Bytes) -> bool {
+        let of_agent = self.agent().is_some();
         match Control::decode(payload) {
-            Ok((_, Control::Beside { channel })) => self.kin.note(channel),
-            Ok((_, Control::Gone { channel })) => self.switchboard.gone(self, channel),
+            Ok((_, Control::Beside { channel })) if of_agent => self.kin.note(channel),
+            Ok((_, Control::Gone { channel })) if of_agent => self.switchboard.gone(self, channel),
+            Ok((_, Control::KeepSilent { silence })) => self.keep_silent(silence),
             _ => return false,
         }
         true

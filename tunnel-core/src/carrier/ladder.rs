@@ -101,6 +101,11 @@ impl Ladder {
         }
     }
 
+    /// The network that it would be dialled through now.
+    pub fn network(&self) -> Network {
+        Network::here(&self.dialler)
+    }
+
     /// Waits until a better rung than this should be tried beside the session that stands on it; for ever where there is none.
     pub async fn better_due(&self, than: Rung) {
         if than == Rung::ALL[0] {
@@ -261,7 +266,7 @@ pub struct Memory(Arc<Mutex<HashMap<Network, Known>>>);
 
 /// What tells one network from another, as far as a program can see without asking it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Network {
+pub struct Network {
     /// Another relay may be reached by another way.
     relay: String,
     /// So may the same one behind a proxy, which lets through what it likes.
@@ -278,6 +283,13 @@ impl Network {
             source(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()),
         ];
         Self { relay: dialler.address().authority(), proxy: dialler.proxy(), from }
+    }
+
+    /// One of several.
+    #[cfg(test)]
+    pub(super) fn of_tests(n: u8) -> Self {
+        let from = [Some(Ipv4Addr::new(10, 0, 0, n).into()), None];
+        Self { relay: "relay.test:443".into(), proxy: None, from }
     }
 }
 
@@ -329,44 +341,40 @@ impl Memory {
 mod tests {
     use super::*;
 
-    fn network(n: u8) -> Network {
-        Network {
-            relay: "relay.test:443".into(),
-            proxy: None,
-            from: [Some(Ipv4Addr::new(10, 0, 0, n).into()), None],
-        }
-    }
-
     #[test]
     fn what_works_is_remembered_for_a_network_and_better_rungs_are_tried_again() {
         let (memory, now) = (Memory::default(), Instant::now());
-        assert_eq!(memory.known(&network(1), now), None);
-        memory.note(network(1), Rung::Http2, now, u64::MAX / 2);
+        assert_eq!(memory.known(&Network::of_tests(1), now), None);
+        memory.note(Network::of_tests(1), Rung::Http2, now, u64::MAX / 2);
         let soon = now + BETTER_AFTER.mul_f64(0.9);
-        assert_eq!(memory.known(&network(1), soon), Some(Rung::Http2));
-        assert_eq!(memory.known(&network(2), soon), None, "another network");
-        assert_eq!(memory.known(&network(1), now + BETTER_AFTER.mul_f64(1.1)), None);
+        assert_eq!(memory.known(&Network::of_tests(1), soon), Some(Rung::Http2));
+        assert_eq!(memory.known(&Network::of_tests(2), soon), None, "another network");
+        assert_eq!(memory.known(&Network::of_tests(1), now + BETTER_AFTER.mul_f64(1.1)), None);
         for (chance, at) in [(0, 0.8), (u64::MAX, 1.2)] {
-            memory.note(network(1), Rung::Pair, now, chance);
+            memory.note(Network::of_tests(1), Rung::Pair, now, chance);
             let at = now + BETTER_AFTER.mul_f64(at);
-            assert_eq!(memory.known(&network(1), at - Duration::from_secs(1)), Some(Rung::Pair));
-            assert_eq!(memory.known(&network(1), at + Duration::from_secs(1)), None);
+            assert_eq!(memory.known(&Network::of_tests(1), at - Duration::from_secs(1)), Some(Rung::Pair));
+            assert_eq!(memory.known(&Network::of_tests(1), at + Duration::from_secs(1)), None);
         }
-        memory.note(network(1), Rung::WebSocket, now, 0);
-        assert_eq!(memory.known(&network(1), now + 10 * BETTER_AFTER), Some(Rung::WebSocket), "the best");
-        memory.forget(&network(1));
-        assert_eq!(memory.known(&network(1), now), None);
+        memory.note(Network::of_tests(1), Rung::WebSocket, now, 0);
+        assert_eq!(
+            memory.known(&Network::of_tests(1), now + 10 * BETTER_AFTER),
+            Some(Rung::WebSocket),
+            "the best"
+        );
+        memory.forget(&Network::of_tests(1));
+        assert_eq!(memory.known(&Network::of_tests(1), now), None);
     }
 
     #[test]
     fn so_many_networks_and_no_more_are_remembered() {
         let (memory, now) = (Memory::default(), Instant::now());
         for n in 0..40 {
-            memory.note(network(n), Rung::Pair, now + Duration::from_secs(u64::from(n)), 0);
+            memory.note(Network::of_tests(n), Rung::Pair, now + Duration::from_secs(u64::from(n)), 0);
         }
         assert_eq!(memory.lock().len(), NETWORKS);
-        assert_eq!(memory.known(&network(39), now), Some(Rung::Pair), "the newest stay");
-        assert_eq!(memory.known(&network(0), now), None);
+        assert_eq!(memory.known(&Network::of_tests(39), now), Some(Rung::Pair), "the newest stay");
+        assert_eq!(memory.known(&Network::of_tests(0), now), None);
     }
 
     #[test]

@@ -420,8 +420,8 @@ faults! {
         "large messages are swallowed on the way", "Small messages cross in both directions, and those of more than a KiB do not: a proxy with a limit, or a path MTU that nobody tells.",
         "raise the proxy's limit for websocket messages, or let ICMP \"fragmentation needed\" through";
     ConnectionCut = "TL-DOC-010", Network, Cut, NetworkTeam,
-        "connections to the relay are cut while they are idle", "The session ended within the time for which it was left alone, and the relay did not say why.",
-        "raise the idle timeout, or the connection's longest life, at the firewall or proxy on the way";
+        "connections to the relay are cut, although keep-alives go over them", "The session ended within the time for which it was left alone but for its keep-alives, and the relay did not say why.",
+        "raise the longest life that the firewall or proxy on the way gives a connection, or an idle timeout of less than 5 s";
     KubeletUnreachable = "TL-DOC-011", Apiserver, Unavailable, ClusterAdmin,
         "kube-apiserver can't reach a kubelet", "It answers, and a request that it must pass to a node does not: logs, exec and port-forward fail too.",
         "look at the node, and at the way from kube-apiserver to port 10250 of it";
@@ -437,6 +437,9 @@ faults! {
     ProxyNeeded = "TL-DOC-015", Network, Unreachable, You,
         "a proxy is needed, and towline was given none", "The straight way to the relay fails, and a proxy that other programs here are given, or that this network offers, answers CONNECT.",
         "give towline the proxy that is named here: --proxy-https, proxy-https in the profile, or HTTPS_PROXY (at an agent also TOWLINE_AGENT_PROXY_HTTPS, in the chart proxy.https), and --proxy-credentials-file where it wants a login";
+    IdleCut = "TL-DOC-016", Network, Cut, NetworkTeam,
+        "idle connections are cut on the way to the relay", "A session on which nothing was said was cut; one with keep-alives beside it was not.",
+        "nothing, as long as keep-alives go through: they are sent every 5 s. To spare them, raise the idle timeout at the firewall or proxy on the way";
 
     // INT: bugs.
     Internal = "TL-INT-001", Client, Internal, Developers,

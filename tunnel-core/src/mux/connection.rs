@@ -265,6 +265,30 @@ impl Connection {
         self.0.endpoint().peer_goaway().cloned()
     }
 
+    /// From now on this side asks for a sign of life after so long without one while no stream is open;
+    /// while one is, after 5 s, as before. The peer must be asked to keep silent as well: KEEP_SILENT of [`crate::session::control`].
+    pub fn keep_silent(&self, silence: Duration) {
+        self.0.endpoint().keep_silent(silence);
+        self.0.output.notify_one();
+    }
+
+    /// Asks for a sign of life now: a peer that gives none is dead 5 s later.
+    pub fn check(&self) {
+        self.0.endpoint().check(now());
+        self.0.output.notify_one();
+    }
+
+    /// How long nothing has come.
+    pub fn silent_for(&self) -> Duration {
+        now().saturating_duration_since(self.0.endpoint().last_inbound())
+    }
+
+    /// The longest silence, since [`keep_silent`](Self::keep_silent) was called last, that was ended by asking for a sign of life, and that
+    /// one came after.
+    pub fn outlived(&self) -> Duration {
+        self.0.endpoint().outlived()
+    }
+
     /// Ends the connection: GOAWAY, then the carrier's own end.
     pub fn close(&self) {
         self.0.stop.cancel();

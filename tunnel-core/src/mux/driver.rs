@@ -16,7 +16,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::proto::{CloseReason, link::Violation};
+use crate::proto::{
+    CloseReason,
+    link::{DEAD_AFTER, PING_AFTER, Violation},
+};
 
 /// The least and the most that one read asks for: an idle connection holds little, a busy one reads in blocks.
 const READ_MIN: usize = 2 * 1024;
@@ -95,7 +98,7 @@ where
     let timer = Timer { changed: Notify::new(), armed: AtomicU64::new(u64::MAX), start: now() };
     let closed = {
         let reading = read(reader, machine, early, &timer);
-        let writing = write(&mut writer, &mut batch, machine);
+        let writing = write(&mut writer, &mut batch, machine, &timer);
         let ticking = tick(machine, &timer);
         tokio::select! {
             closed = reading => closed,
@@ -138,6 +141,21 @@ impl Timer {
     fn millis(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
     }
+
+    /// Something has changed: the timer may have to wake up sooner.
+    fn look(&self, machine: &impl Machine) {
+        if self.millis(machine.deadline()) < self.armed.load(Ordering::Relaxed) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// The same where something was done here: that makes a deadline sooner only where one is far off, after a silence that was asked for.
+    fn look_if_far(&self, machine: &impl Machine) {
+        let soon = self.millis(now()) + (PING_AFTER + DEAD_AFTER).as_millis() as u64;
+        if self.armed.load(Ordering::Relaxed) > soon {
+            self.look(machine);
+        }
+    }
 }
 
 async fn read<IO, M>(mut reader: ReadHalf<IO>, machine: &M, mut bytes: BytesMut, timer: &Timer) -> Closed
@@ -153,9 +171,7 @@ where
         {
             return Closed::Violation(violation);
         }
-        if timer.millis(machine.deadline()) < timer.armed.load(Ordering::Relaxed) {
-            timer.changed.notify_one();
-        }
+        timer.look(machine);
         if bytes.capacity() - bytes.len() < size / 2 {
             bytes.reserve(size);
         }
@@ -188,7 +204,12 @@ where
     }
 }
 
-async fn write<IO, M>(writer: &mut WriteHalf<IO>, batch: &mut BytesMut, machine: &M) -> io::Error
+async fn write<IO, M>(
+    writer: &mut WriteHalf<IO>,
+    batch: &mut BytesMut,
+    machine: &M,
+    timer: &Timer,
+) -> io::Error
 where
     IO: AsyncRead + AsyncWrite,
     M: Machine,
@@ -196,11 +217,14 @@ where
     loop {
         let payload = machine.fill(batch);
         if batch.is_empty() {
+            // Woken for another reason, such as a silence that was agreed on.
+            timer.look(machine);
             // An idle connection holds no buffer.
             *batch = BytesMut::new();
             machine.output().notified().await;
             continue;
         }
+        timer.look_if_far(machine);
         if let Err(error) = writer.write_all_buf(batch).await {
             return error;
         }

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::*;
@@ -216,4 +216,59 @@ async fn last_words_come_after_the_batch_that_was_half_written() {
         }
     }
     assert_eq!(data, 10_000);
+}
+
+/// Neither side says anything for as long as both were asked to keep silent; then one does, and the other answers.
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_keeps_silent_for_as_long_as_both_sides_want() {
+    let (left, right, _tasks) = pair();
+    left.keep_silent(Duration::from_secs(60));
+    right.keep_silent(Duration::from_secs(90));
+    sleep(Duration::from_secs(59)).await;
+    assert!(left.silent_for() >= Duration::from_secs(59), "{:?}", left.silent_for());
+    assert!(right.silent_for() >= Duration::from_secs(59), "{:?}", right.silent_for());
+    sleep(Duration::from_secs(2)).await;
+    assert!(left.silent_for() < Duration::from_secs(2), "the PING was answered");
+    assert_eq!(left.outlived().as_secs(), 60);
+    assert!(left.is_open() && right.is_open());
+    // Shorter, while a PING is still due later.
+    left.keep_silent(Duration::from_secs(1));
+    sleep(Duration::from_secs(10)).await;
+    assert!(left.silent_for() <= Duration::from_secs(1), "{:?}", left.silent_for());
+}
+
+/// A connection may be dead for as long as it was to be silent; a stream that begins there is to know within seconds.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_begins_on_a_silent_connection_finds_a_dead_peer_in_five_seconds() {
+    let (near, _far) = duplex(64 * 1024);
+    let (connection, driver) = Connection::new(near, BytesMut::new(), config(Side::Dialler));
+    let driving = tokio::spawn(driver.run());
+    connection.keep_silent(Duration::from_secs(240));
+    sleep(Duration::from_secs(100)).await;
+    assert!(connection.is_open());
+    let begun = tokio::time::Instant::now();
+    let _stream = connection.open(request()).unwrap();
+    assert!(matches!(driving.await.unwrap(), Closed::Violation(_)));
+    assert!(begun.elapsed() <= Duration::from_secs(6), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_connection_that_is_asked_for_a_sign_of_life_is_dead_or_not_in_five_seconds() {
+    let (left, right, _tasks) = pair();
+    left.keep_silent(Duration::from_secs(240));
+    right.keep_silent(Duration::from_secs(240));
+    sleep(Duration::from_secs(100)).await;
+    left.check();
+    sleep(Duration::from_secs(6)).await;
+    assert!(left.is_open() && left.silent_for() <= Duration::from_secs(6));
+
+    let (near, _far) = duplex(64 * 1024);
+    let (dead, driver) = Connection::new(near, BytesMut::new(), config(Side::Dialler));
+    let driving = tokio::spawn(driver.run());
+    dead.keep_silent(Duration::from_secs(240));
+    sleep(Duration::from_secs(100)).await;
+    let begun = tokio::time::Instant::now();
+    dead.check();
+    assert!(matches!(driving.await.unwrap(), Closed::Violation(_)));
+    assert!(begun.elapsed() <= Duration::from_secs(6), "{:?}", begun.elapsed());
 }

@@ -402,6 +402,17 @@ impl<R: Clone> Leg<R> {
         self.link.last_inbound()
     }
 
+    /// From now on this side asks for a sign of life after so long without one while no stream is open. While
+    /// one is, it is after 5 s, as before.
+    pub fn keep_silent(&mut self, silence: Duration) {
+        self.link.keep_silent(silence);
+    }
+
+    /// Asks for a sign of life now: a peer that gives none is dead 5 s later.
+    pub fn check(&mut self, now: Instant) {
+        self.link.check(now);
+    }
+
     /// Queues a CONTROL message; false where too many wait.
     pub fn control(&mut self, payload: Bytes) -> bool {
         self.link.control(payload)

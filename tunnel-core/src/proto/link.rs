@@ -16,6 +16,9 @@ use super::{
 
 /// A PING goes out after this long without inbound bytes (jittered by up to a quarter, so that a fleet's don't align).
 pub const PING_AFTER: Duration = Duration::from_secs(5);
+/// The longest silence that a peer may ask for while no stream is open. A NAT must allow more (RFC 5382: 2 h 4 min), load balancers of clouds
+/// forget after 4 to 6 minutes, and a dead peer holds its place for so long.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(300);
 /// A peer is dead after this long with neither inbound bytes nor outbound progress, counted from the PING.
 pub const DEAD_AFTER: Duration = Duration::from_secs(5);
 /// CONTROL messages that may wait in either direction.
@@ -65,7 +68,12 @@ pub struct Link {
     goaway_sent: Option<CloseReason>,
     control: VecDeque<Bytes>,
     dirty: VecDeque<StreamId>,
-    ping_after: Duration,
+    /// Of a quarter of the silence before a PING, how many 255ths are left out.
+    jitter: u8,
+    /// The silence before a PING while no stream is open; never longer than [`PING_AFTER`] while one is.
+    silence: Duration,
+    /// The longest silence that a PING ended and an answer came after.
+    outlived: Duration,
     last_inbound: Instant,
     /// How long bytes were waited for, in all.
     waited: Duration,
@@ -86,7 +94,9 @@ impl Link {
             goaway_sent: None,
             control: VecDeque::new(),
             dirty: VecDeque::new(),
-            ping_after: PING_AFTER - PING_AFTER / 4 * u32::from(jitter) / 255,
+            jitter,
+            silence: PING_AFTER,
+            outlived: Duration::ZERO,
             last_inbound: now,
             waited: Duration::ZERO,
             brought: 0,
@@ -97,8 +107,30 @@ impl Link {
         }
     }
 
+    /// From now on a PING goes out after this long without inbound bytes while no stream is open.
+    pub fn keep_silent(&mut self, silence: Duration) {
+        self.silence = silence;
+        self.outlived = Duration::ZERO;
+    }
+
+    /// The longest silence since it was last asked for one that a PING ended, and that the connection outlived.
+    pub fn outlived(&self) -> Duration {
+        self.outlived
+    }
+
+    /// Asks for a sign of life now, if none is waited for already.
+    pub fn check(&mut self, now: Instant) {
+        if self.pinged.is_none() {
+            self.pinged = Some(now);
+            self.ping_waits = true;
+        }
+    }
+
     /// Bytes came that were `waited` for since the last ones came, or all the time since.
     pub fn inbound(&mut self, now: Instant, waited: Option<Duration>) {
+        if let Some(pinged) = self.pinged {
+            self.outlived = self.outlived.max(pinged.saturating_duration_since(self.last_inbound));
+        }
         self.waited += waited.unwrap_or_else(|| now.saturating_duration_since(self.last_inbound));
         self.last_inbound = now;
         self.pinged = None;
@@ -124,11 +156,14 @@ impl Link {
         self.last_progress = now;
     }
 
-    /// When [`Link::tick`] must be called next.
-    pub fn deadline(&self) -> Instant {
+    /// When [`Link::tick`] must be called next; `busy` while there are streams, for which a dead peer must be found soon.
+    pub fn deadline(&self, busy: bool) -> Instant {
         match self.pinged {
             Some(at) => at.max(self.last_progress) + DEAD_AFTER,
-            None => self.last_inbound + self.ping_after,
+            None => {
+                let silence = if busy { self.silence.min(PING_AFTER) } else { self.silence };
+                self.last_inbound + silence - silence / 4 * u32::from(self.jitter) / 255
+            }
         }
     }
 
@@ -136,15 +171,14 @@ impl Link {
     ///
     /// # Errors
     /// If the peer gave no sign of life for too long.
-    pub fn tick(&mut self, now: Instant) -> Result<(), Violation> {
-        if now < self.deadline() {
+    pub fn tick(&mut self, now: Instant, busy: bool) -> Result<(), Violation> {
+        if now < self.deadline(busy) {
             return Ok(());
         }
         if self.pinged.is_some() {
             return Err(Violation::new(CloseReason::PeerDead, "no answer to PING"));
         }
-        self.pinged = Some(now);
-        self.ping_waits = true;
+        self.check(now);
         Ok(())
     }
 
@@ -223,24 +257,63 @@ mod tests {
     fn a_silent_peer_is_pinged_and_then_dead_within_ten_seconds() {
         let start = Instant::now();
         let mut link = Link::new(start, 0);
-        assert_eq!(link.deadline(), start + PING_AFTER);
-        link.tick(start + PING_AFTER).unwrap();
+        assert_eq!(link.deadline(true), start + PING_AFTER);
+        link.tick(start + PING_AFTER, true).unwrap();
         assert!(link.has_output());
         let dead = start + PING_AFTER + DEAD_AFTER;
-        assert_eq!(link.deadline(), dead);
-        assert_eq!(link.tick(dead).unwrap_err().reason, CloseReason::PeerDead);
+        assert_eq!(link.deadline(true), dead);
+        assert_eq!(link.tick(dead, true).unwrap_err().reason, CloseReason::PeerDead);
         assert!(dead - start <= Duration::from_secs(10));
+    }
+
+    #[test]
+    fn silence_is_as_long_as_was_asked_for_until_a_stream_begins() {
+        let start = Instant::now();
+        let mut link = Link::new(start, 0);
+        link.keep_silent(Duration::from_secs(60));
+        assert_eq!(link.deadline(false), start + Duration::from_secs(60));
+        link.tick(start + Duration::from_secs(59), false).unwrap();
+        assert!(!link.has_output());
+        // A stream began: whether somebody is there is asked at once, and known in five seconds.
+        let begun = start + Duration::from_secs(30);
+        assert!(link.deadline(true) < begun);
+        link.tick(begun, true).unwrap();
+        assert!(link.has_output());
+        assert_eq!(link.deadline(true), begun + DEAD_AFTER);
+        assert_eq!(link.outlived(), Duration::ZERO, "not answered yet");
+        link.inbound(begun + Duration::from_secs(1), None);
+        assert_eq!(link.outlived(), Duration::from_secs(30));
+        // What comes by itself proves nothing about silence.
+        link.inbound(begun + Duration::from_secs(50), None);
+        assert_eq!(link.outlived(), Duration::from_secs(30));
+        let next = begun + Duration::from_secs(50);
+        assert_eq!(link.deadline(true), next + PING_AFTER);
+        link.keep_silent(Duration::from_secs(2));
+        assert_eq!(link.deadline(true), next + Duration::from_secs(2), "shorter is so with streams as well");
+    }
+
+    #[test]
+    fn a_sign_of_life_can_be_asked_for_at_any_time() {
+        let start = Instant::now();
+        let mut link = Link::new(start, 0);
+        link.keep_silent(Duration::from_secs(60));
+        let asked = start + Duration::from_secs(10);
+        link.check(asked);
+        link.check(asked + Duration::from_secs(1));
+        assert!(link.has_output());
+        assert_eq!(link.deadline(false), asked + DEAD_AFTER);
+        assert_eq!(link.tick(asked + DEAD_AFTER, false).unwrap_err().reason, CloseReason::PeerDead);
     }
 
     #[test]
     fn a_peer_behind_bulk_is_not_mistaken_for_dead() {
         let start = Instant::now();
         let mut link = Link::new(start, 0);
-        link.tick(start + PING_AFTER).unwrap();
+        link.tick(start + PING_AFTER, true).unwrap();
         link.progress(start + PING_AFTER + DEAD_AFTER / 2);
-        link.tick(start + PING_AFTER + DEAD_AFTER).unwrap();
+        link.tick(start + PING_AFTER + DEAD_AFTER, true).unwrap();
         link.inbound(start + PING_AFTER + DEAD_AFTER, None);
-        assert_eq!(link.deadline(), start + PING_AFTER + DEAD_AFTER + PING_AFTER);
+        assert_eq!(link.deadline(true), start + PING_AFTER + DEAD_AFTER + PING_AFTER);
     }
 
     #[test]

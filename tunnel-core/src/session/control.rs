@@ -3,6 +3,8 @@
 //! `kind: u8`, `id: u32` (the answer repeats the question's), tagged fields. Questions that a person asks by a command are
 //! [`Control::Ask`], whatever they are about: see [`super::question`].
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::{
@@ -15,6 +17,7 @@ use crate::{
     proto::{
         CloseReason,
         fields::{FieldError, FieldWriter, Fields},
+        link::LONGEST_SILENCE,
         reason::{MAX_DETAIL, bounded_detail},
     },
 };
@@ -56,6 +59,11 @@ pub enum Control {
         /// Its channel.
         channel: ChannelId,
     },
+    /// Agent or client: while no stream is open here I keep silent for so long, and then ask for a sign of life myself. Not answered.
+    KeepSilent {
+        /// At most [`LONGEST_SILENCE`].
+        silence: Duration,
+    },
     /// Relay: no.
     Failed {
         /// Why.
@@ -90,6 +98,7 @@ const ASK: u8 = 6;
 const ANSWER: u8 = 7;
 const BESIDE: u8 = 8;
 const GONE: u8 = 9;
+const KEEP_SILENT: u8 = 10;
 
 impl Control {
     /// The payload of a CONTROL frame.
@@ -120,6 +129,10 @@ impl Control {
                 fields.put_u64(1, channel.0);
                 GONE
             }
+            Self::KeepSilent { silence } => {
+                fields.put_u64(1, u64::try_from(silence.as_millis()).unwrap_or(u64::MAX));
+                KEEP_SILENT
+            }
             Self::Failed { reason, detail } => {
                 fields.put(1, &reason.code().to_be_bytes()).put(2, bounded_detail(detail).as_bytes());
                 FAILED
@@ -147,7 +160,7 @@ impl Control {
         let (head, body) = bytes.split_first_chunk::<5>().ok_or(MessageError::Length(bytes.len()))?;
         let id = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
         let known: &[u16] = match head[0] {
-            RESOLVE | RENEW | RENEWED | BESIDE | GONE => &[1],
+            RESOLVE | RENEW | RENEWED | BESIDE | GONE | KEEP_SILENT => &[1],
             FAILED => &[1, 2],
             RESOLVED | ASK => &[1, 2, 3],
             ANSWER => &[2, 3],
@@ -173,6 +186,10 @@ impl Control {
             }
             BESIDE => Self::Beside { channel: ChannelId(fields.need_u64(1)?) },
             GONE => Self::Gone { channel: ChannelId(fields.need_u64(1)?) },
+            KEEP_SILENT => match Duration::from_millis(fields.need_u64(1)?) {
+                silence if silence <= LONGEST_SILENCE => Self::KeepSilent { silence },
+                _ => return Err(FieldError::Value(1).into()),
+            },
             FAILED => Self::Failed {
                 reason: CloseReason::from_code(u16::from_be_bytes(fields.need_array(1)?)),
                 detail: fields.need_text(2, MAX_DETAIL)?.to_owned(),
@@ -214,6 +231,8 @@ mod tests {
             Control::Renewed { certificate: vec![1, 2, 3] },
             Control::Beside { channel: ChannelId(0x0102_0304_0506_0708) },
             Control::Gone { channel: ChannelId(u64::MAX) },
+            Control::KeepSilent { silence: Duration::from_millis(37_500) },
+            Control::KeepSilent { silence: LONGEST_SILENCE },
             Control::Failed { reason: CloseReason::ClusterUnknown, detail: "no".into() },
             Control::Ask { topic: Topic::AUDIT, cursor: Bytes::new(), body: Bytes::from_static(b"{}") },
             Control::Answer { cursor: Bytes::from_static(b"7"), body: Bytes::from_static(b"[]") },
@@ -225,6 +244,8 @@ mod tests {
         assert_eq!(Control::decode(&long.encode(1)), Err(FieldError::Value(3).into()));
         let longest = Control::Answer { cursor: vec![1; MAX_CURSOR].into(), body: vec![1; MAX_BODY].into() };
         assert!(longest.encode(1).len() <= crate::proto::frame::MAX_PAYLOAD, "it fits into one frame");
+        let too_long = Control::KeepSilent { silence: LONGEST_SILENCE + Duration::from_millis(1) };
+        assert_eq!(Control::decode(&too_long.encode(1)), Err(FieldError::Value(1).into()));
         assert_eq!(Control::decode(b"abc"), Err(MessageError::Length(3)));
         assert_eq!(Control::decode(&[99, 0, 0, 0, 1]), Err(MessageError::Type(99)));
     }

@@ -99,7 +99,7 @@ impl<S: Signal> Endpoint<S> {
 
     /// When [`Endpoint::tick`] must be called next.
     pub fn deadline(&self) -> Instant {
-        let link = self.link.deadline();
+        let link = self.link.deadline(!self.streams.is_empty());
         self.received_due.map_or(link, |due| due.min(link))
     }
 
@@ -118,6 +118,6 @@ impl<S: Signal> Endpoint<S> {
                 }
             }
         }
-        self.link.tick(now)
+        self.link.tick(now, !self.streams.is_empty())
     }
 }

@@ -94,7 +94,7 @@ impl<R: Clone> Leg<R> {
 
     /// When [`Leg::tick`] must be called next.
     pub fn deadline(&self) -> Instant {
-        self.link.deadline()
+        self.link.deadline(!self.streams.is_empty())
     }
 
     /// Does what time asks for.
@@ -102,6 +102,6 @@ impl<R: Clone> Leg<R> {
     /// # Errors
     /// If the peer is dead: the connection must be closed.
     pub fn tick(&mut self, now: Instant) -> Result<(), Violation> {
-        self.link.tick(now)
+        self.link.tick(now, !self.streams.is_empty())
     }
 }
