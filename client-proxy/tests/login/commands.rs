@@ -252,8 +252,45 @@ async fn a_github_job_has_two_tokens_by_two_requests() {
     assert_eq!(asked[0].authorization.as_deref(), Some("Bearer canary-job"));
     assert!(asked[0].target.contains("api=2&audience=towline-relay"), "{asked:?}");
     assert!(!said.err.contains("canary") && !said.out.contains("canary"));
+    // A GitHub of one's own, whose authority the profile names.
+    let ca = home.0.path().join("ca.pem");
+    profile(&home, &format!("flow = 'github'\nca-file = '{}'\n", ca.display()));
+    let mut own = towline(&home, &["whoami", "--profile", "work", "-o", "json"]);
+    own.env("ACTIONS_ID_TOKEN_REQUEST_URL", format!("{}/job?api=2", idp.url()))
+        .env("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "canary-job");
+    let said = run(own).await;
+    assert_eq!(said.code, Some(0), "{said:?}");
     let without = run(towline(&home, &["whoami", "--profile", "work"])).await;
     assert!(without.err.contains("TL-LGN-010") && without.code == Some(12), "{without:?}");
+}
+
+/// A provider that has but one client for both: the flag, or the profile, says so.
+#[tokio::test]
+async fn one_audience_is_taken_where_somebody_says_so() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    profile(&home, &home.table(&idp.url(), "client-id = 'shared'"));
+    grants(&idp);
+    let refused = run(towline(&home, &["login", "--profile", "work", "--no-browser"])).await;
+    assert!(refused.code == Some(2) && refused.err.contains("--allow-shared-audience"), "{refused:?}");
+    let login = ["login", "--profile", "work", "--no-browser", "--allow-shared-audience"];
+    let mut child = towline(&home, &login).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    soon("the login", async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            let Ok(url) = line.trim().parse::<url::Url>() else { continue };
+            let second = come_back(&url, "").await.location.unwrap();
+            come_back(&second, "").await;
+        }
+    })
+    .await;
+    let ended = soon("the end", child.wait_with_output()).await.unwrap();
+    assert!(ended.status.success(), "{ended:?}");
+    let who = run(towline(&home, &["whoami", "--profile", "work", "-o", "json"])).await;
+    let read: Value = serde_json::from_str(&who.out).unwrap_or_else(|_| panic!("{who:?}"));
+    assert_eq!(read["identities"][1]["audiences"], json!(["shared"]));
+    let out = run(towline(&home, &["logout", "--profile", "work"])).await;
+    assert!(out.code == Some(0) && out.out.contains("cluster: logged out"), "{out:?}");
 }
 
 #[tokio::test]
