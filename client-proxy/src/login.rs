@@ -20,6 +20,7 @@ mod secret_tool;
 mod session;
 mod settings;
 mod store;
+mod uses;
 mod who;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use prompt::Prompt;
 pub use session::{Session, interactive, log_out};
 pub use settings::{Flow, LoginTable, Settings};
 pub use store::{Keep, Store};
+pub(crate) use uses::finish;
 pub use who::Who;
 
 use crate::token::{Issue, Purpose};

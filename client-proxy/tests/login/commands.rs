@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     CLIENTS, Home,
-    scripted::{Asked, Reply, Scripted, claims, sign},
+    scripted::{Asked, Reply, Scripted, claims, granted, sign},
     sessions::{come_back, grants, parameter},
     soon,
 };
@@ -291,6 +291,80 @@ async fn one_audience_is_taken_where_somebody_says_so() {
     assert_eq!(read["identities"][1]["audiences"], json!(["shared"]));
     let out = run(towline(&home, &["logout", "--profile", "work"])).await;
     assert!(out.code == Some(0) && out.out.contains("cluster: logged out"), "{out:?}");
+}
+
+/// A short command begins while its token is due: it may be over before the provider has answered, and the successor of the refresh
+/// token is kept all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_command_that_ends_during_a_renewal_does_not_lose_the_login() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    let settings = home.settings(&idp.url(), CLIENTS);
+    grants(&idp);
+    crate::sessions::log_in(&settings, &home.store()).await;
+    // Three quarters of its life are over.
+    let file = home.0.path().join("state/logins/p.relay.json");
+    let mut kept: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let mut due = idp.claims("towline-relay");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    (due["iat"], due["exp"]) = (json!(now - 3000), json!(now + 600));
+    kept["secrets"]["token"] = json!(idp.sign(&due));
+    std::fs::write(&file, kept.to_string()).unwrap();
+    // The relay hangs up once the provider has been asked, and the provider answers once the command has said so.
+    let (asked, mut is_asked) = tokio::sync::mpsc::unbounded_channel();
+    let (answer, answers) = std::sync::mpsc::channel::<()>();
+    let id = idp.sign(&idp.claims("towline-relay"));
+    idp.on("/token", move |_| {
+        let _test_is_over = asked.send(());
+        let late = || answers.recv_timeout(Duration::from_secs(4));
+        let _answered = tokio::task::block_in_place(late);
+        granted(&id, "canary-successor")
+    });
+    let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let folder = home.0.path().join(".config/towline");
+    std::fs::create_dir_all(&folder).unwrap();
+    let text = format!(
+        "relay = 'https://{}'\nrelay-key = '{}'\nstate-dir = '{}'\ncluster-token-file = 'cluster-token'\n[login]\n{}",
+        relay.local_addr().unwrap(),
+        "a".repeat(52),
+        home.0.path().join("state").display(),
+        home.table(&idp.url(), CLIENTS),
+    );
+    std::fs::write(folder.join("p.toml"), text).unwrap();
+    std::fs::write(folder.join("cluster-token"), idp.sign(&idp.claims("towline-cluster"))).unwrap();
+    let mut child = towline(&home, &["list", "--profile", "p"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let hung_up = async {
+        let held = relay.accept().await.unwrap();
+        is_asked.recv().await.unwrap();
+        drop((held, relay));
+    };
+    soon("the relay", hung_up).await;
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let said = soon("the command", async {
+        loop {
+            let line = lines.next_line().await.unwrap().expect("it says what went wrong");
+            if line.contains("[TL-") {
+                return line;
+            }
+        }
+    })
+    .await;
+    answer.send(()).unwrap();
+    let mut said = said;
+    soon("the last words", async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            said += &line;
+        }
+    })
+    .await;
+    let status = soon("the end", child.wait()).await.unwrap();
+    assert_ne!(status.code(), Some(0), "{said}");
+    let kept: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(kept["secrets"]["refresh"], "canary-successor", "{said}");
 }
 
 #[tokio::test]
