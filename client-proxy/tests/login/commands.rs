@@ -311,11 +311,11 @@ async fn a_command_that_ends_during_a_renewal_does_not_lose_the_login() {
     kept["secrets"]["token"] = json!(idp.sign(&due));
     std::fs::write(&file, kept.to_string()).unwrap();
     // The relay hangs up once the provider has been asked, and the provider answers once the command has said so.
-    let (asked, mut is_asked) = tokio::sync::mpsc::unbounded_channel();
+    let (asked, mut is_asked) = tokio::sync::mpsc::channel(1);
     let (answer, answers) = std::sync::mpsc::channel::<()>();
     let id = idp.sign(&idp.claims("towline-relay"));
     idp.on("/token", move |_| {
-        let _test_is_over = asked.send(());
+        let _test_is_over = asked.try_send(());
         let late = || answers.recv_timeout(Duration::from_secs(4));
         let _answered = tokio::task::block_in_place(late);
         granted(&id, "canary-successor")
