@@ -48,7 +48,9 @@ pub enum VerifyError {
     #[error("the token names {name}, which is reserved", name = quoted(.0))]
     Reserved(String),
     /// It is an application's own token, and this application is not let in.
-    #[error("the token is an application's own, and application {0} is not allowed (`apps` of the --entra-config)")]
+    #[error(
+        "the token is an application's own, and application {0} is not allowed (`apps` of the --entra-config)"
+    )]
     AppToken(String),
     /// A proof of possession that proves nothing, or is missing.
     #[error("the proof of possession {0}")]
