@@ -125,7 +125,10 @@ impl Cli {
             Command::Dev(arguments) => dev::execute(arguments).await,
             Command::Completion(arguments) => completion::execute(&arguments),
         };
-        done.unwrap_or_else(|report| fail(&report))
+        let code = done.unwrap_or_else(|report| fail(&report));
+        // A refresh token that is being renewed just now is not to be lost.
+        crate::login::finish().await;
+        code
     }
 }
 

@@ -20,6 +20,7 @@ mod secret_tool;
 mod session;
 mod settings;
 mod store;
+mod uses;
 mod who;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use prompt::Prompt;
 pub use session::{Session, interactive, log_out};
 pub use settings::{Flow, LoginTable, Settings};
 pub use store::{Keep, Store};
+pub(crate) use uses::finish;
 pub use who::Who;
 
 use crate::token::{Issue, Purpose};
@@ -45,7 +47,7 @@ pub fn issuer(settings: &Settings, purpose: Purpose, store: &Store) -> Result<Ar
     Ok(match settings.flow {
         Flow::Browser | Flow::Device => Arc::new(Session::new(settings, purpose, store.clone())),
         Flow::ClientCredentials => Arc::new(machine::ClientCredentials::new(settings, registration)),
-        Flow::Github => Arc::new(ci::Github::new(registration, &settings.egress)?),
+        Flow::Github => Arc::new(ci::Github::new(registration, &settings.roots, &settings.egress)?),
         Flow::Gitlab => Arc::new(ci::Gitlab::new(registration)),
         Flow::Az => Arc::new(command::Az::new(settings.tenant.clone(), registration)),
         Flow::Exec => Arc::new(command::Exec::new(registration)),

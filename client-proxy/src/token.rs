@@ -139,6 +139,11 @@ impl Token {
         self.expires.and_then(|end| end.checked_add(SKEW)).is_some_and(|end| now > end)
     }
 
+    /// Whether its end has come, by this clock.
+    pub fn has_ended(&self, now: SystemTime) -> bool {
+        self.expires.is_some_and(|end| now >= end)
+    }
+
     /// Why two tokens are not two: an audience that both have, or one text.
     pub fn not_apart(&self, other: &Self) -> Option<String> {
         let shared = self.shared_audience(other).map(|audience| format!("for audience {audience}"));

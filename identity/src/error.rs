@@ -36,7 +36,7 @@ pub enum VerifyError {
     #[error("the token's {0} {1}")]
     Claim(&'static str, &'static str),
     /// A required claim is missing or has another value.
-    #[error("the token lacks the required claim {0:?}")]
+    #[error("the token does not have the required claim {0:?}, or another value in it")]
     Required(String),
     /// A configured rule does not hold: its own message.
     #[error("the token breaks a rule: {0}")]
@@ -48,7 +48,9 @@ pub enum VerifyError {
     #[error("the token names {name}, which is reserved", name = quoted(.0))]
     Reserved(String),
     /// It is an application's own token, and this application is not let in.
-    #[error("the token is an application's own, and application {0} is not allowed")]
+    #[error(
+        "the token is an application's own, and application {0} is not allowed (`apps` of the --entra-config)"
+    )]
     AppToken(String),
     /// A proof of possession that proves nothing, or is missing.
     #[error("the proof of possession {0}")]

@@ -212,8 +212,7 @@ impl Reach {
         if profile.login.is_none() {
             return Ok(None);
         }
-        let mut settings = profile.login(egress)?;
-        settings.shared_audience |= self.at.allow_shared_audience;
+        let settings = profile.login(egress, self.at.allow_shared_audience)?;
         let store = Store::open(state_dir)?;
         login::issuer(&settings, purpose, &store).map(TokenFrom::Issuer).map(Some)
     }

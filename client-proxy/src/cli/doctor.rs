@@ -175,7 +175,7 @@ fn config(subject: &Subject, profile: &Profile, relay_key: &str) -> Value {
         "relayToken": place(&subject.relay_token),
         "clusterToken": place(&subject.cluster_token),
         "proxy": subject.network.way.as_ref().map(|way| way.name(&subject.network.relay)),
-        "issuer": profile.login(&subject.network.egress).ok().map(|settings| settings.issuer().to_owned()),
+        "issuer": profile.login(&subject.network.egress, true).ok().map(|settings| settings.issuer().to_owned()),
         "clusters": clusters,
         "kubeconfig": subject.kubeconfig.as_ref().map(Location::files),
         "port": subject.port,
@@ -200,7 +200,7 @@ pub(super) async fn list_endpoints(arguments: EndpointsArguments) -> Result<Exit
     let missing = || Report::new(Fault::ConfigInvalid, "missing, here and in the profile: --relay");
     let relay = RelayAddress::parse(&relay.ok_or_else(missing)?)?;
     let egress = profile.egress(&arguments.proxies)?;
-    let issuers = match profile.login.as_ref().map(|_| profile.login(&egress)).transpose()? {
+    let issuers = match profile.login.as_ref().map(|_| profile.login(&egress, true)).transpose()? {
         None => Vec::new(),
         Some(settings) if settings.issuer().is_empty() => Vec::new(),
         Some(settings) => settings.urls().await.unwrap_or_else(|report| {

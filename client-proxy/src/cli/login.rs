@@ -92,8 +92,8 @@ impl Whose {
 /// Logs in; Ctrl-C gives it up.
 pub(super) async fn login(arguments: LoginArguments) -> Result<ExitCode, Report> {
     let (profile, store) = arguments.whose.open()?;
-    let mut settings = profile.login(&profile.egress(&arguments.whose.proxies)?)?;
-    settings.shared_audience |= arguments.allow_shared_audience;
+    let egress = profile.egress(&arguments.whose.proxies)?;
+    let mut settings = profile.login(&egress, arguments.allow_shared_audience)?;
     if arguments.device && settings.flow == Flow::Browser {
         settings.flow = Flow::Device;
     }
@@ -152,7 +152,8 @@ fn tell(prompt: &Prompt, no_browser: bool) {
 /// Forgets the login, here and at the provider.
 pub(super) async fn logout(arguments: Whose) -> Result<ExitCode, Report> {
     let (profile, store) = arguments.open()?;
-    let settings = profile.login(&profile.egress(&arguments.proxies)?)?;
+    // Whatever audiences it has: it is to go.
+    let settings = profile.login(&profile.egress(&arguments.proxies)?, true)?;
     if !settings.is_interactive() {
         say("nothing is kept of this profile's tokens");
         return Ok(ExitCode::SUCCESS);
@@ -249,7 +250,7 @@ async fn look(profile: &Profile, egress: &Egress, purpose: Purpose, store: &Stor
     };
     match file {
         Some(path) => of_file(path, purpose),
-        None if profile.login.is_some() => Who::look(&profile.login(egress)?, purpose, store).await,
+        None if profile.login.is_some() => Who::look(&profile.login(egress, true)?, purpose, store).await,
         None => Err(Report::new(
             Fault::ConfigInvalid,
             format!("profile {} has neither [login] nor a {}-token-file", profile.name, purpose.word()),

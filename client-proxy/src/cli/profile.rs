@@ -114,14 +114,15 @@ impl Profile {
         Ok(profile)
     }
 
-    /// `[login]`, checked; the provider is reached this way.
+    /// `[login]`, checked; the provider is reached this way. With `shared_audience` the two tokens may have one audience, even if the
+    /// profile does not say so.
     ///
     /// # Errors
     /// If it is missing or wrong.
-    pub(super) fn login(&self, egress: &Egress) -> Result<Settings, Report> {
+    pub(super) fn login(&self, egress: &Egress, shared_audience: bool) -> Result<Settings, Report> {
         let missing = || Report::new(Fault::ConfigInvalid, format!("profile {} has no [login]", self.name));
         let login = self.login.as_ref().ok_or_else(missing)?;
-        let mut settings = login.settings(&self.name, self.allow_shared_audience)?;
+        let mut settings = login.settings(&self.name, shared_audience || self.allow_shared_audience)?;
         settings.egress = egress.clone();
         Ok(settings)
     }
@@ -318,7 +319,7 @@ mod tests {
                     [login.relay]\nclient-id = \"r\"\n[login.cluster]\nclient-id = \"c\"\n";
         fs::write(&path, text).unwrap();
         let mut profile = Profile::load(Some(&path)).unwrap();
-        profile.login(&Egress::direct()).unwrap();
+        profile.login(&Egress::direct(), false).unwrap();
         let files: Vec<_> = profile.login.as_mut().unwrap().files().filter_map(|file| file.clone()).collect();
         assert_eq!(files, [folder.path().join("t")]);
     }

@@ -19,6 +19,7 @@ use super::{
     provider::{Provider, wrong},
     settings::{Flow, Registration, Settings},
     store::{KeptLogin, Store},
+    uses,
 };
 use crate::token::{Issue, Purpose, Token, at, due};
 
@@ -191,6 +192,7 @@ impl Inner {
             return Err(ended("the provider refused to renew it".to_owned()));
         }
         let provider = Provider::discover(&self.settings).await?;
+        let _use = uses::begin().await;
         let renewed = oauth::refresh(&provider, self.of(), &refresh, now).await;
         let renewed = renewed.inspect_err(|report| {
             if report.fault == Fault::LoginEnded {
@@ -246,8 +248,8 @@ impl Issue for Session {
     fn issue(&self, now: SystemTime) -> Pending<'_, Result<Token, Report>> {
         let inner = Arc::clone(&self.0);
         Box::pin(async move {
-            // Not to be broken off between a refresh token's use and the keeping of its successor: whoever waits may go. It bounds
-            // its own time (a lock, a few questions).
+            // Not to be broken off between a refresh token's use and the keeping of its successor: whoever waits may go, and the
+            // program's end waits for it (`uses`). It bounds its own time (a lock, a few questions).
             let renewed = tokio::spawn(async move { inner.renew(now).await }).await;
             renewed.map_err(|error| Report::caused_by(Fault::Internal, "a task ended early", error))?
         })

@@ -212,7 +212,8 @@ impl LoginTable {
         if talks && !shared_audience && !apart(&relay, &cluster) {
             faults.push(
                 "login.relay and login.cluster ask for one and the same audience: give each a client-id, scopes, resource or audience \
-                 of its own"
+                 of its own; where there is but one, --allow-shared-audience (in the profile, before [login]: allow-shared-audience = \
+                 true) lets the relay be you on every cluster that takes the token"
                     .to_owned(),
             );
         }

@@ -71,12 +71,17 @@ pub(super) struct Fresh {
 impl Fresh {
     /// Begins with what is kept, or has a token issued.
     pub(super) async fn start(issuer: Arc<dyn Issue>, clock: Clock) -> Result<Self, Report> {
-        let token = match issuer.kept(clock.now()).await? {
-            Some(token) => token,
-            None => issuer.issue(clock.now()).await?,
+        let (token, trouble) = match issuer.kept(clock.now()).await? {
+            // It only serves for a clock that runs ahead: where a newer one is to be had, nobody is to refuse this one first.
+            Some(token) if token.has_ended(clock.now()) => match issuer.issue(clock.now()).await {
+                Ok(newer) => (newer, None),
+                Err(report) => (token, Some(report)),
+            },
+            Some(token) => (token, None),
+            None => (issuer.issue(clock.now()).await?, None),
         };
         let due = due(&token, clock.now(), backoff::random());
-        let last = Arc::new(Mutex::new(Last { token, trouble: None }));
+        let last = Arc::new(Mutex::new(Last { token, trouble }));
         let renewing = renew(Arc::clone(&issuer), Arc::clone(&last), clock, due);
         Ok(Self { last, issuer, _renewed: AbortOnDropHandle::new(tokio::spawn(renewing)) })
     }
@@ -172,6 +177,7 @@ mod tests {
         /// In seconds.
         life: AtomicU64,
         fault: Mutex<Option<Report>>,
+        kept: Option<Token>,
     }
 
     impl Scripted {
@@ -189,6 +195,10 @@ mod tests {
     }
 
     impl Issue for Scripted {
+        fn kept(&self, _now: SystemTime) -> Pending<'_, Result<Option<Token>, Report>> {
+            Box::pin(std::future::ready(Ok(self.kept.clone())))
+        }
+
         fn issue(&self, now: SystemTime) -> Pending<'_, Result<Token, Report>> {
             let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
             let failed = self.fault.lock().unwrap().clone();
@@ -252,6 +262,23 @@ mod tests {
         let _fresh = Fresh::start(issuer.clone(), clock()).await.unwrap();
         sleep(Duration::from_secs(60)).await;
         assert!(issuer.asked() <= 14, "{}", issuer.asked());
+    }
+
+    /// Between its end and what is allowed for clocks a token may be refused anywhere.
+    #[tokio::test(start_paused = true)]
+    async fn a_kept_token_whose_end_has_come_is_renewed_before_it_is_used() {
+        let clock = clock();
+        let ended = token(7, clock.now() - Duration::from_secs(HOUR), HOUR);
+        let with_kept =
+            || Arc::new(Scripted { life: HOUR.into(), kept: Some(ended.clone()), ..Scripted::default() });
+        let fresh = Fresh::start(with_kept(), clock.clone()).await.unwrap();
+        assert_eq!(fresh.token().claims()["n"].as_u64(), Some(1));
+        // Nobody to ask: it serves while it may.
+        let away = with_kept();
+        away.fail(Some(Fault::IdpUnreachable.into()));
+        let fresh = Fresh::start(away, clock.clone()).await.unwrap();
+        assert_eq!(fresh.token().claims()["n"].as_u64(), Some(7));
+        assert_eq!(fresh.trouble().unwrap().fault, Fault::IdpUnreachable);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     CLIENTS, Home,
-    scripted::{Asked, Reply, Scripted, claims, sign},
+    scripted::{Asked, Reply, Scripted, claims, granted, sign},
     sessions::{come_back, grants, parameter},
     soon,
 };
@@ -252,8 +252,119 @@ async fn a_github_job_has_two_tokens_by_two_requests() {
     assert_eq!(asked[0].authorization.as_deref(), Some("Bearer canary-job"));
     assert!(asked[0].target.contains("api=2&audience=towline-relay"), "{asked:?}");
     assert!(!said.err.contains("canary") && !said.out.contains("canary"));
+    // A GitHub of one's own, whose authority the profile names.
+    let ca = home.0.path().join("ca.pem");
+    profile(&home, &format!("flow = 'github'\nca-file = '{}'\n", ca.display()));
+    let mut own = towline(&home, &["whoami", "--profile", "work", "-o", "json"]);
+    own.env("ACTIONS_ID_TOKEN_REQUEST_URL", format!("{}/job?api=2", idp.url()))
+        .env("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "canary-job");
+    let said = run(own).await;
+    assert_eq!(said.code, Some(0), "{said:?}");
     let without = run(towline(&home, &["whoami", "--profile", "work"])).await;
     assert!(without.err.contains("TL-LGN-010") && without.code == Some(12), "{without:?}");
+}
+
+/// A provider that has but one client for both: the flag, or the profile, says so.
+#[tokio::test]
+async fn one_audience_is_taken_where_somebody_says_so() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    profile(&home, &home.table(&idp.url(), "client-id = 'shared'"));
+    grants(&idp);
+    let refused = run(towline(&home, &["login", "--profile", "work", "--no-browser"])).await;
+    assert!(refused.code == Some(2) && refused.err.contains("--allow-shared-audience"), "{refused:?}");
+    let login = ["login", "--profile", "work", "--no-browser", "--allow-shared-audience"];
+    let mut child = towline(&home, &login).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    soon("the login", async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            let Ok(url) = line.trim().parse::<url::Url>() else { continue };
+            let second = come_back(&url, "").await.location.unwrap();
+            come_back(&second, "").await;
+        }
+    })
+    .await;
+    let ended = soon("the end", child.wait_with_output()).await.unwrap();
+    assert!(ended.status.success(), "{ended:?}");
+    let who = run(towline(&home, &["whoami", "--profile", "work", "-o", "json"])).await;
+    let read: Value = serde_json::from_str(&who.out).unwrap_or_else(|_| panic!("{who:?}"));
+    assert_eq!(read["identities"][1]["audiences"], json!(["shared"]));
+    let out = run(towline(&home, &["logout", "--profile", "work"])).await;
+    assert!(out.code == Some(0) && out.out.contains("cluster: logged out"), "{out:?}");
+}
+
+/// A short command begins while its token is due: it may be over before the provider has answered, and the successor of the refresh
+/// token is kept all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_command_that_ends_during_a_renewal_does_not_lose_the_login() {
+    let idp = Scripted::start().await;
+    let home = Home::new(&idp.ca_pem);
+    let settings = home.settings(&idp.url(), CLIENTS);
+    grants(&idp);
+    crate::sessions::log_in(&settings, &home.store()).await;
+    // Three quarters of its life are over.
+    let file = home.0.path().join("state/logins/p.relay.json");
+    let mut kept: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let mut due = idp.claims("towline-relay");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    (due["iat"], due["exp"]) = (json!(now - 3000), json!(now + 600));
+    kept["secrets"]["token"] = json!(idp.sign(&due));
+    std::fs::write(&file, kept.to_string()).unwrap();
+    // The relay hangs up once the provider has been asked, and the provider answers once the command has said so.
+    let (asked, mut is_asked) = tokio::sync::mpsc::channel(1);
+    let (answer, answers) = std::sync::mpsc::channel::<()>();
+    let id = idp.sign(&idp.claims("towline-relay"));
+    idp.on("/token", move |_| {
+        let _test_is_over = asked.try_send(());
+        let late = || answers.recv_timeout(Duration::from_secs(4));
+        let _answered = tokio::task::block_in_place(late);
+        granted(&id, "canary-successor")
+    });
+    let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let folder = home.0.path().join(".config/towline");
+    std::fs::create_dir_all(&folder).unwrap();
+    let text = format!(
+        "relay = 'https://{}'\nrelay-key = '{}'\nstate-dir = '{}'\ncluster-token-file = 'cluster-token'\n[login]\n{}",
+        relay.local_addr().unwrap(),
+        "a".repeat(52),
+        home.0.path().join("state").display(),
+        home.table(&idp.url(), CLIENTS),
+    );
+    std::fs::write(folder.join("p.toml"), text).unwrap();
+    std::fs::write(folder.join("cluster-token"), idp.sign(&idp.claims("towline-cluster"))).unwrap();
+    let mut child = towline(&home, &["list", "--profile", "p"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let hung_up = async {
+        let held = relay.accept().await.unwrap();
+        is_asked.recv().await.unwrap();
+        drop((held, relay));
+    };
+    soon("the relay", hung_up).await;
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let said = soon("the command", async {
+        loop {
+            let line = lines.next_line().await.unwrap().expect("it says what went wrong");
+            if line.contains("[TL-") {
+                return line;
+            }
+        }
+    })
+    .await;
+    answer.send(()).unwrap();
+    let mut said = said;
+    soon("the last words", async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            said += &line;
+        }
+    })
+    .await;
+    let status = soon("the end", child.wait()).await.unwrap();
+    assert_ne!(status.code(), Some(0), "{said}");
+    let kept: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(kept["secrets"]["refresh"], "canary-successor", "{said}");
 }
 
 #[tokio::test]
