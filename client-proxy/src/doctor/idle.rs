@@ -36,8 +36,9 @@ pub(super) async fn look(
         Ok(begun) => begun,
         // The relay may be gone, and the first session with it.
         Err(report) => {
-            return told(left(&session.connection, idle).await)
-                .unwrap_or_else(|| Verdict::failed(report, "a second session beside the first, which stands"));
+            return told(left(&session.connection, idle).await).unwrap_or_else(|| {
+                Verdict::failed(report, "a second session beside the first, which stands")
+            });
         }
     };
     // The relay may ask later than this; what ends first is what is looked for.

@@ -192,7 +192,30 @@ fn agent(stage: &Stage, route: &Route, what: &str) -> Command {
     command
 }
 
+/// A doctor on a client's way that also leaves sessions alone for a minute, and writes JSON.
+pub(super) fn deep_look(stage: &Stage, tokens: &Tokens, route: &Route, folder: &Path) -> Command {
+    let mut command = client_command(stage, tokens, route, folder, &["doctor", "--deep", "--output", "json"]);
+    command.args(["--port", "0"]);
+    command
+}
+
+/// What such a look found of sessions that are left alone: a code where it warned, and what was seen.
+///
+/// # Errors
+/// If it failed, or looked at none.
+pub(super) fn found_of_idleness(said: &str) -> anyhow::Result<(Option<String>, String)> {
+    let found: Value = serde_json::from_str(said).with_context(|| format!("doctor says {said}"))?;
+    let idle = found["findings"].as_array().into_iter().flatten().find(|found| found["step"] == "idle");
+    let idle = idle.with_context(|| format!("doctor says nothing of idle sessions: {found}"))?;
+    ensure!(matches!(idle["status"].as_str(), Some("ok" | "warning")), "doctor on idle sessions: {idle}");
+    Ok((idle["code"].as_str().map(str::to_owned), idle["seen"].as_str().unwrap_or_default().to_owned()))
+}
+
 fn client(stage: &Stage, tokens: &Tokens, route: &Route, folder: &Path) -> Command {
+    client_command(stage, tokens, route, folder, &["proxy", "--port", "0", "--cluster", &stage.cluster_id])
+}
+
+fn client_command(stage: &Stage, tokens: &Tokens, route: &Route, folder: &Path, what: &[&str]) -> Command {
     let mut flags = stage.client_flags(tokens);
     replace(&mut flags, "--relay", route.relay.as_str());
     if let Some(ca) = &route.ca {
@@ -200,7 +223,8 @@ fn client(stage: &Stage, tokens: &Tokens, route: &Route, folder: &Path) -> Comma
     }
     let mut command = route.command(&stage.programs.client);
     command
-        .args(["proxy", "--log", "info", "--port", "0", "--cluster", &stage.cluster_id])
+        .args(what)
+        .args(["--log", "info"])
         .args(flags)
         .args(&route.flags)
         .arg("--kubeconfig")

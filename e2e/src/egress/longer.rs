@@ -11,7 +11,9 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::Passage;
+use towline_tunnel::fault::Fault;
+
+use super::{Passage, ends};
 use crate::{
     case::run_within,
     process::{Process, pause},
@@ -19,6 +21,8 @@ use crate::{
 
 /// Longer than proxies and routers of this table bear.
 const IDLE: Duration = Duration::from_secs(45);
+/// An idle minute, and what comes before it.
+const LOOKED_WITHIN: Duration = Duration::from_secs(150);
 /// Of the quick run, and of the long one.
 const COPIED: [u64; 2] = [100_000_000, 1_000_000_000];
 /// The long one is at most as fast as the way lets it: see `rows`.
@@ -26,11 +30,16 @@ const COPIED_WITHIN: Duration = Duration::from_secs(1200);
 const TYPED_EACH: Duration = Duration::from_millis(250);
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// An `exec` in which nothing is said for a while, and then something; no session was begun anew meanwhile.
+/// An `exec` in which nothing is said for a while, and then something; no session was begun anew meanwhile. And `towline doctor --deep`
+/// beside it says that a session without keep-alives would have been cut.
 ///
 /// # Errors
-/// If it is cut, or a session was.
+/// If it is cut, or a session was; or if doctor sees nothing.
 pub(super) fn idle(passage: Passage<'_>, folder: &Path) -> anyhow::Result<String> {
+    let doctor = folder.join("doctor");
+    std::fs::create_dir_all(&doctor)?;
+    let look = ends::deep_look(passage.scene.stage, &passage.scene.tokens, &passage.route, &doctor);
+    let looking = thread::spawn(move || run_within(look, LOOKED_WITHIN));
     let before = (passage.agent.sessions(), passage.client.sessions());
     let mut shell = Shell::open(&passage, folder)?;
     shell.says("before")?;
@@ -39,7 +48,10 @@ pub(super) fn idle(passage: Passage<'_>, folder: &Path) -> anyhow::Result<String
     shell.close()?;
     let after = (passage.agent.sessions(), passage.client.sessions());
     ensure!(before == after, "sessions were begun anew: {before:?}, {after:?}");
-    Ok(format!("{} s idle, and not cut", IDLE.as_secs()))
+    let Ok(looked) = looking.join() else { bail!("nobody looked") };
+    let (code, seen) = ends::found_of_idleness(&looked?.stdout)?;
+    ensure!(code.as_deref() == Some(Fault::IdleCut.code()), "doctor --deep: {seen}");
+    Ok(format!("{} s idle, and not cut; doctor --deep: {}", IDLE.as_secs(), Fault::IdleCut.code()))
 }
 
 /// A copy into the pod and an `exec` that types, while connections are cut: the same hash, and no line lost or said twice.
