@@ -45,7 +45,7 @@ pub fn issuer(settings: &Settings, purpose: Purpose, store: &Store) -> Result<Ar
     Ok(match settings.flow {
         Flow::Browser | Flow::Device => Arc::new(Session::new(settings, purpose, store.clone())),
         Flow::ClientCredentials => Arc::new(machine::ClientCredentials::new(settings, registration)),
-        Flow::Github => Arc::new(ci::Github::new(registration, &settings.egress)?),
+        Flow::Github => Arc::new(ci::Github::new(registration, &settings.roots, &settings.egress)?),
         Flow::Gitlab => Arc::new(ci::Gitlab::new(registration)),
         Flow::Az => Arc::new(command::Az::new(settings.tenant.clone(), registration)),
         Flow::Exec => Arc::new(command::Exec::new(registration)),

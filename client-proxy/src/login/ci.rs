@@ -43,7 +43,8 @@ struct Answer {
 }
 
 impl Github {
-    pub(super) fn new(of: Registration, egress: &Egress) -> Result<Self, Report> {
+    /// `roots` are those of GitHub Enterprise Server, where it has its own.
+    pub(super) fn new(of: Registration, roots: &Roots, egress: &Egress) -> Result<Self, Report> {
         let variable = |name: &str| {
             let value = env::var(name).ok().filter(|value| !value.is_empty());
             value.ok_or_else(|| missing(format!("{name} is not set")))
@@ -51,7 +52,7 @@ impl Github {
         let [url, with] = GITHUB_VARIABLES;
         let url = variable(url)?;
         let with = Secret::new(variable(with)?);
-        Self::at(of, &url, with, Http::new(&Roots::System, egress)?)
+        Self::at(of, &url, with, Http::new(roots, egress)?)
     }
 
     fn at(of: Registration, url: &str, with: Secret, http: Http) -> Result<Self, Report> {
