@@ -39,6 +39,8 @@ const SHARED: &str = "shared";
 const RELAY_RESOURCE: &str = "https://relay.example";
 /// See [`RELAY_RESOURCE`].
 const CLUSTER_RESOURCE: &str = "https://cluster.example";
+/// The same for a cluster's token that lives for 15 s.
+const BRIEF_RESOURCE: &str = "https://brief-cluster.example";
 /// The clients whose tokens live for 15 s, and so their audiences.
 const BRIEF: [&str; 2] = ["brief-relay", "brief-cluster"];
 /// No token counts longer, at the agent.
@@ -76,6 +78,13 @@ const QUICK: &[Planned] = &[
     ("login-browser", "authorisation code with PKCE, one visit of a browser", logins::browser),
     ("login-device", "two codes, entered elsewhere", logins::device),
     ("login-client-credentials", "a machine's secret, two requests", logins::client_credentials),
+    ("login-certificate", "an assertion that a certificate's key signs, two requests", logins::certificate),
+    (
+        "login-federated-env",
+        "another issuer's token as Azure workload identity injects it, in place of a secret",
+        logins::workload_identity,
+    ),
+    ("login-github", "two tokens that a job asks for by its runner's URL", logins::github),
     ("login-exec", "a client.authentication.k8s.io/v1 plugin", logins::exec),
     ("login-az", "a command that answers as the Azure CLI does", logins::az),
     ("login-gitlab", "tokens in two variables of a job", logins::gitlab),
@@ -96,6 +105,11 @@ const QUICK: &[Planned] = &[
 
 /// Rows that wait for an end.
 const SLOW: &[Planned] = &[
+    (
+        "login-federated-file",
+        "another issuer's token in a file, which is replaced while a proxy runs",
+        logins::federated_file,
+    ),
     ("end-expired", "exec and a watch, whose token ends and has no successor", endings::expired),
     ("end-renewed", "the same with a login, of tokens that live for 15 s", endings::renewed),
     ("end-max-token-age", "the same with --max-token-age, before the token's own end", endings::too_old),
@@ -155,8 +169,8 @@ pub fn run(
     only: Option<&str>,
     mut told: impl FnMut(&Row),
 ) -> anyhow::Result<Vec<Row>> {
-    let provider = Provider::start()?;
     let issuer = runtime.block_on(DevIssuer::start(0)).context("the issuer can't be started")?;
+    let provider = Provider::start(&issuer)?;
     let trusted = [
         (provider.url.clone(), provider.ca_pem.clone(), "idp:"),
         (issuer.url(), issuer.ca_pem().to_owned(), "dev:"),
@@ -180,6 +194,9 @@ pub fn run(
         "idp:bob",
         "idp:brief",
         "idp:robot",
+        logins::CERTIFIED,
+        logins::FEDERATED,
+        logins::JOB,
         "dev:alice",
         "dev:carol",
         "dev:dora",
@@ -257,7 +274,7 @@ fn trust(folder: &Path, issuers: &[(String, String, &str)], issuer: &DevIssuer) 
     };
     let mut trust = Trust {
         relay: file("relay.yaml", &[RELAY_AUDIENCE, SHARED, BRIEF[0], RELAY_RESOURCE])?,
-        agent: file("agent.yaml", &[CLUSTER_AUDIENCE, SHARED, BRIEF[1], CLUSTER_RESOURCE])?,
+        agent: file("agent.yaml", &[CLUSTER_AUDIENCE, SHARED, BRIEF[1], CLUSTER_RESOURCE, BRIEF_RESOURCE])?,
     };
     trust.agent.extend(asked(folder, issuer)?);
     for (url, ..) in issuers {
@@ -309,7 +326,14 @@ fn allow(cluster: &Cluster) -> anyhow::Result<()> {
     };
     let entra = entra::subjects();
     let entra: Vec<(&str, &str)> = entra.iter().map(|(kind, name)| (*kind, name.as_str())).collect();
-    let subjects = [("Group", "idp:people"), ("User", "idp:robot"), ("Group", "dev:people")];
+    let subjects = [
+        ("Group", "idp:people"),
+        ("User", "idp:robot"),
+        ("User", logins::CERTIFIED),
+        ("User", logins::FEDERATED),
+        ("User", logins::JOB),
+        ("Group", "dev:people"),
+    ];
     let subjects = subjects.iter().chain(&entra);
     let subjects: Vec<String> = subjects.map(|(kind, name)| subject(kind, name)).collect();
     let binding = format!(
