@@ -99,7 +99,9 @@ const QUICK: &[Planned] = &[
     ("token-impersonated", "a verified token, impersonated with its groups", modes::impersonated),
     ("token-service-account", "a service account's token, passed on", modes::service_account),
     ("token-shared-audience", "one audience for both, only where that is allowed", modes::shared_audience),
-    ("role-denied", "each layer that denies: relay, RBAC, role, ceiling", rights::denied),
+    ("role-denied", "each layer that denies: relay, RBAC, role", rights::denied),
+    ("role-admin", "what an admin may and may not do", rights::admin),
+    ("role-cluster-admin", "what a cluster-admin may do", rights::cluster_admin),
     ("role-tree", "a role on a group of clusters, and one on another", rights::tree),
 ];
 
@@ -130,6 +132,7 @@ const SLOW: &[Planned] = &[
     ("end-revoked-own", "the same, revoked by the person; a new token", rights::revoked_own),
 ];
 
+const CEILING: &str = "role-ceiling";
 const VIA_RELAY: &str = "token-issuer-via-relay";
 const PASS_THROUGH: &str = "token-pass-through";
 const AUDIT: &str = "audit-join";
@@ -151,7 +154,7 @@ pub fn is_asked_for(only: Option<&str>) -> bool {
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
-    QUICK.iter().chain(SLOW).map(|(name, ..)| *name).chain([VIA_RELAY, PASS_THROUGH])
+    QUICK.iter().chain(SLOW).map(|(name, ..)| *name).chain([CEILING, VIA_RELAY, PASS_THROUGH])
 }
 
 fn is_chosen(name: &str, only: Option<&str>) -> bool {
@@ -242,6 +245,13 @@ pub fn run(
             let audit_join::Joined { events, requests, channels } = joined;
             Ok(format!("{events} events of {requests} requests on {channels} channels, all of them"))
         }));
+    }
+    if is_chosen(CEILING, only) {
+        done(row(
+            CEILING,
+            "a cluster-admin at agents with each lower --max-relay-role, and with none",
+            || rights::ceiling(&mut stage, &provider, runtime, &namespace, (&organisation, &entra)),
+        ));
     }
     if is_chosen(VIA_RELAY, only) {
         done(row(VIA_RELAY, "an agent that has its keys through the relay alone", || {
