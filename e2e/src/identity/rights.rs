@@ -59,7 +59,8 @@ impl Organisation {
         let at = flags.iter().position(|flag| flag == CEILING_FLAG).context("it has no ceiling")?;
         match ceiling {
             Some(ceiling) => ceiling.name().clone_into(flags.get_mut(at + 1).context("it has no value")?),
-            None => drop(flags.drain(at..at + 2)),
+            // The organisation's key behind it means nothing then.
+            None => drop(flags.drain(at..at + 4)),
         }
         Ok(())
     }
