@@ -42,6 +42,9 @@ const STREAM: u32 = 1;
 /// Header fields as they are sent, pseudo-headers first.
 type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// What is changed in a sound request, in words and fields, and what must come of it.
+type Change<'a> = (&'a str, &'a [(&'a str, &'a str)], Expected);
+
 /// What came of a request.
 #[derive(Debug)]
 enum Came {
@@ -109,7 +112,7 @@ fn rows() -> Vec<(String, Fields, Expected)> {
     let acting = |status, fault| Expected::Refused(status, fault);
     let (denied, malformed) = (acting(403, Fault::ActingDenied), acting(400, Fault::ActingMalformed));
     let origin = Expected::Refused(403, Fault::LocalOriginRefused);
-    let all: [(&str, &[(&str, &str)], Expected); 28] = [
+    let all: [Change<'_>; 28] = [
         ("T1", &[("impersonate-user", "carol")], denied),
         ("T1 twice", &[("impersonate-user", "carol"), ("impersonate-user", "dave")], malformed),
         ("T1 a group alone", &[("impersonate-group", "dev")], malformed),
