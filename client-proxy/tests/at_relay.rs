@@ -40,6 +40,7 @@ use towline_tunnel::{
     ids::ClusterId,
     keys::SigningKey,
     mux::LineSettings,
+    role::{parse_key, print_key},
     session::question::{ClusterItem, Topic},
 };
 
@@ -359,4 +360,161 @@ async fn somebody_revokes_their_own_sessions() {
         matches!(report.fault, Fault::SessionRevoked | Fault::CarrierLost | Fault::RelayDraining),
         "{report}"
     );
+}
+
+/// An organisation's key, a profile that names its provider and pins `edge-7`, and a relay that trusts the key.
+struct Organisation {
+    key: String,
+    profile: String,
+    cluster: ClusterId,
+}
+
+impl Organisation {
+    async fn found(bench: &Bench) -> Self {
+        let cluster = bench.cluster("edge-7", 1).await;
+        let text = |name: &str| bench.path(name).display().to_string();
+        let (key, profile) = (text("organisation.pem"), text("profile.toml"));
+        let made = said(bench.towline(&["role", "key", "new", "--out", &key])).await;
+        assert_eq!(made.code, Some(0), "{}", made.err);
+        let public = parse_key(made.out.trim()).unwrap();
+        assert_eq!(bench.relay.registry().trust_key(&public, SystemTime::now()).await.unwrap(), Some(true));
+        let login = format!(
+            "[login]\nissuer = '{}'\nrelay.client-id = 'r'\ncluster.client-id = 'c'\n",
+            bench.issuer.url()
+        );
+        std::fs::write(&profile, format!("{login}[clusters]\nedge-7 = '{cluster}'\n")).unwrap();
+        Self { key, profile, cluster }
+    }
+
+    /// `towline role`, as this person.
+    async fn role(&self, bench: &Bench, user: &str, arguments: &[&str]) -> Said {
+        bench.run(user, &[&["role"], arguments, &["--profile", &self.profile]].concat()).await
+    }
+
+    /// The same with the organisation's key.
+    async fn sign(&self, bench: &Bench, user: &str, arguments: &[&str]) -> Said {
+        self.role(bench, user, &[arguments, &["--key", &self.key]].concat()).await
+    }
+}
+
+#[tokio::test]
+async fn a_role_is_given_by_a_users_subject_listed_explained_and_taken_back() {
+    let bench = Bench::new().await;
+    let organisation = Organisation::found(&bench).await;
+    let (principal, cluster) = (format!("{}#ada", bench.issuer.url()), organisation.cluster);
+    let explained = async |user: &str, more: &[&str]| {
+        let said = organisation.role(&bench, user, &[&["explain"], more].concat()).await;
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        said.out
+    };
+    let listed = async |user: &str, more: &[&str]| {
+        let said = organisation.role(&bench, user, &[&["list", "-o", "json"], more].concat()).await;
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        serde_json::from_str::<Vec<Value>>(&said.out).unwrap()
+    };
+    let before = explained("ada", &[]).await;
+    assert!(before.starts_with(&format!("{principal} on cluster {cluster}\n")), "{before}");
+    assert!(before.contains("role: none"), "{before}");
+    assert!(listed("ada", &[]).await.is_empty());
+
+    // Whoever signs needs no role of their own; the key is what counts.
+    let assign = ["assign", "--user", "ada", "--role", "writer", "--scope", "cluster:edge-7"];
+    let given = organisation.sign(&bench, "olga", &assign).await;
+    assert_eq!(given.code, Some(0), "{}", given.err);
+    let id = given.out.trim().strip_suffix(" (stored)").unwrap_or_else(|| panic!("{}", given.out));
+
+    let table = organisation.role(&bench, "ada", &["list"]).await;
+    let line = table.out.lines().nth(1).unwrap_or_else(|| panic!("{}{}", table.out, table.err));
+    for word in [id, &principal, "writer", &format!("cluster:{cluster} (edge-7)"), "never"] {
+        assert!(line.contains(word), "{word}: {line}");
+    }
+    assert_eq!(listed("ada", &["--user", "ada"]).await.len(), 1);
+    assert_eq!(listed("ada", &["--cluster", "edge-7", "--role", "writer"]).await.len(), 1);
+    for other in [&["--user", "bob"][..], &["--role", "viewer"], &["--group", "staff"]] {
+        assert!(listed("ada", other).await.is_empty(), "{other:?}");
+    }
+    let own = explained("ada", &[]).await;
+    assert!(own.contains(&format!("{id}: principal {principal} at cluster:{cluster} gives writer")), "{own}");
+    assert!(own.contains(&format!("role: writer (by {id}")), "{own}");
+    let capped = explained("ada", &["--cluster", "edge-7", "--max-relay-role", "viewer"]).await;
+    assert!(capped.contains("role: viewer") && capped.contains("lowered from writer"), "{capped}");
+
+    // Of others only an auditor hears.
+    assert!(listed("bob", &[]).await.is_empty());
+    let hidden = organisation.role(&bench, "bob", &["list", "--all"]).await;
+    assert!(hidden.code == Some(13) && hidden.err.contains("TL-REL-014"), "{}", hidden.err);
+    assert!(explained("bob", &["--user", "ada"]).await.contains("role: none"));
+    bench.duty("carol", Duty::Auditor).await;
+    assert_eq!(listed("carol", &["--all", "--user", "ada"]).await.len(), 1);
+    assert!(explained("carol", &["--user", "ada"]).await.contains("role: writer"));
+    assert!(explained("carol", &["--user", "bob"]).await.contains("role: none"));
+    let other = print_key(&SigningKey::generate().public());
+    let unbelieved = explained("carol", &["--user", "ada", "--public-key", &other]).await;
+    assert!(unbelieved.contains("role: none"), "what another key signed is left out: {unbelieved}");
+
+    let removed = organisation.sign(&bench, "olga", &["remove", id]).await;
+    assert!(removed.code == Some(0) && removed.out.trim() == "removed", "{}{}", removed.out, removed.err);
+    assert!(explained("ada", &[]).await.contains("role: none"));
+    let again = organisation.sign(&bench, "olga", &["remove", id]).await;
+    let code = Fault::RoleDocumentUnknown.code();
+    assert!(again.code != Some(0) && again.err.contains(code) && again.err.contains(id), "{}", again.err);
+}
+
+#[tokio::test]
+async fn a_role_that_means_nobody_nowhere_or_is_not_the_organisations_is_refused_and_nothing_is_stored() {
+    let bench = Bench::new().await;
+    let organisation = Organisation::found(&bench).await;
+    let with = |user, role, scope| ["assign", "--user", user, "--role", role, "--scope", scope];
+    let everywhere = with("ada", "writer", "organisation");
+    for (arguments, words) in [
+        (&with("", "writer", "organisation")[..], "it is blank"),
+        (&with(" ada", "writer", "organisation"), "white space around it"),
+        (&with("ada", "owner", "organisation"), "not a role"),
+        (&with("ada", "operator", "organisation"), "not a role"),
+        (&with("ada", "writer", "cluster:nowhere"), "has no cluster \"nowhere\" in [clusters]"),
+        (&with("ada", "writer", "cluster:"), "--scope"),
+        (&with("ada", "writer", "group:eu//x"), "--scope"),
+        (&with("ada", "writer", "galaxy"), "--scope"),
+        (&[&everywhere[..], &["--group", "staff"]].concat(), "cannot be used with"),
+        (&[&everywhere[..], &["--principal", "https://idp#bob"]].concat(), "cannot be used with"),
+        (&[&everywhere[..], &["--expires-in", "soon"]].concat(), "--expires-in"),
+        (&["remove", "not-an-id"], "not-an-id"),
+        (&["explain", "--user", ""], "it is blank"),
+        (&["explain", "--user", "ada", "--principal", "https://idp#ada"], "cannot be used with"),
+        (&["explain", "--cluster", "nowhere"], "has no cluster \"nowhere\" in [clusters]"),
+        (&["explain", "--max-relay-role", "owner"], "not a role"),
+        (&["list", "--user", "ada", "--group", "staff"], "cannot be used with"),
+        (&["list", "--cluster", "nowhere"], "has no cluster \"nowhere\" in [clusters]"),
+        (&["list", "--role", "owner"], "not a role"),
+    ] {
+        let refused = match arguments[0] {
+            "assign" | "remove" => organisation.sign(&bench, "ada", arguments).await,
+            _ => organisation.role(&bench, "ada", arguments).await,
+        };
+        assert!(refused.code == Some(2) && refused.err.contains(words), "{arguments:?}: {}", refused.err);
+        assert_eq!(refused.out, "", "{arguments:?}");
+    }
+
+    // Without a provider in the profile a subject alone means nobody.
+    let bare = bench.path("bare.toml").display().to_string();
+    std::fs::write(&bare, "").unwrap();
+    let cluster = organisation.cluster.to_string();
+    let explain = ["explain", "--user", "ada", "--cluster", &cluster];
+    for command in [&everywhere[..], &explain, &["list", "--user", "ada"]] {
+        let signing = ["--key", &organisation.key];
+        let signing = if command[0] == "assign" { &signing[..] } else { &[] };
+        let nobody = bench.run("ada", &[&["role"], command, signing, &["--profile", &bare]].concat()).await;
+        assert!(nobody.code == Some(2) && nobody.err.contains("issuer"), "{command:?}: {}", nobody.err);
+    }
+
+    // Signed by somebody else.
+    let other = bench.path("other.pem").display().to_string();
+    assert_eq!(said(bench.towline(&["role", "key", "new", "--out", &other])).await.code, Some(0));
+    let forged = organisation.role(&bench, "ada", &[&everywhere[..], &["--key", &other]].concat()).await;
+    let code = Fault::RoleDocumentRefused.code();
+    assert!(forged.code != Some(0) && forged.err.contains(code), "{}", forged.err);
+
+    bench.duty("carol", Duty::Auditor).await;
+    let all = organisation.role(&bench, "carol", &["list", "--all", "-o", "json"]).await;
+    assert_eq!((all.code, all.out.trim()), (Some(0), "[]"), "{}", all.err);
 }

@@ -39,6 +39,8 @@ const SHARED: &str = "shared";
 const RELAY_RESOURCE: &str = "https://relay.example";
 /// See [`RELAY_RESOURCE`].
 const CLUSTER_RESOURCE: &str = "https://cluster.example";
+/// The same for a cluster's token that lives for 15 s.
+const BRIEF_RESOURCE: &str = "https://brief-cluster.example";
 /// The clients whose tokens live for 15 s, and so their audiences.
 const BRIEF: [&str; 2] = ["brief-relay", "brief-cluster"];
 /// No token counts longer, at the agent.
@@ -76,6 +78,13 @@ const QUICK: &[Planned] = &[
     ("login-browser", "authorisation code with PKCE, one visit of a browser", logins::browser),
     ("login-device", "two codes, entered elsewhere", logins::device),
     ("login-client-credentials", "a machine's secret, two requests", logins::client_credentials),
+    ("login-certificate", "an assertion that a certificate's key signs, two requests", logins::certificate),
+    (
+        "login-federated-env",
+        "another issuer's token as Azure workload identity injects it, in place of a secret",
+        logins::workload_identity,
+    ),
+    ("login-github", "two tokens that a job asks for by its runner's URL", logins::github),
     ("login-exec", "a client.authentication.k8s.io/v1 plugin", logins::exec),
     ("login-az", "a command that answers as the Azure CLI does", logins::az),
     ("login-gitlab", "tokens in two variables of a job", logins::gitlab),
@@ -90,12 +99,19 @@ const QUICK: &[Planned] = &[
     ("token-impersonated", "a verified token, impersonated with its groups", modes::impersonated),
     ("token-service-account", "a service account's token, passed on", modes::service_account),
     ("token-shared-audience", "one audience for both, only where that is allowed", modes::shared_audience),
-    ("role-denied", "each layer that denies: relay, RBAC, role, ceiling", rights::denied),
+    ("role-denied", "each layer that denies: relay, RBAC, role", rights::denied),
+    ("role-admin", "what an admin may and may not do", rights::admin),
+    ("role-cluster-admin", "what a cluster-admin may do", rights::cluster_admin),
     ("role-tree", "a role on a group of clusters, and one on another", rights::tree),
 ];
 
 /// Rows that wait for an end.
 const SLOW: &[Planned] = &[
+    (
+        "login-federated-file",
+        "another issuer's token in a file, which is replaced while a proxy runs",
+        logins::federated_file,
+    ),
     ("end-expired", "exec and a watch, whose token ends and has no successor", endings::expired),
     ("end-renewed", "the same with a login, of tokens that live for 15 s", endings::renewed),
     ("end-max-token-age", "the same with --max-token-age, before the token's own end", endings::too_old),
@@ -116,6 +132,7 @@ const SLOW: &[Planned] = &[
     ("end-revoked-own", "the same, revoked by the person; a new token", rights::revoked_own),
 ];
 
+const CEILING: &str = "role-ceiling";
 const VIA_RELAY: &str = "token-issuer-via-relay";
 const PASS_THROUGH: &str = "token-pass-through";
 const AUDIT: &str = "audit-join";
@@ -137,7 +154,7 @@ pub fn is_asked_for(only: Option<&str>) -> bool {
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
-    QUICK.iter().chain(SLOW).map(|(name, ..)| *name).chain([VIA_RELAY, PASS_THROUGH])
+    QUICK.iter().chain(SLOW).map(|(name, ..)| *name).chain([CEILING, VIA_RELAY, PASS_THROUGH])
 }
 
 fn is_chosen(name: &str, only: Option<&str>) -> bool {
@@ -155,8 +172,8 @@ pub fn run(
     only: Option<&str>,
     mut told: impl FnMut(&Row),
 ) -> anyhow::Result<Vec<Row>> {
-    let provider = Provider::start()?;
     let issuer = runtime.block_on(DevIssuer::start(0)).context("the issuer can't be started")?;
+    let provider = Provider::start(&issuer)?;
     let trusted = [
         (provider.url.clone(), provider.ca_pem.clone(), "idp:"),
         (issuer.url(), issuer.ca_pem().to_owned(), "dev:"),
@@ -180,6 +197,9 @@ pub fn run(
         "idp:bob",
         "idp:brief",
         "idp:robot",
+        logins::CERTIFIED,
+        logins::FEDERATED,
+        logins::JOB,
         "dev:alice",
         "dev:carol",
         "dev:dora",
@@ -226,6 +246,13 @@ pub fn run(
             Ok(format!("{events} events of {requests} requests on {channels} channels, all of them"))
         }));
     }
+    if is_chosen(CEILING, only) {
+        done(row(
+            CEILING,
+            "a cluster-admin at agents with each lower --max-relay-role, and with none",
+            || rights::ceiling(&mut stage, &provider, runtime, &namespace, (&organisation, &entra)),
+        ));
+    }
     if is_chosen(VIA_RELAY, only) {
         done(row(VIA_RELAY, "an agent that has its keys through the relay alone", || {
             modes::issuer_via_relay(&mut stage, &provider, runtime, &namespace, (&organisation, &entra))
@@ -257,7 +284,7 @@ fn trust(folder: &Path, issuers: &[(String, String, &str)], issuer: &DevIssuer) 
     };
     let mut trust = Trust {
         relay: file("relay.yaml", &[RELAY_AUDIENCE, SHARED, BRIEF[0], RELAY_RESOURCE])?,
-        agent: file("agent.yaml", &[CLUSTER_AUDIENCE, SHARED, BRIEF[1], CLUSTER_RESOURCE])?,
+        agent: file("agent.yaml", &[CLUSTER_AUDIENCE, SHARED, BRIEF[1], CLUSTER_RESOURCE, BRIEF_RESOURCE])?,
     };
     trust.agent.extend(asked(folder, issuer)?);
     for (url, ..) in issuers {
@@ -309,7 +336,14 @@ fn allow(cluster: &Cluster) -> anyhow::Result<()> {
     };
     let entra = entra::subjects();
     let entra: Vec<(&str, &str)> = entra.iter().map(|(kind, name)| (*kind, name.as_str())).collect();
-    let subjects = [("Group", "idp:people"), ("User", "idp:robot"), ("Group", "dev:people")];
+    let subjects = [
+        ("Group", "idp:people"),
+        ("User", "idp:robot"),
+        ("User", logins::CERTIFIED),
+        ("User", logins::FEDERATED),
+        ("User", logins::JOB),
+        ("Group", "dev:people"),
+    ];
     let subjects = subjects.iter().chain(&entra);
     let subjects: Vec<String> = subjects.map(|(kind, name)| subject(kind, name)).collect();
     let binding = format!(

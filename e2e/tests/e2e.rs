@@ -146,6 +146,7 @@ fn of_the_stage<'a>(theatre: &'a Theatre<'a>) -> Vec<Check<'a>> {
             bad_days::can_be_followed(stage, trouble)
         }),
         theatre.check("t01_t53_kubectl_as_is_what_the_clusters_own_rules_allow", acting::as_somebody_else),
+        theatre.check("t01_t11_nothing_hostile_over_http2_reaches_the_real_apiserver", hostile::over_h2::run),
         theatre.trouble("a_second_proxy_for_a_cluster_is_refused", |trouble, stage| {
             trouble.a_second_proxy(stage)
         }),
@@ -191,7 +192,7 @@ fn of_the_cluster<'a>(theatre: &'a Theatre<'a>) -> Vec<Check<'a>> {
         theatre.check("the_agent_runs_in_a_pod_with_the_least_rights", pod::run),
         theatre.check("the_chart_installs_upgrades_and_leaves_the_cluster_its_identity", chart::run),
         theatre.beside(
-            "t01_t02_t04_t05_t06_t07_t09_t11_t13_t16_t17_t18_t19_t21_t23_t24_t45_t49_t53_nothing_hostile_reaches_the_real_apiserver",
+            "t01_t02_t04_t05_t06_t07_t09_t11_t12_t13_t16_t17_t18_t19_t21_t23_t24_t45_t49_t53_nothing_hostile_reaches_the_real_apiserver",
             || {
                 let seen = theatre.runtime.block_on(hostile::run(&theatre.cluster))?;
                 println!(

@@ -26,7 +26,7 @@ use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use entra::DevEntra;
+pub use entra::{DevCaller, DevEntra};
 
 /// What a token says.
 #[derive(Clone, Debug)]

@@ -6,6 +6,7 @@ pub mod cap;
 pub mod relay;
 
 use std::{
+    convert::Infallible,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -104,21 +105,30 @@ impl Bench {
         roles: Option<RoleSettings>,
         verifier: impl FnOnce(&DevIssuer, &TempDir) -> Verifier,
     ) -> Self {
-        Self::towards(cap, None, access, roles, verifier).await
+        let made = Self::towards(cap, None, access, roles, |issuer, folder| {
+            Ok::<_, Infallible>(verifier(issuer, folder))
+        });
+        match made.await {
+            Ok(bench) => bench,
+            Err(never) => match never {},
+        }
     }
 
     /// With the kube-apiserver that a kubeconfig leads to, in place of its stand-in.
-    pub async fn towards(
+    ///
+    /// # Errors
+    /// The verifier's.
+    pub async fn towards<E>(
         cap: Cap,
         kubeconfig: Option<PathBuf>,
         access: Access,
         roles: Option<RoleSettings>,
-        verifier: impl FnOnce(&DevIssuer, &TempDir) -> Verifier,
-    ) -> Self {
+        verifier: impl FnOnce(&DevIssuer, &TempDir) -> Result<Verifier, E>,
+    ) -> Result<Self, E> {
         let folder = tempfile::tempdir().unwrap();
         let issuer = DevIssuer::start(0).await.unwrap();
         let metrics = Metrics::new(Ledger::new(1 << 20));
-        let verifier = verifier(&issuer, &folder);
+        let verifier = verifier(&issuer, &folder)?;
         let path = kubeconfig.unwrap_or_else(|| cap.kubeconfig(&folder));
         let config = ApiserverConfig::Kubeconfig { path, context: None };
         let apiserver = Apiserver::new(&config, None).unwrap();
@@ -141,7 +151,7 @@ impl Bench {
         let watched = keeper.clone();
         tasks.spawn(async move { match watched.watch().await {} });
         let (mux, agent_mux, drivers) = session(&mut tasks, &acceptor, &keeper, &relay, &ending);
-        Self {
+        Ok(Self {
             folder,
             issuer,
             cap,
@@ -157,7 +167,7 @@ impl Bench {
             acceptor,
             drivers,
             tasks,
-        }
+        })
     }
 
     /// The session is lost without a word, and the agent has another one.

@@ -262,6 +262,22 @@ async fn a_github_job_has_two_tokens_by_two_requests() {
     assert_eq!(said.code, Some(0), "{said:?}");
     let without = run(towline(&home, &["whoami", "--profile", "work"])).await;
     assert!(without.err.contains("TL-LGN-010") && without.code == Some(12), "{without:?}");
+
+    // GitHub Enterprise Server with an authority of its own, which the machine does not know.
+    let asks = async |login: &str| {
+        profile(&home, login);
+        let mut command = towline(&home, &["whoami", "--profile", "work", "-o", "json"]);
+        command
+            .env("ACTIONS_ID_TOKEN_REQUEST_URL", format!("{}/job?api=2", idp.url()))
+            .env("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "canary-job");
+        run(command).await
+    };
+    let unknown = asks("flow = 'github'\n").await;
+    assert!(unknown.code != Some(0) && !unknown.err.contains("canary"), "{unknown:?}");
+    let known =
+        asks(&format!("flow = 'github'\nca-file = '{}'\n", home.0.path().join("ca.pem").display())).await;
+    let read: Value = serde_json::from_str(&known.out).unwrap_or_else(|_| panic!("{known:?}"));
+    assert_eq!(read["identities"][0]["audiences"], json!(["towline-relay"]));
 }
 
 /// A provider that has but one client for both: the flag, or the profile, says so.

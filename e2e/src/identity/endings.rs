@@ -52,6 +52,18 @@ impl Open {
         Ok(Self { proxy, exec, watch })
     }
 
+    /// Both go on, and a new command works.
+    pub(super) fn goes_on(&mut self, scene: &Scene) -> anyhow::Result<()> {
+        let counted = self.exec.log().lines().count();
+        let next = format!("count {}", counted + 1);
+        self.exec.wait_for(&[&next], BEGINS_WITHIN)?;
+        let get = ["-n", &scene.namespace, "get", "pod", "box", "-o", "name"];
+        let pod = kubectl(scene.stage, &self.proxy, &get)?;
+        ensure!(pod.ended == "exit 0", "{}", pod.stderr);
+        ensure!(self.watch.is_alive() && self.proxy.process.is_alive(), "{}", self.proxy.process.log());
+        Ok(())
+    }
+
     /// Both end, the exec not as if all were well; and the proxy names the fault. Says how long after `since`.
     pub(super) fn ended(&mut self, since: Instant, fault: Fault) -> anyhow::Result<String> {
         let left = || (ENDS_WITHIN + SLACK).saturating_sub(since.elapsed());
@@ -145,12 +157,6 @@ pub(super) fn renewed(scene: &Scene) -> anyhow::Result<String> {
         ensure!(open.watch.is_alive(), "the watch ended after {:?}: {}", begun.elapsed(), open.watch.log());
         pause(Duration::from_millis(200));
     }
-    let counted = open.exec.log().lines().count();
-    let next = format!("count {}", counted + 1);
-    open.exec.wait_for(&[&next], BEGINS_WITHIN)?;
-    let pod =
-        kubectl(scene.stage, &open.proxy, &["-n", &scene.namespace, "get", "pod", "box", "-o", "name"])?;
-    ensure!(pod.ended == "exit 0", "{}", pod.stderr);
-    ensure!(open.watch.is_alive() && open.proxy.process.is_alive(), "{}", open.proxy.process.log());
+    open.goes_on(scene)?;
     Ok(format!("both go on after {:.0} s", begun.elapsed().as_secs_f64()))
 }

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
+use towline_identity::dev::DevIssuer;
 
 use crate::process::pause;
 
@@ -29,6 +30,17 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const PAGES_WITHIN: Duration = Duration::from_secs(60);
 /// The secret of the provider's machine client, as its program has it.
 const MACHINE_SECRET: &str = "canary-secret-of-the-robot";
+/// What a job of GitHub's asks with.
+pub(super) const RUNNER_TOKEN: &str = "canary-token-of-the-runner";
+/// The workload whose tokens are a proof of the client `robot-federated`, and what they are for (as Entra has it).
+pub(super) const WORKLOAD: &str = "system:serviceaccount:ci:deployer";
+/// See [`WORKLOAD`].
+pub(super) const EXCHANGE: &str = "api://AzureADTokenExchange";
+
+/// Files of its folder.
+const CLIENT_CERTIFICATE: &str = "client.crt";
+/// See [`CLIENT_CERTIFICATE`].
+const CLIENT_KEY: &str = "client.key";
 
 /// The provider; it ends when this is dropped.
 #[derive(Debug)]
@@ -40,21 +52,33 @@ pub(super) struct Provider {
 }
 
 impl Provider {
-    /// Starts it, installed in the cache if it was not yet.
-    pub(super) fn start() -> anyhow::Result<Self> {
+    /// Starts it, installed in the cache if it was not yet. It takes tokens of `federated` for its client `robot-federated`.
+    pub(super) fn start(federated: &DevIssuer) -> anyhow::Result<Self> {
         let installed = xtask::idp::ensure()?;
         let folder = tempfile::Builder::new().prefix("towline-idp-").tempdir()?;
         let at = |name: &str| folder.path().join(name);
         let (ca_pem, certificate, key) = certificate()?;
-        for (name, text) in
-            [("ca.pem", &*ca_pem), ("tls.crt", &certificate), ("tls.key", &key), ("secret", MACHINE_SECRET)]
-        {
+        let (client_certificate, client_key) = client_certificate()?;
+        for (name, text) in [
+            ("ca.pem", &*ca_pem),
+            ("tls.crt", &certificate),
+            ("tls.key", &key),
+            ("secret", MACHINE_SECRET),
+            (CLIENT_CERTIFICATE, &client_certificate),
+            (CLIENT_KEY, &client_key),
+            ("federated-ca.pem", federated.ca_pem()),
+        ] {
             fs::write(at(name), text)?;
         }
         let child = Command::new("node")
             .arg(&installed.server)
             .args([at("tls.crt"), at("tls.key")])
             .env("IDP_LIBRARY", &installed.library)
+            .env("IDP_CLIENT_CERTIFICATE", at(CLIENT_CERTIFICATE))
+            .env("IDP_FEDERATED_ISSUER", federated.url())
+            .env("IDP_FEDERATED_SUBJECT", WORKLOAD)
+            .env("IDP_RUNNER_TOKEN", RUNNER_TOKEN)
+            .env("NODE_EXTRA_CA_CERTS", at("federated-ca.pem"))
             // It ends with its standard input.
             .stdin(Stdio::piped())
             .stdout(File::create(at("said"))?)
@@ -92,6 +116,22 @@ impl Provider {
         self.file("secret")
     }
 
+    /// The certificate of its client `robot-certificate`, and its key.
+    pub(super) fn client_certificate(&self) -> (PathBuf, PathBuf) {
+        (self.file(CLIENT_CERTIFICATE), self.file(CLIENT_KEY))
+    }
+
+    /// Where a job of GitHub's asks for its ID tokens.
+    pub(super) fn actions_url(&self) -> String {
+        format!("{}/actions/token?api-version=2.0", self.url)
+    }
+
+    /// Whether it took the federated token with this `jti`.
+    pub(super) fn took_federated(&self, jti: &str) -> anyhow::Result<bool> {
+        let said = fs::read_to_string(self.file("said"))?;
+        Ok(said.lines().any(|line| line.strip_prefix("federated ") == Some(jti)))
+    }
+
     /// A person's browser goes to this page, and through all that follow.
     pub(super) fn visit(&self, runtime: &Handle, url: &str, person: &str) -> anyhow::Result<()> {
         let mut browser = person::Browser::new(&self.ca_pem);
@@ -122,4 +162,11 @@ fn certificate() -> anyhow::Result<(String, String, String)> {
     leaf.distinguished_name.push(rcgen::DnType::CommonName, "the provider");
     let leaf = leaf.signed_by(&key, &rcgen::Issuer::from_params(&authority, &authority_key))?;
     Ok((ca, leaf.pem(), key.serialize_pem()))
+}
+
+/// A client's own certificate, which nobody signed but itself, and its RSA key, as PEM.
+fn client_certificate() -> anyhow::Result<(String, String)> {
+    let key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?;
+    let certificate = rcgen::CertificateParams::new(Vec::<String>::new())?.self_signed(&key)?;
+    Ok((certificate.pem(), key.serialize_pem()))
 }

@@ -8,9 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use towline_tunnel::fault::Fault;
+use tokio::runtime::Handle;
+use towline_identity::dev::DevEntra;
+use towline_tunnel::{fault::Fault, role::RoleName};
 
-use super::{Scene, endings::Open, home::Home, modes::with_files};
+use super::{Scene, endings::Open, home::Home, modes::with_files, provider::Provider};
 use crate::{
     bad_days::{fails_with, kubectl, until},
     case::{Outcome, run_within},
@@ -19,8 +21,10 @@ use crate::{
     table::{TOKEN_LIFETIME, apply_with},
 };
 
-/// No role counts for more at this agent.
-const CEILING: &str = "writer";
+/// No role counts for more at the agent as it is first, and the cluster knows each role's group: so it is the agent, and no
+/// binding that is missing, that caps a role where it has another ceiling.
+const CEILING: RoleName = RoleName::ClusterAdmin;
+const CEILING_FLAG: &str = "--max-relay-role";
 /// Nobody in it has anything by RBAC of the cluster.
 const STAFF: &[&str] = &["staff"];
 /// A command of ours, or kubectl's.
@@ -44,15 +48,27 @@ impl Organisation {
         new.args(["role", "key", "new", "--out"]).arg(&key);
         let public = said(new)?;
         stage.relay_command(&["role", "trust-key", &public])?;
-        let flags = ["--max-relay-role", CEILING, "--organisation-key", &public];
+        let flags = [CEILING_FLAG, CEILING.name(), "--organisation-key", &public];
         stage.agent_setup.flags.extend(flags.map(str::to_owned));
         Ok(Self { key })
+    }
+
+    /// Another ceiling, or none, and so no roles: from the agent's next start on.
+    fn cap(stage: &mut Stage, ceiling: Option<RoleName>) -> anyhow::Result<()> {
+        let flags = &mut stage.agent_setup.flags;
+        let at = flags.iter().position(|flag| flag == CEILING_FLAG).context("it has no ceiling")?;
+        match ceiling {
+            Some(ceiling) => ceiling.name().clone_into(flags.get_mut(at + 1).context("it has no value")?),
+            // The organisation's key behind it means nothing then.
+            None => drop(flags.drain(at..at + 4)),
+        }
+        Ok(())
     }
 
     /// Binds the roles' groups, as `towline-agent roles manifest` says.
     pub(super) fn bind(stage: &Stage) -> anyhow::Result<()> {
         let mut manifest = Command::new(&stage.programs.agent);
-        manifest.args(["roles", "manifest", "--max-relay-role", CEILING, "--data-dir"]);
+        manifest.args(["roles", "manifest", CEILING_FLAG, CEILING.name(), "--data-dir"]);
         manifest.arg(stage.folder().join("agent"));
         apply_with(&stage.cluster, &["apply", "-f", "-"], &said(manifest)?)
     }
@@ -125,17 +141,23 @@ fn works(outcome: &Outcome) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// kubectl shows the apiserver's own 403.
+fn forbidden(outcome: &Outcome) -> anyhow::Result<()> {
+    ensure!(outcome.ended == "exit 1", "{}: {}{}", outcome.ended, outcome.stdout, outcome.stderr);
+    ensure!(outcome.stderr.contains(" is forbidden: User "), "{}", outcome.stderr);
+    Ok(())
+}
+
 /// kubectl shows the apiserver's own 403, and beside it which layer denied and what would help.
 fn denied_by(outcome: &Outcome, words: &[&str]) -> anyhow::Result<()> {
-    ensure!(outcome.ended == "exit 1", "{}: {}{}", outcome.ended, outcome.stdout, outcome.stderr);
-    for word in [" is forbidden: User ", "Warning: towline: denied by the cluster's RBAC"].iter().chain(words)
-    {
+    forbidden(outcome)?;
+    for word in ["Warning: towline: denied by the cluster's RBAC"].iter().chain(words) {
         ensure!(outcome.stderr.contains(word), "{word:?} is missing in {}", outcome.stderr);
     }
     Ok(())
 }
 
-/// From outside in: the relay, RBAC without any role, the role, the agent's ceiling; and what each lets through once it is given.
+/// From outside in: the relay, RBAC without any role, the role (the agent's ceiling is [`ceiling`]); and what each lets through once it is given.
 pub(super) fn denied(scene: &Scene) -> anyhow::Result<String> {
     let ruth = Somebody::new(scene, "ruth", STAFF)?;
     let principal = ruth.principal();
@@ -161,16 +183,138 @@ pub(super) fn denied(scene: &Scene) -> anyhow::Result<String> {
     let more = ["your role is viewer (organisation); for more: ", &assign];
     denied_by(&ruth.kubectl(&deletes)?, &more).context("a viewer deletes")?;
 
-    ruth.assign(&principal, "cluster-admin", "organisation", &[])?;
+    ruth.assign(&principal, "writer", "organisation", &[])?;
     works(&ruth.kubectl(&["create", "configmap", "ruth"])?).context("a writer creates")?;
     works(&ruth.kubectl(&["delete", "configmap", "ruth"])?).context("a writer deletes")?;
-    let grants = ["create", "clusterrole", "ruth", "--verb=get", "--resource=pods"];
-    let ceiling = "your role cluster-admin (organisation) counts as writer here, the agent's --max-relay-role: restart the agent";
-    denied_by(&ruth.kubectl(&grants)?, &[ceiling]).context("the ceiling")?;
-    Ok(format!(
-        "{}, RBAC, role viewer, ceiling {CEILING}, each with what helps",
-        Fault::ClusterForbidden.code()
-    ))
+    let more = ["your role is writer (organisation); for more: ", &assign];
+    denied_by(&ruth.kubectl(&["get", "nodes"])?, &more).context("a writer gets nodes")?;
+    Ok(format!("{}, RBAC, roles viewer and writer, each with what helps", Fault::ClusterForbidden.code()))
+}
+
+/// What somebody does, and the least role that lets them. What is made is named `{}`, after whoever makes it, and gone afterwards.
+const ACTS: &[(RoleName, &[&str])] = &[
+    (RoleName::Viewer, &["get", "pods"]),
+    (RoleName::Viewer, &["get", "--namespace", "kube-system", "configmaps"]),
+    (RoleName::Writer, &["create", "secret", "generic", "{}", "--from-literal=a=b"]),
+    (RoleName::Writer, &["get", "secret", "{}"]),
+    (RoleName::Writer, &["exec", "box", "--", "true"]),
+    (RoleName::Writer, &["delete", "secret", "{}"]),
+    (RoleName::Admin, &["create", "role", "{}", "--verb=get", "--resource=pods"]),
+    (RoleName::Admin, &["create", "rolebinding", "{}", "--clusterrole=edit", "--user=somebody"]),
+    (RoleName::Admin, &["delete", "rolebinding", "{}"]),
+    (RoleName::Admin, &["delete", "role", "{}"]),
+    (RoleName::ClusterAdmin, &["get", "nodes"]),
+    (RoleName::ClusterAdmin, &["create", "namespace", "{}"]),
+    (RoleName::ClusterAdmin, &["create", "clusterrole", "{}", "--verb=get", "--resource=pods"]),
+    (RoleName::ClusterAdmin, &["create", "clusterrolebinding", "{}", "--clusterrole={}", "--user=somebody"]),
+    (RoleName::ClusterAdmin, &["delete", "clusterrolebinding", "{}"]),
+    (RoleName::ClusterAdmin, &["delete", "clusterrole", "{}"]),
+    (RoleName::ClusterAdmin, &["delete", "namespace", "{}", "--wait=false"]),
+];
+
+impl Somebody<'_> {
+    /// Does all that needs at least the role `from`; what counts is `counts`, and each denial says `words`. How much was let through, and how
+    /// much denied.
+    fn acts(
+        &self,
+        from: RoleName,
+        counts: Option<RoleName>,
+        words: &[&str],
+    ) -> anyhow::Result<(usize, usize)> {
+        let (mut may, mut may_not) = (0, 0);
+        // As no namespace of another check's is named.
+        let own = format!("rows-{}", self.name);
+        for (least, act) in ACTS.iter().filter(|(least, _)| *least >= from) {
+            let act: Vec<String> = act.iter().map(|word| word.replace("{}", &own)).collect();
+            let act: Vec<&str> = act.iter().map(String::as_str).collect();
+            let done = self.kubectl(&act)?;
+            if counts.is_some_and(|role| role >= *least) {
+                works(&done).with_context(|| format!("{act:?}"))?;
+                may += 1;
+            } else {
+                // kubectl prints no warnings that come with an upgrade's refusal.
+                let denied = match act.first() {
+                    Some(&"exec") => forbidden(&done),
+                    _ => denied_by(&done, words),
+                };
+                denied.with_context(|| format!("{act:?}"))?;
+                may_not += 1;
+            }
+        }
+        Ok((may, may_not))
+    }
+
+    /// Gives no more than they have themselves.
+    fn does_not_rise(&self) -> anyhow::Result<()> {
+        let rise = ["create", "rolebinding", "rise", "--clusterrole=cluster-admin", "--user=somebody"];
+        let done = self.kubectl(&rise)?;
+        let escalation = "attempting to grant RBAC permissions not currently held";
+        ensure!(
+            done.ended == "exit 1" && done.stderr.contains(escalation),
+            "{}: {}",
+            done.ended,
+            done.stderr
+        );
+        Ok(())
+    }
+}
+
+/// Namespaces and who may do what in them; nothing of the cluster's own.
+pub(super) fn admin(scene: &Scene) -> anyhow::Result<String> {
+    let amy = Somebody::new(scene, "amy", STAFF)?;
+    amy.assign(&amy.principal(), "admin", "organisation", &[])?;
+    let (may, may_not) = amy.acts(
+        RoleName::Viewer,
+        Some(RoleName::Admin),
+        &["your role is admin (organisation); for more: "],
+    )?;
+    amy.does_not_rise()?;
+    Ok(format!("{may} acts are let through, {may_not} denied; grants nothing that it lacks"))
+}
+
+/// Everything.
+pub(super) fn cluster_admin(scene: &Scene) -> anyhow::Result<String> {
+    let cleo = Somebody::new(scene, "cleo", STAFF)?;
+    cleo.assign(&cleo.principal(), "cluster-admin", "organisation", &[])?;
+    let (may, _) = cleo.acts(RoleName::Viewer, Some(RoleName::ClusterAdmin), &[])?;
+    works(&cleo.kubectl(&["get", "--raw", "/metrics"])?).context("metrics")?;
+    works(&cleo.kubectl(&["get", "clusterrolebindings"])?).context("who may do what")?;
+    Ok(format!("{} acts are let through", may + 2))
+}
+
+/// The same cluster-admin at agents with lower ceilings: each lets through what the ceiling's role may, and says that it is the ceiling.
+pub(super) fn ceiling(
+    stage: &mut Stage,
+    provider: &Provider,
+    runtime: &Handle,
+    namespace: &str,
+    (organisation, entra): (&Organisation, &DevEntra),
+) -> anyhow::Result<String> {
+    let first = stage.agent_setup.flags.clone();
+    let mut came = Vec::new();
+    // Without one, which is how agents come, no role counts.
+    for ceiling in [Some(RoleName::Admin), Some(RoleName::Writer), Some(RoleName::Viewer), None] {
+        stage.agent_setup.flags.clone_from(&first);
+        Organisation::cap(stage, ceiling)?;
+        stage.restart_agent()?;
+        let scene = Scene { stage, provider, runtime, namespace: namespace.to_owned(), organisation, entra };
+        let cora = Somebody::new(&scene, "cora", STAFF)?;
+        cora.assign(&cora.principal(), "cluster-admin", "organisation", &[])?;
+        let (name, words) = match ceiling {
+            Some(ceiling) => (
+                ceiling.name(),
+                format!(
+                    "your role cluster-admin (organisation) counts as {ceiling} here, the agent's --max-relay-role: restart the agent"
+                ),
+            ),
+            None => ("none", "an administrator of the cluster can give more: kubectl create".to_owned()),
+        };
+        let (may, may_not) = cora.acts(RoleName::Viewer, ceiling, &[&words]).context(name)?;
+        came.push(format!("{name}: {may} let through, {may_not} denied"));
+    }
+    stage.agent_setup.flags = first;
+    stage.restart_agent()?;
+    Ok(came.join("; "))
 }
 
 /// A role on one branch of the tree is inherited downwards, and counts on no other.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use aws_lc_rs::{
+    digest::{SHA256, digest},
     rand::SystemRandom,
     rsa::KeySize,
     signature::{KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair},
@@ -38,6 +39,80 @@ struct Directory {
     groups: BTreeMap<String, Vec<String>>,
     disabled: BTreeSet<String>,
     asked: u64,
+}
+
+/// A key, as others may know it (RFC 7517).
+fn public(key: &RsaKeyPair) -> Value {
+    let public = key.public_key();
+    let (n, e) = (public.modulus(), public.exponent());
+    json!({
+        "kty": "RSA",
+        "n": BASE64URL_NOPAD.encode(n.big_endian_without_leading_zero()),
+        "e": BASE64URL_NOPAD.encode(e.big_endian_without_leading_zero()),
+    })
+}
+
+/// Other claims in place of some; `null` takes one out.
+fn change(claims: &mut Value, changes: &Value) {
+    for (name, value) in changes.as_object().into_iter().flatten() {
+        match value {
+            Value::Null => drop(claims.as_object_mut().and_then(|claims| claims.remove(name))),
+            value => claims[name] = value.clone(),
+        }
+    }
+}
+
+/// RS256 (RFC 7518, section 3.3).
+fn sign(key: &RsaKeyPair, header: &Value, claims: &Value) -> io::Result<String> {
+    let part = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
+    let signed = format!("{}.{}", part(header), part(claims));
+    let mut signature = vec![0; key.public_modulus_len()];
+    key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), signed.as_bytes(), &mut signature).map_err(other)?;
+    Ok(format!("{signed}.{}", BASE64URL_NOPAD.encode(&signature)))
+}
+
+/// Somebody with a key of their own, who signs each request: proofs of possession, as Entra's libraries make them.
+pub struct DevCaller {
+    key: RsaKeyPair,
+}
+
+impl fmt::Debug for DevCaller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DevCaller(…)")
+    }
+}
+
+impl DevCaller {
+    /// With a new key.
+    ///
+    /// # Errors
+    /// If none can be made.
+    pub fn generate() -> io::Result<Self> {
+        Ok(Self { key: RsaKeyPair::generate(KeySize::Rsa2048).map_err(other)? })
+    }
+
+    /// `cnf` of a token that is bound to the key (RFC 7638).
+    pub fn confirmation(&self) -> Value {
+        let jwk = public(&self.key);
+        let canonical = format!(r#"{{"e":{},"kty":"RSA","n":{}}}"#, jwk["e"], jwk["n"]);
+        json!({ "kid": BASE64URL_NOPAD.encode(digest(&SHA256, canonical.as_bytes()).as_ref()) })
+    }
+
+    /// `cnf` of a proof by the key.
+    pub fn key(&self) -> Value {
+        json!({ "jwk": public(&self.key) })
+    }
+
+    /// A proof around a token, now and for this host, with other claims in place of some; `null` takes one out.
+    ///
+    /// # Errors
+    /// If it can't be signed.
+    pub fn prove(&self, token: &str, host: &str, nonce: &str, changes: &Value) -> io::Result<String> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut claims = json!({ "at": token, "ts": now, "u": host, "nonce": nonce, "cnf": self.key() });
+        change(&mut claims, changes);
+        sign(&self.key, &json!({ "alg": "RS256", "typ": "pop" }), &claims)
+    }
 }
 
 /// The cloud; it stops when it is dropped.
@@ -69,13 +144,8 @@ impl DevEntra {
         let address = listener.local_addr()?;
         let (ca_pem, acceptor) = certificates()?;
         let key = RsaKeyPair::generate(KeySize::Rsa2048).map_err(other)?;
-        let public = key.public_key();
-        let (n, e) = (public.modulus(), public.exponent());
-        let jwk = json!({
-            "kty": "RSA", "use": "sig", "kid": "entra-1",
-            "n": BASE64URL_NOPAD.encode(n.big_endian_without_leading_zero()),
-            "e": BASE64URL_NOPAD.encode(e.big_endian_without_leading_zero()),
-        });
+        let mut jwk = public(&key);
+        (jwk["use"], jwk["kid"]) = (json!("sig"), json!("entra-1"));
         let directory = Arc::new(Mutex::new(Directory::default()));
         let known = Arc::clone(&directory);
         let answer = move |request: Request<Incoming>, own: SocketAddr| {
@@ -129,19 +199,8 @@ impl DevEntra {
             "oid": object, "sub": "pairwise", "scp": "user_impersonation", "nbf": now, "iat": now, "exp": now + 3600,
         });
         claims[if version == 1 { "appid" } else { "azp" }] = json!(CLIENT);
-        for (name, value) in changes.as_object().into_iter().flatten() {
-            match value {
-                Value::Null => drop(claims.as_object_mut().and_then(|claims| claims.remove(name))),
-                value => claims[name] = value.clone(),
-            }
-        }
-        let part = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
-        let header = json!({ "alg": "RS256", "kid": "entra-1", "typ": "JWT" });
-        let signed = format!("{}.{}", part(&header), part(&claims));
-        let mut signature = vec![0; self.key.public_modulus_len()];
-        let random = SystemRandom::new();
-        self.key.sign(&RSA_PKCS1_SHA256, &random, signed.as_bytes(), &mut signature).map_err(other)?;
-        Ok(format!("{signed}.{}", BASE64URL_NOPAD.encode(&signature)))
+        change(&mut claims, changes);
+        sign(&self.key, &json!({ "alg": "RS256", "kid": "entra-1", "typ": "JWT" }), &claims)
     }
 
     /// What Graph says of an object's groups from now on.

@@ -325,7 +325,7 @@ faults! {
         "check --key, or --sign-command with --public-key: the command gets the bytes to sign on standard input and prints the Ed25519 signature in base64";
     RoleDocumentUnknown = "TL-ROL-005", Relay, NotFound, You,
         "there is no such role document", "No document has this id, or it is not one that you may see.",
-        "`towline role list` with --key lists all of them";
+        "`towline role list` shows those that name you, `--all` those of others, too, to whoever has the role `auditor` at the relay";
 
     // LGN: logging in at the identity provider.
     LoginNeeded = "TL-LGN-001", Client, Unauthenticated, You,

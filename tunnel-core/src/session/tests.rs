@@ -157,6 +157,41 @@ async fn t43_a_swapped_exporter_breaks_the_relays_signature() {
     assert!(more.is_err(), "the client says nothing more");
 }
 
+/// The interceptor passes the relay's own words on, and then ends session TLS itself, with a key of its own: nothing is said inside of it.
+#[tokio::test]
+async fn t43_session_tls_that_another_key_ends_is_told_nothing() {
+    let (key, identity) = identity();
+    let (a, mut inside) = duplex(64 * 1024);
+    let (mut outside, relay_io) = duplex(64 * 1024);
+    let (run_key, token) = (SigningKey::generate(), Secret::new("token"));
+    let own = tokio_rustls::TlsAcceptor::from(tls::server_config(&SigningKey::generate()).unwrap());
+    let intercept = async {
+        let (_, hello) = receive(&mut inside).await.unwrap();
+        send(&mut outside, &hello).await.unwrap();
+        let (_, relay_hello) = receive(&mut outside).await.unwrap();
+        send(&mut inside, &relay_hello).await.unwrap();
+        let (bind, _) = receive(&mut inside).await.unwrap();
+        assert!(matches!(bind, Message::Bind(BindMode::SessionTls)));
+        drop(outside);
+        match own.accept(inside).await {
+            Ok(mut ended) => receive(&mut ended).await.ok(),
+            Err(_) => None,
+        }
+    };
+    let (dialled, _accepted, told) = tokio::join!(
+        connect(
+            a,
+            Some([1; 32]),
+            key.public().hash(),
+            Identify::Client { token: &token, run_key: &run_key, line: false }
+        ),
+        accept(relay_io, Some([2; 32]), &identity, welcome_all),
+        intercept,
+    );
+    assert!(told.is_none(), "it was told {told:?}");
+    assert_eq!(dialled.unwrap_err().fault, Fault::RelayKeyMismatch);
+}
+
 /// AUTH recorded on one channel proves nothing on another.
 #[tokio::test]
 async fn t43_a_replayed_credential_is_refused() {
