@@ -34,7 +34,7 @@ pub use destination::Destination;
 pub use proxy::{Origin, Proxy};
 pub use routes::Routes;
 pub(crate) use routes::source;
-pub use settings::{EgressSettings, ProxyArgs, ProxyText, Sources, process_environment};
+pub use settings::{EgressSettings, ProxyArgs, ProxyText, Sources, Written, process_environment};
 pub use skip::{BareNames, SkipRange};
 pub use stream::EgressStream;
 pub use trust::TrustStore;

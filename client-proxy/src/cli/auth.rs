@@ -204,7 +204,7 @@ impl CheckArguments {
     fn egress(&self) -> Result<Egress, Report> {
         Egress::new(EgressSettings::resolve(&Sources {
             flags: &self.proxies,
-            profile: None,
+            written: None,
             environment: &process_environment,
             never: SkipRange::default(),
         })?)

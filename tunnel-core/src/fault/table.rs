@@ -64,7 +64,7 @@ faults! {
         "write what `towline-relay enroll NAME` printed, all of it, to the file of --enrolment-token-file";
     ProxySettingWrong = "TL-CFG-010", Here, Usage, You,
         "a setting of the outbound proxy is wrong", "A proxy's URL, its credentials or the skip range can't be used as they stand.",
-        "correct the named flag, line of the profile or variable; a proxy is http://HOST:PORT or https://HOST:PORT, and a password with @ : / # or % in it is percent-encoded, or stands in the file of --proxy-credentials-file";
+        "correct the named flag, line of the profile or file, or variable; a proxy is http://HOST:PORT or https://HOST:PORT, and a password with @ : / # or % in it is percent-encoded, or stands in the file of --proxy-credentials-file";
 
     // KUB: kubeconfig and the local endpoint.
     KubeconfigUnreadable = "TL-KUB-001", Client, Usage, You,
