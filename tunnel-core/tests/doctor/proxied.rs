@@ -201,7 +201,7 @@ async fn offered() -> Case {
             let address = address(&name);
             Box::pin(async move { Ok(vec![address]) })
         }),
-        elsewhere: Elsewhere::files(root.path().to_owned()).with_network(),
+        elsewhere: Elsewhere::files(root.path().to_owned()).with_network_beyond(|_| false),
         ..peer.over(Egress::direct())
     };
     let held = (peer, task, serving, waiting, listener, root);
