@@ -81,7 +81,7 @@ pub(super) async fn execute(command: AuthCommand) -> Result<ExitCode, Report> {
     // It is made of what a stranger may have written into a token.
     say(&match arguments.output {
         Output::Text => told(&steps, &verdict),
-        Output::Json => item(&steps, &verdict).to_string(),
+        Output::Json => super::json(&item(&steps, &verdict))?,
     });
     Ok(ExitCode::from(match verdict {
         Verdict::User(..) | Verdict::Account(..) => 0,
