@@ -11,7 +11,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 use towline_tunnel::{
-    carrier::dial::Dialler,
+    carrier::{dial::Dialler, ladder::Memory},
     doctor::{Diagnosis, Examination, Finding, Network, Step, Verdict},
     fault::{Fault, Report},
     keys::SigningKey,
@@ -131,6 +131,8 @@ async fn beyond(subject: &Subject, tokens: Arc<Tokens>, examination: &mut Examin
             resume_timeout: RESUME_TIMEOUT,
             lines: default_lines(),
             brief: true,
+            // It looks for itself.
+            carriers: Memory::default(),
         }));
         let session = link.session().await?;
         Ok((link, session))
