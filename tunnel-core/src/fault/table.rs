@@ -265,6 +265,9 @@ faults! {
     AgentLimit = "TL-AGT-004", Agent, TooMany, ClusterAdmin,
         "a limit of the agent was reached", "Too many streams or buffered bytes at once.",
         "try again later; raise the agent's flag that is named here, such as --max-streams-per-user";
+    AgentClockWrong = "TL-AGT-005", Agent, Unauthenticated, ClusterAdmin,
+        "the agent's clock is wrong", "A ticket that the relay had just signed is out of its time there: tickets bear a minute, and end after five.",
+        "set the clock of the node on which the agent runs, and let it be kept by NTP";
 
     // IDN: who is calling, verified in the cluster.
     ClusterTokenMissing = "TL-IDN-001", Agent, Unauthenticated, You,
