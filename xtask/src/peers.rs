@@ -254,7 +254,8 @@ impl Installed {
             return Vec::new();
         }
         // A script is "not a dynamic executable"; where there is no ldd, starting it has to tell.
-        let Ok(said) = Command::new("ldd").arg(program).envs(self.environment()).stderr(Stdio::null()).output()
+        let Ok(said) =
+            Command::new("ldd").arg(program).envs(self.environment()).stderr(Stdio::null()).output()
         else {
             return Vec::new();
         };
