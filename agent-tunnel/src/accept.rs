@@ -14,6 +14,7 @@ use tokio_util::{
 };
 use towline_tunnel::{
     clock::Clock,
+    doctor::at,
     fault::Fault,
     ids::KeyHash,
     inner::{InnerAcceptor, InnerStream},
@@ -185,8 +186,13 @@ impl Acceptor {
     }
 
     fn refuse_ticket(&self, request: &OpenRequest, stream: &MuxStream, error: TicketError) {
-        stream.reset(CloseReason::TicketInvalid, &error.to_string());
-        self.refused(request, Fault::TicketMismatch, &error.to_string());
+        let detail = match error {
+            // Whoever sees both clocks can say which one is wrong.
+            TicketError::Time => format!("{error}: it is {} at the agent", at(self.clock.now())),
+            error => error.to_string(),
+        };
+        stream.reset(CloseReason::TicketInvalid, &detail);
+        self.refused(request, Fault::TicketMismatch, &detail);
     }
 
     fn refused(&self, request: &OpenRequest, fault: Fault, detail: &str) {

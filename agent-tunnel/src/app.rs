@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use http::Method;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 use towline_identity::{TrustSettings, TrustSource};
 use towline_tunnel::{
@@ -18,6 +18,7 @@ use towline_tunnel::{
     ids::ClusterId,
     inner::InnerAcceptor,
     mux::{BULK_AT_AGENT, Keeper, Ledger, LineSettings},
+    session::message::Secret,
 };
 use tracing::{info, warn};
 
@@ -33,7 +34,7 @@ use crate::{
     rights::{Duties, Findings},
     roles::{RoleSettings, Roles},
     secret::StateSecret,
-    state::{DataDir, METRICS_ADDRESS},
+    state::{DataDir, METRICS_ADDRESS, RefusedToken},
     uplink::{Overrides, Parts, Uplink},
 };
 
@@ -64,6 +65,8 @@ pub const BULK_LINES: u32 = 1;
 
 /// An agent that ends waits no longer for its audit log.
 const LAST_LINES: Duration = Duration::from_secs(2);
+/// Nor for a note of why it ends, which kube-apiserver may have to keep.
+const NOTE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What an agent is started with.
 #[derive(Clone, Debug)]
@@ -179,6 +182,12 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let acceptor = Arc::new(acceptor);
     let max_streams = config.limits.max_streams as usize;
     let keeper = Keeper::with_lines(config.resume_timeout, max_streams, config.lines);
+    let refusal = config.enrolment.as_ref().map(|token| Refusal {
+        token: token.secret.clone(),
+        dir: dir.clone(),
+        secret: config.state_secret.clone(),
+        clock: config.clock.clone(),
+    });
     let (uplink, status) = Uplink::new(Parts {
         cluster: identity,
         token: config.enrolment,
@@ -214,7 +223,13 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     if let Some(settings) = config.issuer.settings {
         beside.spawn(keep_loaded(Arc::clone(&acceptor), settings));
     }
-    let uplink = AbortOnDropHandle::new(tokio::spawn(uplink.run(watcher)));
+    let uplink = AbortOnDropHandle::new(tokio::spawn(async move {
+        let ended = uplink.run(watcher).await;
+        if let (Err(report), Some(refusal)) = (&ended, refusal) {
+            refusal.note(report, acceptor.forwarder().apiserver()).await;
+        }
+        ended
+    }));
     Ok(Running {
         cluster,
         metrics_address,
@@ -226,6 +241,35 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         beside,
         audit_writer,
     })
+}
+
+/// Keeps that the relay refused the enrolment token, for preflight: whether a token was used before only the relay knows.
+struct Refusal {
+    token: Secret,
+    dir: DataDir,
+    secret: Option<StateSecret>,
+    clock: Clock,
+}
+
+impl Refusal {
+    async fn note(self, report: &Report, apiserver: &Apiserver) {
+        if report.fault != Fault::EnrolTokenRefused {
+            return;
+        }
+        let refused = RefusedToken::new(self.token.reveal(), &report.detail, self.clock.now());
+        let kept = async {
+            self.dir.keep_refused(&refused)?;
+            match &self.secret {
+                Some(secret) => secret.keep_refused(apiserver, &refused).await,
+                None => Ok(()),
+            }
+        };
+        match timeout(NOTE_WITHIN, kept).await {
+            Ok(Ok(())) => {}
+            Ok(Err(report)) => warn!(%report, "preflight will not know that the enrolment token was refused"),
+            Err(_elapsed) => warn!("preflight will not know that the enrolment token was refused"),
+        }
+    }
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Report> {

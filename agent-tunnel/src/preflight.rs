@@ -21,6 +21,7 @@ pub use afar::SelfLook;
 
 use crate::{app::Config, dial::Apiserver, issuers::IssuerWay, rights::Duties, roles::Roles, state::DataDir};
 use enrolment::Home;
+use place::Kept;
 
 /// All of it ends within this: a chart's hook waits for it.
 pub const WITHIN: Duration = Duration::from_secs(60);
@@ -38,23 +39,15 @@ pub async fn examine(config: Config, tell: impl FnMut(&Finding) + Send) -> Diagn
     let opened = Apiserver::new(&config.apiserver, config.impersonator.as_deref());
     let opened = Verdict::of(opened, |apiserver| format!("for kube-apiserver at {}", apiserver.address()));
     let apiserver = examination.say(Step::Credential, opened);
-    let membership = examination.check(Step::State, place::state(&config, apiserver.as_ref())).await;
-    let home = match membership {
-        Some(membership) => {
-            let judged = enrolment::judge(config.enrolment.as_ref(), membership.as_ref(), clock.now());
-            examination.say(Step::Enrolment, judged)
-        }
+    let kept = examination.check(Step::State, place::state(&config, apiserver.as_ref())).await;
+    let relay = match kept {
+        Some(kept) => relay(&config, &kept, &clock, &mut examination).await,
         None => {
-            examination.skip(&[Step::Enrolment], "not looked at: what the agent keeps can't be read");
+            examination
+                .skip(&[Step::Enrolment, Step::Dns], "not looked at: what the agent keeps can't be read");
             None
         }
     };
-    let network = home.and_then(|home| network(&config, home, &clock, &mut examination));
-    if let Some(network) = &network {
-        network.examine(&mut examination).await;
-    } else {
-        examination.skip(&[Step::Dns], "not looked at: which relay is meant is not known");
-    }
 
     match &apiserver {
         Some(apiserver) => {
@@ -67,8 +60,41 @@ pub async fn examine(config: Config, tell: impl FnMut(&Finding) + Send) -> Diagn
     }
     examination.check(Step::Issuer, issuer(&config)).await;
     examination.check(Step::Port, port(&config)).await;
-    let relay = network.map(|network| network.relay.to_string());
     examination.finish(PROGRAM, relay, clock.now())
+}
+
+/// The enrolment and the way to the relay that it names, which is in the answer.
+async fn relay(
+    config: &Config,
+    kept: &Kept,
+    clock: &Clock,
+    examination: &mut Examination<'_>,
+) -> Option<String> {
+    let token = config.enrolment.as_ref();
+    let judged = || enrolment::judge(token, kept, clock.now());
+    // A token that is over by a clock that is wrong is not over: the way is looked at first, which tells.
+    let over = enrolment::home_of_what_is_over(token, kept, clock.now());
+    let home = match over.clone() {
+        Some(home) => Some(home),
+        None => examination.say(Step::Enrolment, judged()),
+    };
+    let network = home.and_then(|home| network(config, home, clock, examination));
+    match &network {
+        Some(network) => {
+            network.examine(examination).await;
+        }
+        None => examination.skip(&[Step::Dns], "not looked at: which relay is meant is not known"),
+    }
+    if over.is_some() {
+        let judged = match examination.has_failed_by(Fault::ClockWrong) {
+            true => Verdict::skipped(
+                "its time is over by this machine's clock, which is wrong: look again once that is right",
+            ),
+            false => judged(),
+        };
+        examination.say(Step::Enrolment, judged);
+    }
+    network.map(|network| network.relay.to_string())
 }
 
 /// Their names end with what is made of the cluster's identity: before the first start there are none.

@@ -11,7 +11,7 @@ use towline_tunnel::{
 
 use crate::{
     dial::{Apiserver, status_message},
-    state::{DataDir, IDENTITY, Membership, RELAY},
+    state::{DataDir, IDENTITY, Membership, REFUSED, RELAY, RefusedToken},
 };
 
 /// How often another replica's write is waited out before that is given up.
@@ -156,14 +156,19 @@ impl StateSecret {
         Err(self.refused("written", 409, b""))
     }
 
-    /// Which relay was joined, as it is kept there; for whoever only looks.
+    /// Which relay was joined, as it is kept there, and which token was refused last; for whoever only looks.
     ///
     /// # Errors
     /// If the Secret can't be read, or what is kept is damaged.
-    pub async fn membership(&self, apiserver: &Apiserver) -> Result<Option<Membership>, Report> {
-        let kept = self.read(apiserver).await?.file(RELAY);
-        let read = kept.map(|text| Membership::from_json(&text)).transpose();
-        read.map_err(|why| Report::new(Fault::AgentCredential, format!("{}: {RELAY}: {why}", self.name)))
+    pub async fn kept(
+        &self,
+        apiserver: &Apiserver,
+    ) -> Result<(Option<Membership>, Option<RefusedToken>), Report> {
+        let secret = self.read(apiserver).await?;
+        let read = secret.file(RELAY).map(|text| Membership::from_json(&text)).transpose();
+        let damaged = |why| Report::new(Fault::AgentCredential, format!("{}: {RELAY}: {why}", self.name));
+        let refused = secret.file(REFUSED).and_then(|text| RefusedToken::from_json(&text));
+        Ok((read.map_err(damaged)?, refused))
     }
 
     /// Keeps which relay was joined.
@@ -171,9 +176,21 @@ impl StateSecret {
     /// # Errors
     /// If the Secret can't be written.
     pub async fn keep(&self, apiserver: &Apiserver, membership: &Membership) -> Result<(), Report> {
+        self.keep_file(apiserver, RELAY, membership.to_json().as_bytes()).await
+    }
+
+    /// Keeps which enrolment token was refused.
+    ///
+    /// # Errors
+    /// If the Secret can't be written.
+    pub async fn keep_refused(&self, apiserver: &Apiserver, refused: &RefusedToken) -> Result<(), Report> {
+        self.keep_file(apiserver, REFUSED, refused.to_json().as_bytes()).await
+    }
+
+    async fn keep_file(&self, apiserver: &Apiserver, name: &str, bytes: &[u8]) -> Result<(), Report> {
         for _ in 0..ATTEMPTS {
             let secret = self.read(apiserver).await?;
-            if self.write(apiserver, &secret, &[(RELAY, membership.to_json().as_bytes())]).await? {
+            if self.write(apiserver, &secret, &[(name, bytes)]).await? {
                 return Ok(());
             }
         }

@@ -9,8 +9,10 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::{BASE64, HEXLOWER};
 use serde::{Deserialize, Serialize};
 use towline_tunnel::{
@@ -24,6 +26,8 @@ use towline_tunnel::{
 pub const IDENTITY: &str = "identity-key.pem";
 /// Which relay was joined.
 pub const RELAY: &str = "relay.json";
+/// The enrolment token that the relay refused last.
+pub const REFUSED: &str = "refused-token.json";
 /// Where the agent that runs serves its metrics, for `towline-agent health`.
 pub const METRICS_ADDRESS: &str = "metrics-address";
 /// The authority of that relay's outer TLS, where it is its own.
@@ -82,6 +86,42 @@ impl Membership {
             used_secret: used.ok_or("used_secret is not 64 hexadecimal digits")?,
             ca_pem: file.ca_pem,
         })
+    }
+}
+
+/// An enrolment token that the relay refused: only the relay knows whether one was used before, and says it once one is shown to it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct RefusedToken {
+    /// SHA-256 of its secret, hexadecimal.
+    secret: String,
+    /// Why, in the relay's words.
+    pub said: String,
+    /// When, in seconds of the Unix epoch by this machine's clock.
+    pub at: u64,
+}
+
+impl RefusedToken {
+    /// A refusal of the token with this secret.
+    pub fn new(secret: &[u8], said: &str, now: SystemTime) -> Self {
+        // A relay's words have a bound of their own; what is kept is no longer than a line.
+        let said = said.chars().take(300).collect();
+        let at = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Self { secret: HEXLOWER.encode(digest(&SHA256, secret).as_ref()), said, at }
+    }
+
+    /// Whether it is of the token with this secret.
+    pub fn is_of(&self, secret: &[u8]) -> bool {
+        self.secret == HEXLOWER.encode(digest(&SHA256, secret).as_ref())
+    }
+
+    /// As it stands in the file.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+    }
+
+    /// Reads the file's text; a note that can't be read says nothing.
+    pub fn from_json(text: &[u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok()
     }
 }
 
@@ -151,6 +191,19 @@ impl DataDir {
     /// If it can't be written.
     pub fn keep_membership(&self, membership: &Membership) -> Result<(), Report> {
         self.replace(RELAY, membership.to_json().as_bytes()).map(|_| ())
+    }
+
+    /// The token that the relay refused last, if it did and that is known.
+    pub fn refused(&self) -> Option<RefusedToken> {
+        RefusedToken::from_json(&fs::read(self.path(REFUSED)).ok()?)
+    }
+
+    /// Keeps a refusal, in place of the one before.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn keep_refused(&self, refused: &RefusedToken) -> Result<(), Report> {
+        self.replace(REFUSED, refused.to_json().as_bytes()).map(|_| ())
     }
 
     /// A file with the authority of a relay's outer TLS, for whoever reads certificates from files.

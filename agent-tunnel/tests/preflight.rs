@@ -6,6 +6,10 @@ mod support;
 
 use std::{
     path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -26,12 +30,12 @@ use towline_tunnel::{
     doctor::{Diagnosis, Status},
     egress::Egress,
     enrolment::EnrolmentToken,
-    fault::Fault,
+    fault::{Fault, Report},
     ids::StreamKey,
-    inner::{DOCTOR_PATH, InnerConnector},
+    inner::{DOCTOR_PATH, InnerConnector, InnerStream},
     keys::SigningKey,
-    mux::OpenRequest,
-    ticket::{MAX_LIFE, Ticket},
+    mux::{MuxStream, OpenRequest},
+    ticket::{MAX_LIFE, Ticket, TicketError},
 };
 
 /// What kube-apiserver says.
@@ -140,6 +144,17 @@ async fn each_fault_on_the_agents_side_gets_its_own_diagnosis() {
     let healthy = World::new(Kube::Healthy).await;
     let over =
         EnrolmentToken { expires: SystemTime::now() - Duration::from_secs(60), ..healthy.relay.token() };
+    let off_by = |ahead: bool| {
+        let day = Duration::from_secs(24 * 3600);
+        let clock = move || if ahead { SystemTime::now() + day } else { SystemTime::now() - day };
+        Config { clock: Clock::new(clock), ..healthy.config() }
+    };
+    // Another cluster was quicker; an agent was started here and said so.
+    let used = World::new(Kube::Healthy).await;
+    used.relay.manner.lock().unwrap().secret = None;
+    let mut agent = app::start(used.config()).await.unwrap();
+    let report = timeout(WITHIN, agent.ended()).await.expect("it ends by itself").unwrap_err();
+    assert_eq!(report.fault, Fault::EnrolTokenRefused);
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let gone = {
@@ -162,6 +177,9 @@ async fn each_fault_on_the_agents_side_gets_its_own_diagnosis() {
             Config { enrolment: Some(over), ..healthy.config() },
             Fault::EnrolTokenExpired,
         ),
+        ("the enrolment token was used before", used.config(), Fault::EnrolTokenRefused),
+        ("this clock is a day ahead (preflight)", off_by(true), Fault::ClockWrong),
+        ("this clock is a day behind (preflight)", off_by(false), Fault::ClockWrong),
         ("there is no enrolment", Config { enrolment: None, ..healthy.config() }, Fault::ConfigInvalid),
         (
             "the data directory takes no files",
@@ -232,6 +250,21 @@ async fn an_agent_that_has_all_it_needs_raises_no_alarm_and_uses_nothing_up() {
     assert!(world.relay.manner.lock().unwrap().secret.is_some(), "no token was used up");
 }
 
+/// A stream to the agent, as the relay opens it for a caller.
+async fn open(
+    world: &World,
+    agent: &app::Running,
+    session: &support::relay::AgentSession,
+    run_key: &SigningKey,
+) -> Result<InnerStream<MuxStream>, Report> {
+    let mut request = OpenRequest::new(StreamKey::random(), agent.cluster());
+    let (principal, key) = (format!("{}#alice", world.issuer.url()), run_key.public().hash());
+    let ticket = Ticket::new(agent.cluster(), principal, key, SystemTime::now(), MAX_LIFE);
+    request.ticket = Some(ticket.sign(&world.relay.tickets));
+    let stream = session.connection.open(request).unwrap();
+    InnerConnector::new(agent.cluster(), run_key).unwrap().connect(stream).await
+}
+
 /// What the agent answers to a question on its line, with this head behind the request line.
 async fn ask(
     world: &World,
@@ -240,16 +273,51 @@ async fn ask(
     more: &str,
 ) -> String {
     let run_key = SigningKey::generate();
-    let mut request = OpenRequest::new(StreamKey::random(), agent.cluster());
-    let (principal, key) = (format!("{}#alice", world.issuer.url()), run_key.public().hash());
-    let ticket = Ticket::new(agent.cluster(), principal, key, SystemTime::now(), MAX_LIFE);
-    request.ticket = Some(ticket.sign(&world.relay.tickets));
-    let stream = session.connection.open(request).unwrap();
-    let mut stream = InnerConnector::new(agent.cluster(), &run_key).unwrap().connect(stream).await.unwrap();
+    let mut stream = open(world, agent, session, &run_key).await.unwrap();
     let head = format!("GET {DOCTOR_PATH} HTTP/1.1\r\nHost: a\r\n{more}\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.shutdown().await.unwrap();
     read_to_end(&mut stream).await.unwrap()
+}
+
+/// A clock that can be set while the agent runs, by seconds.
+fn settable() -> (Arc<AtomicI64>, Clock) {
+    let offset = Arc::new(AtomicI64::new(0));
+    let read = Arc::clone(&offset);
+    let clock = move || {
+        let offset = read.load(Ordering::SeqCst);
+        let by = Duration::from_secs(offset.unsigned_abs());
+        if offset < 0 { SystemTime::now() - by } else { SystemTime::now() + by }
+    };
+    (offset, Clock::new(clock))
+}
+
+/// So far off that no ticket is good there any more, it can only say so; less, and it tells what it sees.
+#[tokio::test]
+async fn an_agent_whose_clock_is_off_says_so_to_whoever_asks() {
+    let mut world = World::new(Kube::Healthy).await;
+    let (offset, clock) = settable();
+    let agent = app::start(Config { clock, ..world.config() }).await.unwrap();
+    let session = world.relay.session().await;
+    let token = world.issuer.mint(&TokenRequest::new("alice", &["dev"], "towline-cluster")).unwrap();
+    let day = 24 * 3600;
+    for off in [day, -day] {
+        offset.store(off, Ordering::SeqCst);
+        let run_key = SigningKey::generate();
+        let report = open(&world, &agent, &session, &run_key).await.unwrap_err();
+        assert_eq!(report.fault, Fault::TicketMismatch);
+        let time = |at: SystemTime| towline_tunnel::doctor::at(at)[..10].to_owned();
+        let day = Duration::from_secs(day.unsigned_abs());
+        let there = if off > 0 { time(SystemTime::now() + day) } else { time(SystemTime::now() - day) };
+        assert!(report.detail.contains(&TicketError::Time.to_string()), "{report}");
+        assert!(report.detail.contains(&format!("it is {there}")), "{report}");
+    }
+    offset.store(200, Ordering::SeqCst);
+    let answer = ask(&world, &agent, &session, &format!("Authorization: Bearer {token}\r\n")).await;
+    let diagnosis: Diagnosis = serde_json::from_str(parts(&answer).1).unwrap();
+    let clock = diagnosis.findings.iter().find(|found| found.step == "clock").unwrap();
+    assert_eq!((clock.status, clock.fault()), (Status::Warning, Some(Fault::ClockWrong)), "{diagnosis:#?}");
+    assert!(clock.why.contains("ahead"), "{clock:?}");
 }
 
 #[tokio::test]

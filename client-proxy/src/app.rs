@@ -20,7 +20,10 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use towline_tunnel::{
-    carrier::dial::{Dialler, RelayAddress},
+    carrier::{
+        dial::{Dialler, RelayAddress},
+        ladder::Memory,
+    },
     clock::Clock,
     drain::DrainWatcher,
     egress::Egress,
@@ -48,6 +51,9 @@ pub const RESUME_TIMEOUT: Duration = Duration::from_secs(60);
 pub const BULK_LINES: u32 = 1;
 /// A cluster has this long to answer `/version`.
 const READY_WITHIN: Duration = Duration::from_secs(14);
+
+/// In the state folder: which carriers got through, in which network.
+const CARRIERS: &str = "carriers.json";
 
 /// How a proxy uses lines where nobody says otherwise.
 pub fn default_lines() -> LineSettings {
@@ -206,7 +212,16 @@ pub(crate) fn link(
         resume_timeout: config.resume_timeout,
         lines: config.lines,
         brief,
+        carriers: carriers(&config.state_dir),
     }))
+}
+
+/// What earlier runs have learned, where there is a folder that is fit to keep it: none is made for that alone.
+fn carriers(state_dir: &Path) -> Memory {
+    match state_dir.is_dir().then(|| StateFolder::open(state_dir)) {
+        Some(Ok(folder)) => Memory::kept(folder.path().join(CARRIERS)),
+        Some(Err(_)) | None => Memory::default(),
+    }
 }
 
 impl Running {

@@ -140,7 +140,7 @@ pub fn fail(report: &Report) -> ExitCode {
 
 /// A result for scripts.
 fn json(value: &impl serde::Serialize) -> Result<String, Report> {
-    serde_json::to_string(value)
+    towline_tunnel::json::to_string(value)
         .map_err(|error| Report::caused_by(Fault::Internal, "a result can't be written down", error))
 }
 

@@ -105,6 +105,13 @@ async fn each_fault_behind_the_network_gets_its_own_diagnosis() {
     *offline.peer.script.refuse_open.lock().unwrap() = Some(CloseReason::AgentOffline);
     let forbidden = World::new().await;
     *forbidden.peer.script.refuse_open.lock().unwrap() = Some(CloseReason::Forbidden);
+    let off = World::new().await;
+    *off.peer.script.refuse_open.lock().unwrap() = Some(CloseReason::TicketInvalid);
+    *off.peer.script.refusal.lock().unwrap() =
+        "the ticket is expired or not yet valid: it is 2026-01-31T12:00:00Z at the agent";
+    let strange = World::new().await;
+    *strange.peer.script.refuse_open.lock().unwrap() = Some(CloseReason::TicketInvalid);
+    *strange.peer.script.refusal.lock().unwrap() = "the ticket is for another client's key";
     let named = World::new().await;
     named.peer.script.names.lock().unwrap().insert("edge-7".into(), named.peer.cluster());
     let locked = World::new().await;
@@ -118,6 +125,8 @@ async fn each_fault_behind_the_network_gets_its_own_diagnosis() {
         ("both tokens are one", one_token.subject(), Fault::TokenFileUnusable),
         ("the relay takes no such token", refused.subject(), Fault::RelayTokenRefused),
         ("the cluster's agent is away", offline.subject(), Fault::AgentOffline),
+        ("the agent's clock is a day off (asked from afar)", off.subject(), Fault::AgentClockWrong),
+        ("the agent takes no such ticket", strange.subject(), Fault::TicketMismatch),
         ("the cluster may not be opened", forbidden.subject(), Fault::ClusterForbidden),
         (
             "a name was never confirmed",

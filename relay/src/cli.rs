@@ -12,11 +12,12 @@ pub mod table;
 use std::{io::Write as _, path::PathBuf, process::ExitCode, time::SystemTime};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 pub use table::table;
 use towline_tunnel::{
     carrier::dial::RelayAddress,
     fault::{Fault, Report, name_program},
-    log,
+    json, log,
 };
 
 use crate::{data_dir, keys::RelayKeys, registry::Registry};
@@ -182,6 +183,12 @@ fn print(text: &str) -> Result<(), Report> {
             written.map_err(|error| Report::caused_by(Fault::FileUnwritable, "standard output", error))
         }
     }
+}
+
+/// A result for scripts. Agents and people have chosen some of its words.
+fn print_json(items: &[impl Serialize]) -> Result<(), Report> {
+    let text = json::to_string(items);
+    print(&text.map_err(|error| Report::caused_by(Fault::Internal, "a result can't be written down", error))?)
 }
 
 #[cfg(test)]

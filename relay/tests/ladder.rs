@@ -417,6 +417,24 @@ async fn what_worked_is_tried_first_and_forgotten_when_it_no_longer_does() {
     echoes(&second.client, &agent, 1000).await;
 }
 
+/// Each run begins with what the one before found, and finds out by itself, in the same attempt, where that no longer gets through.
+#[tokio::test]
+async fn what_worked_is_tried_first_by_the_next_run() {
+    let (bench, _agent) = bench().await;
+    let (middlebox, ca) = Middlebox::start(&bench, [Way::SwallowDown, Way::Pass, Way::Pass]).await;
+    let file = bench.folder.path().join("carriers.json");
+    let run = async || dial_at(&bench, middlebox.address, &ca, &Memory::kept(file.clone())).await.unwrap();
+    let first = run().await;
+    let second = run().await;
+    assert_eq!((first.rung, second.rung), (Rung::Http2, Rung::Http2));
+    assert!(first.took > Duration::from_secs(1), "it waited for a websocket's answers: {:?}", first.took);
+    assert!(second.took < first.took / 2, "{:?} after {:?}", second.took, first.took);
+    *middlebox.ways.lock().unwrap() = [Way::Pass, Way::Refuse, Way::Refuse];
+    assert_eq!(run().await.rung, Rung::WebSocket);
+    *middlebox.ways.lock().unwrap() = [Way::Refuse, Way::Refuse, Way::Pass];
+    assert_eq!(run().await.rung, Rung::Pair);
+}
+
 /// The network changes under a session: the better rung is found when it is asked for, remembered, and disturbs nothing.
 #[tokio::test]
 async fn a_better_rung_is_found_later_and_streams_on_the_slower_one_go_on() {

@@ -16,7 +16,10 @@ use std::{
 use serde::Serialize;
 use tracing::{error, warn};
 
-use crate::fault::{Fault, Report};
+use crate::{
+    fault::{Fault, Report},
+    json,
+};
 use rotating::RotatingFile;
 
 /// Lines that may wait for the file.
@@ -98,7 +101,7 @@ impl AuditLog {
     /// Queues one line. Waits for nothing.
     pub fn record(&self, of: &impl Serialize) {
         let Some(queue) = &self.0 else { return };
-        match serde_json::to_string(of) {
+        match json::to_string(of) {
             Ok(line) => {
                 if let Err(TrySendError::Full(line) | TrySendError::Disconnected(line)) = queue.try_send(line)
                 {

@@ -19,6 +19,7 @@ mod page;
 mod reach;
 mod step;
 
+pub use clock::at;
 pub use elsewhere::Elsewhere;
 pub use examination::{Examination, Verdict};
 pub use finding::{Diagnosis, Finding, Status};

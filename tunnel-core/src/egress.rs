@@ -34,7 +34,7 @@ pub use destination::Destination;
 pub use proxy::{Origin, Proxy};
 pub use routes::Routes;
 pub(crate) use routes::source;
-pub use settings::{EgressSettings, ProxyArgs, ProxyText, Sources, process_environment};
+pub use settings::{EgressSettings, ProxyArgs, ProxyText, Sources, Written, process_environment};
 pub use skip::{BareNames, SkipRange};
 pub use stream::EgressStream;
 pub use trust::TrustStore;
@@ -46,7 +46,8 @@ use crate::{
 use auth::Scheme;
 use connect::Answer;
 use race::{Dead, End};
-use resolve::{NoAddress, Resolver};
+use resolve::Resolver;
+pub(crate) use resolve::{LookedUp, NoAddress};
 
 /// How often one connection may be asked for: with what let the last one in, with what the proxy then asks for, and with a fresh nonce.
 const MAX_QUESTIONS: u32 = 3;
@@ -150,12 +151,17 @@ impl Egress {
         }
     }
 
+    /// What DNS and the system's own resolver have for a host; [`connect`](Self::connect) takes the latter where the former has none.
+    pub(crate) async fn look_up(&self, host: &str, deadline: Instant) -> LookedUp {
+        self.0.resolver.look_up(host, deadline).await
+    }
+
     async fn straight(&self, to: &Destination, deadline: Instant) -> Result<TcpStream, Report> {
         let (addresses, port) = match self.0.pinned {
             Some(address) => (vec![address.ip()], address.port()),
             None => {
                 let found = self.0.resolver.addresses(to.host(), deadline).await;
-                (found.map_err(|why| unresolved(to, &why))?, to.port())
+                (found.map_err(|why| unresolved(&to.to_string(), &why))?, to.port())
             }
         };
         let connect = |address| async move {
@@ -261,7 +267,8 @@ fn remember(proxy: &Proxy, scheme: Option<Scheme>) {
     *proxy.let_in.lock().unwrap_or_else(PoisonError::into_inner) = scheme;
 }
 
-fn unresolved(to: &Destination, why: &NoAddress) -> Report {
+/// A name that has no address.
+pub(crate) fn unresolved(to: &str, why: &NoAddress) -> Report {
     match why {
         NoAddress::Unknown => Report::new(Fault::NameUnresolved, format!("{to}: there is no such name")),
         NoAddress::Empty => Report::new(Fault::NameEmpty, format!("{to}: the name has no address")),

@@ -14,7 +14,7 @@ mod table;
 pub use answer::{Answer, is_read_raw};
 pub use page::errors_page;
 pub use report::Report;
-pub(crate) use report::printed;
+pub(crate) use report::{is_printed, printed};
 pub use table::Fault;
 
 static PROGRAM: OnceLock<&'static str> = OnceLock::new();

@@ -20,6 +20,7 @@ pub mod head;
 pub mod ids;
 pub mod inner;
 pub mod issuer_host;
+pub mod json;
 pub mod keys;
 #[cfg(feature = "program")]
 pub mod log;

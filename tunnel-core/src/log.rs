@@ -1,10 +1,12 @@
 //! How much a program logs and where: text on a terminal, JSON with all fields at one level otherwise, on standard error.
 
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write};
 
 use clap::ValueEnum;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
+
+use crate::json;
 
 /// How much is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -51,13 +53,55 @@ pub fn start(level: Option<Level>, crates: &[&str]) {
     if io::stderr().is_terminal() {
         builder.with_target(false).init();
     } else {
-        builder.json().flatten_event(true).init();
+        builder.json().flatten_event(true).with_writer(|| Lines(io::stderr())).init();
+    }
+}
+
+/// Takes lines of JSON, and writes what `kubectl logs` can show on a terminal: words of a peer may stand in them. Each event is one write.
+#[derive(Debug)]
+pub struct Lines<W>(pub W);
+
+impl<W: Write> Write for Lines<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.0.write_all(json::escape(text).as_bytes())?,
+            Err(_) => self.0.write_all(bytes)?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peers_words_in_a_line_do_nothing_to_a_terminal() {
+        #[derive(Clone, Default)]
+        struct Kept(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+        impl Write for Kept {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let kept = Kept::default();
+        let to = kept.clone();
+        let told = tracing_subscriber::fmt().json().flatten_event(true);
+        let told = told.with_writer(move || Lines(to.clone())).finish();
+        tracing::subscriber::with_default(told, || {
+            tracing::info!(program = "x\u{9b}2J\u{1b}[0m\u{202e}é", "a peer");
+        });
+        let line = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        assert!(line.contains(r"x\u009b2J\u001b[0m\u202eé") && line.ends_with("}\n"), "{line}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["message"], "a peer");
+    }
 
     #[test]
     fn a_level_is_for_our_own_code() {

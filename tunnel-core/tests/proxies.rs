@@ -52,7 +52,7 @@ impl Echo {
 
 fn egress(args: ProxyArgs) -> Egress {
     let sources =
-        Sources { flags: &args, profile: None, environment: &|_| None, never: SkipRange::default() };
+        Sources { flags: &args, written: None, environment: &|_| None, never: SkipRange::default() };
     Egress::new(EgressSettings::resolve(&sources).unwrap()).unwrap()
 }
 
@@ -178,7 +178,7 @@ async fn what_squid_forbids_is_named_and_what_is_skipped_does_not_ask_it() {
     let (none, args) =
         (SkipRange::default(), ProxyArgs { proxy_https: Some(url.into()), ..ProxyArgs::default() });
     let environment = |name: &str| (name == "NO_PROXY").then(|| format!("127.0.0.1:{}", echo.at.port()));
-    let sources = Sources { flags: &args, profile: None, environment: &environment, never: none };
+    let sources = Sources { flags: &args, written: None, environment: &environment, never: none };
     let by_environment = Egress::new(EgressSettings::resolve(&sources).unwrap()).unwrap();
     echoes(&by_environment, &echo.named("127.0.0.1")).await.unwrap();
     assert_eq!(fault(&by_environment, &Destination::new("127.0.0.1", 1)).await.0, Fault::ProxyForbids);

@@ -467,6 +467,13 @@ fn files_that_settings_name_are_mounted() {
     assert_eq!(text(data, "/TOWLINE_AGENT_PROXY_SKIP_RANGE"), "10.0.0.0/8,.example.internal,*.svc:8443");
     let credentials = text(data, "/TOWLINE_AGENT_PROXY_CREDENTIALS_FILE");
     assert_eq!(credentials, "/etc/towline/proxy-credentials/credentials");
+    let config = with_file(&values("proxy-config"));
+    let data = at(&config["ConfigMap towline-agent"], "/data");
+    assert_eq!(text(data, "/TOWLINE_AGENT_PROXY_CONFIG"), "/etc/towline/proxy-config/proxy.toml");
+    assert!(
+        data.get("TOWLINE_AGENT_PROXY_HTTPS").is_none(),
+        "an empty one would go before the file's: {data:?}"
+    );
 }
 
 #[test]

@@ -1,17 +1,17 @@
 //! Whether the agent will be let in, as far as can be known without asking the relay.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use jiff::Timestamp;
 use towline_tunnel::{
     carrier::dial::RelayAddress,
-    doctor::Verdict,
+    doctor::{Verdict, at},
     enrolment::EnrolmentToken,
     fault::{Fault, Report},
     ids::KeyHash,
 };
 
+use super::place::Kept;
 use crate::state::Membership;
 
 /// The relay that is meant.
@@ -36,12 +36,20 @@ impl Home {
     }
 }
 
-/// Judges token and membership, as the agent will use them: a token that was not used yet comes first.
-pub(super) fn judge(
+/// The relay that is meant where the only thing that names it is a token whose time is over: whether it is, is a question of the clock,
+/// which is known only once the relay was asked.
+pub(super) fn home_of_what_is_over(
     token: Option<&EnrolmentToken>,
-    membership: Option<&Membership>,
+    kept: &Kept,
     now: SystemTime,
-) -> Verdict<Home> {
+) -> Option<Home> {
+    let over = token.filter(|token| token.expires <= now && kept.membership.is_none());
+    over.map(Home::of_token)
+}
+
+/// Judges token and membership, as the agent will use them: a token that was not used yet comes first.
+pub(super) fn judge(token: Option<&EnrolmentToken>, kept: &Kept, now: SystemTime) -> Verdict<Home> {
+    let membership = kept.membership.as_ref();
     let is_new = |token: &&EnrolmentToken| {
         let used = digest(&SHA256, token.secret.reveal());
         membership.is_none_or(|membership| membership.used_secret != used.as_ref())
@@ -69,15 +77,24 @@ pub(super) fn judge(
                 None => Verdict::failed(report, format!("it is {} here", at(now))),
             }
         }
-        (Some(token), _) => {
-            let seen = format!("a token of {}, good until {}", token.relay, at(token.expires));
-            Verdict::ok(Home::of_token(token), seen)
+        (Some(token), membership) => {
+            match kept.refused.as_ref().filter(|refused| refused.is_of(token.secret.reveal())) {
+                Some(refused) => {
+                    let then = UNIX_EPOCH.checked_add(Duration::from_secs(refused.at)).unwrap_or(UNIX_EPOCH);
+                    let report = Report::new(Fault::EnrolTokenRefused, &*refused.said);
+                    let why = format!("the relay said so to an agent here, {}", at(then));
+                    match membership {
+                        Some(joined) => Verdict::warning(Home::of_membership(joined), report, why),
+                        None => Verdict::failed(report, why),
+                    }
+                }
+                None => {
+                    let seen = format!("a token of {}, good until {}", token.relay, at(token.expires));
+                    Verdict::ok(Home::of_token(token), seen)
+                }
+            }
         }
     }
-}
-
-fn at(time: SystemTime) -> String {
-    Timestamp::try_from(time).map_or_else(|_| "a time beyond reckoning".to_owned(), |time| time.to_string())
 }
 
 #[cfg(test)]
@@ -91,6 +108,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::state::RefusedToken;
 
     const NOW: Duration = Duration::from_secs(1_800_000_000);
 
@@ -118,9 +136,17 @@ mod tests {
         token: Option<EnrolmentToken>,
         membership: Option<Membership>,
     ) -> (Option<String>, Status, Option<Fault>) {
+        judged_after(None, token, membership)
+    }
+
+    fn judged_after(
+        refused: Option<RefusedToken>,
+        token: Option<EnrolmentToken>,
+        membership: Option<Membership>,
+    ) -> (Option<String>, Status, Option<Fault>) {
         let mut examination = Examination::new(|_| {});
-        let home =
-            examination.say(Step::Enrolment, judge(token.as_ref(), membership.as_ref(), UNIX_EPOCH + NOW));
+        let kept = Kept { membership, refused };
+        let home = examination.say(Step::Enrolment, judge(token.as_ref(), &kept, UNIX_EPOCH + NOW));
         let found = examination.finish("", None, UNIX_EPOCH).findings.remove(0);
         (home.map(|home| home.relay.host().to_owned()), found.status, found.fault())
     }
@@ -144,5 +170,25 @@ mod tests {
         );
         assert_eq!(judged(Some(token(over)), None), (None, Status::Failed, Some(Fault::EnrolTokenExpired)));
         assert_eq!(judged(None, None), (None, Status::Failed, Some(Fault::ConfigInvalid)));
+    }
+
+    #[test]
+    fn a_token_that_the_relay_refused_is_told_and_another_one_is_not_held_against_it() {
+        let hour = NOW + Duration::from_secs(3600);
+        let refused = |secret: &[u8]| {
+            let refused = RefusedToken::new(secret, "the enrolment token was used before", UNIX_EPOCH + NOW);
+            RefusedToken::from_json(refused.to_json().as_bytes())
+        };
+        let named = |host: &str| Some(host.to_owned());
+        let told = |status| (status, Some(Fault::EnrolTokenRefused));
+        let (home, status, fault) = judged_after(refused(&[7; 32]), Some(token(hour)), None);
+        assert_eq!((home, (status, fault)), (None, told(Status::Failed)));
+        let (home, status, fault) =
+            judged_after(refused(&[7; 32]), Some(token(hour)), Some(membership([0; 32])));
+        assert_eq!((home, (status, fault)), (named("old.example"), told(Status::Warning)));
+        let other = judged_after(refused(&[8; 32]), Some(token(hour)), None);
+        assert_eq!(other, (named("new.example"), Status::Ok, None));
+        assert_eq!(RefusedToken::from_json(b"{}"), None, "a damaged note says nothing");
+        assert!(!refused(&[7; 32]).unwrap().to_json().contains("BwcH"), "the secret stands nowhere");
     }
 }

@@ -16,22 +16,33 @@ use towline_tunnel::{
 use crate::{
     app::Config,
     dial::Apiserver,
-    state::{DataDir, Membership},
+    state::{DataDir, Membership, RefusedToken},
 };
 
-/// Which relay was joined, if one was. What the Secret says is newer.
-pub(super) async fn state(config: &Config, apiserver: Option<&Apiserver>) -> Verdict<Option<Membership>> {
+/// What an agent that ran before has kept.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// Which relay was joined, if one was.
+    pub(super) membership: Option<Membership>,
+    /// The token that the relay refused last.
+    pub(super) refused: Option<RefusedToken>,
+}
+
+/// Data directory and Secret; what the Secret says is newer.
+pub(super) async fn state(config: &Config, apiserver: Option<&Apiserver>) -> Verdict<Kept> {
     let found = async {
         takes_files(&config.data_dir)?;
-        let mut membership = None;
+        let mut kept = Kept::default();
         if config.data_dir.is_dir() {
-            membership = DataDir::open(&config.data_dir)?.membership()?;
+            let dir = DataDir::open(&config.data_dir)?;
+            kept = Kept { membership: dir.membership()?, refused: dir.refused() };
         }
         if let Some(secret) = &config.state_secret {
             let apiserver = apiserver.ok_or(Fault::AgentCredential)?;
-            membership = secret.membership(apiserver).await?.or(membership);
+            let (membership, refused) = secret.kept(apiserver).await?;
+            kept = Kept { membership: membership.or(kept.membership), refused: refused.or(kept.refused) };
         }
-        Ok(membership)
+        Ok(kept)
     };
     let secret =
         config.state_secret.as_ref().map(|secret| format!(", the Secret {} can be read", secret.name()));

@@ -222,8 +222,10 @@ async fn upgrade(mut tls: TlsStream<TcpStream>) -> Option<TlsStream<TcpStream>> 
         }
     }
     let accept = accept_key(&headers).ok()?;
+    let now = jiff::Timestamp::try_from(SystemTime::now()).ok()?;
+    let date = now.strftime("%a, %d %b %Y %H:%M:%S GMT");
     let answer = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: towline.v1\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+        "HTTP/1.1 101 Switching Protocols\r\nDate: {date}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: towline.v1\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
     );
     tls.write_all(Bytes::from(answer).as_ref()).await.ok()?;
     tls.flush().await.ok()?;

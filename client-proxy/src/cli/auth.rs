@@ -81,7 +81,7 @@ pub(super) async fn execute(command: AuthCommand) -> Result<ExitCode, Report> {
     // It is made of what a stranger may have written into a token.
     say(&match arguments.output {
         Output::Text => told(&steps, &verdict),
-        Output::Json => item(&steps, &verdict).to_string(),
+        Output::Json => super::json(&item(&steps, &verdict))?,
     });
     Ok(ExitCode::from(match verdict {
         Verdict::User(..) | Verdict::Account(..) => 0,
@@ -204,7 +204,7 @@ impl CheckArguments {
     fn egress(&self) -> Result<Egress, Report> {
         Egress::new(EgressSettings::resolve(&Sources {
             flags: &self.proxies,
-            profile: None,
+            written: None,
             environment: &process_environment,
             never: SkipRange::default(),
         })?)

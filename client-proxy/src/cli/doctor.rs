@@ -215,7 +215,7 @@ pub(super) async fn list_endpoints(arguments: EndpointsArguments) -> Result<Exit
         let proxy = proxy.map(|proxy| {
             json!({ "url": proxy.to_string(), "from": proxy.from().to_string(), "mustAllow": "CONNECT to the hosts and ports above" })
         });
-        say(&json!({ "version": 1, "endpoints": all, "proxy": proxy }).to_string());
+        say(&super::json(&json!({ "version": 1, "endpoints": all, "proxy": proxy }))?);
         return Ok(ExitCode::SUCCESS);
     }
     for one in &all {

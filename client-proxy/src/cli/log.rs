@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use towline_tunnel::log::Level;
+use towline_tunnel::log::{Level, Lines};
 use tracing_subscriber::{Layer as _, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// What logs here and at the other hops, which a test may have in one process with it.
@@ -54,7 +54,7 @@ fn begin(level: Level, keep: bool) {
     let told = if io::stderr().is_terminal() {
         told.with_target(false).boxed()
     } else {
-        told.json().flatten_event(true).boxed()
+        told.json().flatten_event(true).with_writer(|| Lines(io::stderr())).boxed()
     };
     let told = told.with_filter(level.of(OURS));
     let kept = keep.then(|| {

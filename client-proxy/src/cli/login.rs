@@ -217,7 +217,7 @@ pub(super) async fn whoami(arguments: WhoamiArguments) -> Result<ExitCode, Repor
             if let Some(inside) = &inside {
                 all["inCluster"] = json!(inside);
             }
-            say(&all.to_string());
+            say(&super::json(&all)?);
         }
         Output::Text => {
             all.iter().for_each(|who| say(&who.to_string()));

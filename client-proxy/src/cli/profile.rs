@@ -11,7 +11,10 @@ use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use towline_tunnel::{
-    egress::{Egress, EgressSettings, ProxyArgs, ProxyText, SkipRange, Sources, process_environment},
+    egress::{
+        Egress, EgressSettings, Origin, ProxyArgs, ProxyText, SkipRange, Sources, Written,
+        process_environment,
+    },
     fault::{Fault, Report},
     log::Level,
     mux::MAX_LINES,
@@ -141,7 +144,7 @@ impl Profile {
         };
         let sources = Sources {
             flags,
-            profile: Some(&profile),
+            written: Some(Written { args: &profile, origin: &Origin::Profile }),
             environment: &process_environment,
             never: SkipRange::default(),
         };

@@ -73,6 +73,8 @@ pub struct LinkConfig {
     pub lines: LineSettings,
     /// It is for one question: that its session is lost after that is no news.
     pub brief: bool,
+    /// Which carriers got through.
+    pub carriers: Memory,
 }
 
 /// A session on which streams can be opened.
@@ -115,8 +117,6 @@ struct Shared {
     config: LinkConfig,
     view: watch::Sender<View>,
     wanted: Notify,
-    /// Which carriers got through.
-    carriers: Memory,
     stop: CancellationToken,
     ledger: Ledger,
     instance: InstanceId,
@@ -148,7 +148,6 @@ impl Link {
             keeper,
             view: watch::Sender::new(view),
             wanted: Notify::new(),
-            carriers: Memory::default(),
             stop: CancellationToken::new(),
             ledger: Ledger::new(PROMISES),
             instance: InstanceId::random(),
@@ -227,7 +226,7 @@ impl Shared {
     }
 
     fn ladder(&self) -> Ladder {
-        Ladder::new(self.config.dialler.clone(), self.carriers.clone())
+        Ladder::new(self.config.dialler.clone(), self.config.carriers.clone())
     }
 
     /// A session stands: new streams are opened on it.

@@ -1,15 +1,20 @@
 //! Behind the session: each cluster, its agent, its apiserver, a kubelet.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use http::StatusCode;
 use serde_json::Value;
 use towline_tunnel::{
-    doctor::{Diagnosis, Examination, Step, Verdict},
+    doctor::{Diagnosis, Examination, Step, Verdict, at},
     fault::{Fault, Report},
     ids::ClusterId,
     inner::DOCTOR_PATH,
     keys::SigningKey,
+    ticket::TicketError,
 };
 
 use super::Subject;
@@ -73,11 +78,26 @@ async fn found(
         // The inner handshake shows that whoever answers holds the cluster's key.
         let connection = pool.dial().await?;
         pool.put_back(connection);
-        Ok((cluster, pool))
+        Ok::<_, Report>((cluster, pool))
     };
-    Verdict::of(reached.await, |(cluster, _)| {
-        format!("{}: its agent answers with the key of {cluster}", choice.label())
-    })
+    match reached.await {
+        // The relay signs one for each stream, by a clock that was looked at before this step.
+        Err(report) if report.fault == Fault::TicketMismatch && says_time(&report) => Verdict::failed(
+            Report::new(Fault::AgentClockWrong, format!("{}: {}", choice.label(), report.detail)),
+            format!(
+                "it is {} here, and the relay signed the ticket for this stream a moment ago",
+                at(SystemTime::now())
+            ),
+        ),
+        reached => Verdict::of(reached, |(cluster, _)| {
+            format!("{}: its agent answers with the key of {cluster}", choice.label())
+        }),
+    }
+}
+
+/// Whether an agent, of this version or an earlier one, refused a ticket for its time: the close reason is that of all tickets.
+fn says_time(report: &Report) -> bool {
+    report.detail.contains(&TicketError::Time.to_string())
 }
 
 /// The id of a name, if a person has confirmed it: to any other no token may go.

@@ -42,6 +42,8 @@ pub struct Script {
     pub refuse_session: Mutex<Option<CloseReason>>,
     /// Every OPEN is refused with this.
     pub refuse_open: Mutex<Option<CloseReason>>,
+    /// And says this.
+    pub refusal: Mutex<&'static str>,
     /// The names that the relay knows.
     pub names: Mutex<HashMap<String, ClusterId>>,
     /// The relay tokens that were shown.
@@ -102,6 +104,7 @@ impl Peer {
             apiserver: Apiserver::default(),
             refuse_session: Mutex::default(),
             refuse_open: Mutex::default(),
+            refusal: Mutex::new("by the script"),
             names: Mutex::default(),
             tokens: Mutex::default(),
             sessions: AtomicUsize::new(0),
@@ -260,7 +263,7 @@ async fn answer_questions(connection: Connection, script: Arc<Script>) {
 
 async fn serve_stream(request: OpenRequest, stream: MuxStream, script: Arc<Script>) {
     if let Some(reason) = *script.refuse_open.lock().unwrap() {
-        stream.reset(reason, "by the script");
+        stream.reset(reason, *script.refusal.lock().unwrap());
         return;
     }
     if request.cluster != script.acceptor.cluster() && !script.apiserver.impostor.load(Ordering::SeqCst) {

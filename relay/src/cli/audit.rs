@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use clap::Args;
-use towline_tunnel::fault::{Fault, Report};
+use towline_tunnel::fault::Report;
 
-use super::{Format, Place, print, table};
+use super::{Format, Place, print, print_json, table};
 use crate::{
     registry::{AuditFilter, AuditRow},
     values::{Since, moment, since},
@@ -50,10 +50,7 @@ impl Audit {
         let rows = registry.audit(&filter).await?;
         match self.output {
             Format::Table => print(&people(&rows)),
-            Format::Json => {
-                let text = serde_json::to_string(&rows);
-                print(&text.map_err(|error| Report::caused_by(Fault::Internal, "audit records", error))?)
-            }
+            Format::Json => print_json(&rows),
         }
     }
 }

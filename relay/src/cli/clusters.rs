@@ -9,7 +9,7 @@ use towline_tunnel::{
     ids::InstanceId,
 };
 
-use super::{Format, Place, print, table};
+use super::{Format, Place, print, print_json, table};
 use crate::{
     registry::{Cluster, Instance, Registry},
     values::moment,
@@ -109,7 +109,7 @@ impl Clusters {
                         })
                     })
                     .collect();
-                print(&json!(items).to_string())
+                print_json(&items)
             }
         }
     }
@@ -161,7 +161,7 @@ impl Instances {
                         })
                     })
                     .collect();
-                print(&json!(items).to_string())
+                print_json(&items)
             }
         }
     }

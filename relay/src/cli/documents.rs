@@ -11,7 +11,7 @@ use towline_tunnel::{
     role::{DocumentId, Finding, SignedDocument, Statement, parse_key, print_key},
 };
 
-use super::{Format, Place, print, table};
+use super::{Format, Place, print, print_json, table};
 use crate::{
     registry::{Registry, Stored},
     values::moment,
@@ -90,7 +90,7 @@ impl List {
                         })
                     })
                     .collect();
-                print(&json!(items).to_string())
+                print_json(&items)
             }
         }
     }

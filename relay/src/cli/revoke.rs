@@ -9,7 +9,7 @@ use towline_tunnel::{
     values::duration,
 };
 
-use super::{Format, Place, clusters::find, print, roles::principal, table};
+use super::{Format, Place, clusters::find, print, print_json, roles::principal, table};
 use crate::{
     registry::{AuditRow, REMEMBERED_FOR, Revocation, SubjectKind},
     revoke::{LONGEST_LOCK, record},
@@ -134,7 +134,7 @@ impl Revocations {
                         })
                     })
                     .collect();
-                print(&json!(items).to_string())
+                print_json(&items)
             }
         }
     }

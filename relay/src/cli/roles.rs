@@ -10,7 +10,7 @@ use towline_tunnel::{
     values::duration,
 };
 
-use super::{Format, Place, clusters::find, documents, print, table};
+use super::{Format, Place, clusters::find, documents, print, print_json, table};
 use crate::{
     registry::{Duty, DutyAssignment, Registry, Role as ClusterRole, RoleAssignment, SubjectKind},
     values::moment,
@@ -239,7 +239,7 @@ async fn list(registry: &Registry, output: Format) -> Result<(), Report> {
                     })
                 })
                 .collect();
-            print(&json!(items).to_string())
+            print_json(&items)
         }
     }
 }

@@ -3,12 +3,15 @@
 //! Down goes only what the way itself may be the reason of. Refused credentials, certificates that are not trusted, names that
 //! don't resolve and relays that are busy are the same on each rung.
 
+mod kept;
+
 use std::{
     collections::HashMap,
     future::pending,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -81,6 +84,10 @@ impl Ladder {
         identify: Identify<'_>,
     ) -> Result<Climbed, Report> {
         let network = Network::here(&self.dialler);
+        if let Some(rungs) = self.memory.of_an_earlier_run(&network) {
+            // It is the likeliest, and no more: it has to carry a challenge as any that is tried.
+            return self.climb(&rungs, network, errand, pin, identify).await;
+        }
         let Some(rung) = self.memory.known(&network, Instant::now()) else {
             return self.climb(&Rung::ALL, network, errand, pin, identify).await;
         };
@@ -164,7 +171,7 @@ impl Ladder {
             });
             match begun {
                 Ok(climbed) => {
-                    if let Some((_, report)) = failed.first() {
+                    if let Some((_, report)) = failed.iter().find(|(better, _)| *better < rung) {
                         tracing::warn!(%report, carrier = rung.name(), "the relay is reached by a slower way");
                     }
                     self.memory.note(network, rung, Instant::now(), backoff::random());
@@ -175,6 +182,7 @@ impl Ladder {
                 Err(report) => return Err(report),
             }
         }
+        failed.sort_by_key(|(rung, _)| *rung);
         Err(told(failed, &self.dialler))
     }
 
@@ -260,9 +268,12 @@ fn told(failed: Vec<(Rung, Report)>, dialler: &Dialler) -> Report {
     told
 }
 
-/// What was learned of networks, in memory. Clones share it.
+/// What was learned of networks, in memory, and in a file where one is named. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<HashMap<Network, Known>>>);
+pub struct Memory {
+    networks: Arc<Mutex<HashMap<Network, Known>>>,
+    file: Option<Arc<PathBuf>>,
+}
 
 /// What tells one network from another, as far as a program can see without asking it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -304,9 +315,17 @@ struct Known {
     since: Instant,
     /// When better ones are tried again.
     better_at: Instant,
+    /// Nothing has come of it yet in this process.
+    is_of_an_earlier_run: bool,
 }
 
 impl Memory {
+    /// With what an earlier run has kept in this file, and kept there in its turn. The file is small; its folder is not made.
+    pub fn kept(file: PathBuf) -> Self {
+        let networks = kept::load(&file, Instant::now(), SystemTime::now());
+        Self { networks: Arc::new(Mutex::new(networks)), file: Some(Arc::new(file)) }
+    }
+
     /// The rung that works there, unless it is time to look for a better one.
     fn known(&self, network: &Network, now: Instant) -> Option<Rung> {
         let known = *self.lock().get(network)?;
@@ -321,19 +340,43 @@ impl Memory {
         }
         // Four fifths, and up to two more.
         let part = 0.8 + 0.4 * (chance as f64 / u64::MAX as f64);
-        networks.insert(network, Known { rung, since: now, better_at: now + BETTER_AFTER.mul_f64(part) });
+        let better_at = now + BETTER_AFTER.mul_f64(part);
+        let mut known = Known { rung, since: now, better_at, is_of_an_earlier_run: false };
+        if let Some(before) =
+            networks.get(&network).filter(|known| known.is_of_an_earlier_run && known.rung == rung)
+        {
+            // It still gets through. That is no younger for it, or runs that are short would never look for a better one.
+            (known.since, known.better_at) = (before.since, before.better_at);
+        }
+        networks.insert(network.clone(), known);
+        drop(networks);
+        self.save(&network, Some(&known));
     }
 
     fn better_at(&self, network: &Network) -> Option<Instant> {
         self.lock().get(network).map(|known| known.better_at)
     }
 
+    /// In which order rungs are tried where only an earlier run knows which one works there: that one first.
+    fn of_an_earlier_run(&self, network: &Network) -> Option<Vec<Rung>> {
+        let known = self.lock().get(network).copied().filter(|known| known.is_of_an_earlier_run)?;
+        let others = Rung::ALL.into_iter().filter(|rung| *rung != known.rung);
+        Some(std::iter::once(known.rung).chain(others).collect())
+    }
+
     fn forget(&self, network: &Network) {
         self.lock().remove(network);
+        self.save(network, None);
+    }
+
+    fn save(&self, network: &Network, known: Option<&Known>) {
+        if let Some(file) = &self.file {
+            kept::save(file, network, known, Instant::now(), SystemTime::now());
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Network, Known>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.networks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

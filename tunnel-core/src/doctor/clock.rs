@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 
 /// RFC 3339, seconds.
-pub(super) fn at(time: SystemTime) -> String {
+pub fn at(time: SystemTime) -> String {
     Timestamp::try_from(time)
         .ok()
         .and_then(|time| time.round(jiff::Unit::Second).ok())

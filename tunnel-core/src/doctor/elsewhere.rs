@@ -46,6 +46,8 @@ pub struct Elsewhere {
     home: Option<PathBuf>,
     /// Whether the network and its gateway are asked.
     network: bool,
+    /// Where nothing is that a network could offer.
+    is_ours: fn(IpAddr) -> bool,
 }
 
 impl fmt::Debug for Elsewhere {
@@ -64,12 +66,12 @@ impl Elsewhere {
             };
             std::env::vars_os().filter_map(text).collect()
         };
-        Self { variables: Arc::new(variables), root: Some("/".into()), home, network: true }
+        Self { variables: Arc::new(variables), root: Some("/".into()), home, network: true, is_ours }
     }
 
     /// Nowhere.
     pub fn nowhere() -> Self {
-        Self { variables: Arc::new(Vec::new), root: None, home: None, network: false }
+        Self { variables: Arc::new(Vec::new), root: None, home: None, network: false, is_ours }
     }
 
     /// The files below `root` in place of the system's, and nothing else.
@@ -87,6 +89,12 @@ impl Elsewhere {
     #[must_use]
     pub fn with_network(self) -> Self {
         Self { network: true, ..self }
+    }
+
+    /// The same of a network in which nothing that is offered is where `is_ours` says.
+    #[must_use]
+    pub fn with_network_beyond(self, is_ours: fn(IpAddr) -> bool) -> Self {
+        Self { network: true, is_ours, ..self }
     }
 
     /// What stands there, as typed, and where.
@@ -236,7 +244,10 @@ impl Network {
             return Vec::new();
         };
         let script = timeout(FOUND_WITHIN / 2, self.script()).await.ok().and_then(Result::ok);
-        let mut hints = script.map(|script| places::of_script(&script)).unwrap_or_default();
+        let named = script.map(|script| places::of_script(&script)).unwrap_or_default();
+        let mut hints = Vec::new();
+        // Those that were found until then are asked.
+        let _late = timeout(FOUND_WITHIN / 2, self.beyond(named, &mut hints)).await;
         if let Some(gateway) = places::gateway(root) {
             let hint = |port| Hint {
                 url: format!("http://{}", SocketAddr::new(IpAddr::V4(gateway), port)),
@@ -247,17 +258,51 @@ impl Network {
         hints
     }
 
+    /// Those proxies that are not on this machine or its link, each by an address of its own. Whoever answers for `wpad` is not to have this
+    /// machine knock at its own doors, where a service may take whoever comes from here for its owner, or at a cloud's metadata service.
+    async fn beyond(&self, named: Vec<Hint>, beyond: &mut Vec<Hint>) {
+        for hint in named.into_iter().take(MOST) {
+            let Some(proxy) = hint.proxy() else { continue };
+            let (host, port) = (proxy.at().host(), proxy.at().port());
+            let (addresses, place) = match host.parse() {
+                Ok(address) => (vec![SocketAddr::new(address, port)], hint.place),
+                Err(_) => {
+                    let addresses = self.names.resolve(host, port).await.into_result();
+                    (addresses.unwrap_or_default(), format!("{}, as {host}", hint.place))
+                }
+            };
+            // It is asked at the address that was looked at: a name may have another one the next time.
+            if let Some(address) = addresses.into_iter().find(|to| !(self.elsewhere.is_ours)(to.ip())) {
+                beyond.push(Hint { url: format!("http://{address}"), place });
+            }
+        }
+    }
+
     /// The script for automatic configuration, where `wpad` has one.
     async fn script(&self) -> io::Result<String> {
-        let addresses = self.names.resolve("wpad", 80).await.into_result();
-        let Ok(Some(address)) = addresses.map(|addresses| addresses.first().copied()) else {
-            return Err(io::ErrorKind::NotFound.into());
-        };
+        let addresses = self.names.resolve("wpad", 80).await.into_result().unwrap_or_default();
+        let beyond = addresses.into_iter().find(|address| !(self.elsewhere.is_ours)(address.ip()));
+        let address = beyond.ok_or(io::ErrorKind::NotFound)?;
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(b"GET /wpad.dat HTTP/1.0\r\nHost: wpad\r\n\r\n").await?;
         let mut script = Vec::new();
         stream.take(MAX_SCRIPT).read_to_end(&mut script).await?;
         Ok(String::from_utf8_lossy(&script).into_owned())
+    }
+}
+
+/// This machine and its link, where no network has its proxy.
+fn is_ours(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => {
+            address.is_loopback()
+                || address.is_link_local()
+                || address.is_unspecified()
+                || address.is_broadcast()
+        }
+        IpAddr::V6(address) => {
+            address.is_loopback() || address.is_unicast_link_local() || address.is_unspecified()
+        }
     }
 }
 
@@ -267,6 +312,66 @@ const GATEWAY: &str = "this network's gateway";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::Names;
+
+    /// A network whose script names these, and whose names have these addresses.
+    fn network(names: &'static [(&str, &str)]) -> Network {
+        let relay = crate::carrier::dial::RelayAddress::parse("relay.test").unwrap();
+        Network {
+            names: Names::new(move |name, port| {
+                let found = names.iter().filter(|(known, _)| *known == name);
+                let found =
+                    found.map(|(_, address)| SocketAddr::new(address.parse().unwrap(), port)).collect();
+                Box::pin(async move { Ok(found) })
+            }),
+            elsewhere: Elsewhere::nowhere().with_network(),
+            ..Network::straight(relay, crate::ids::KeyHash::of_spki(b"nobody's"), None)
+        }
+    }
+
+    async fn beyond(script: &str) -> Vec<Hint> {
+        let names = &[
+            ("rebinds.test", "127.0.0.1"),
+            ("proxy.test", "192.0.2.8"),
+            ("both.test", "::1"),
+            ("both.test", "192.0.2.9"),
+        ];
+        let mut asked = Vec::new();
+        network(names).beyond(places::of_script(script), &mut asked).await;
+        asked
+    }
+
+    #[tokio::test]
+    async fn what_a_script_names_on_this_machine_or_its_link_is_not_asked() {
+        let script = "function FindProxyForURL(u, h) { return \"PROXY 127.0.0.1:6443; PROXY 127.9.9.9:1; PROXY 0.0.0.0:1; PROXY [::1]:1\"
+            + \"; PROXY 169.254.169.254:80; PROXY rebinds.test:1; PROXY 192.0.2.7:3128; PROXY proxy.test:8080\"; }";
+        let asked = beyond(script).await;
+        let asked: Vec<_> = asked.iter().map(|hint| (hint.url.as_str(), hint.place.as_str())).collect();
+        let place = "http://wpad/wpad.dat";
+        assert_eq!(
+            asked,
+            [
+                ("http://192.0.2.7:3128", place),
+                ("http://192.0.2.8:8080", "http://wpad/wpad.dat, as proxy.test")
+            ]
+        );
+        let script = "FindProxyForURL PROXY [fe80::1]:1; PROXY [::ffff:127.0.0.1]:1; PROXY both.test:1";
+        let asked = beyond(script).await;
+        assert_eq!(asked.iter().map(|hint| hint.url.as_str()).collect::<Vec<_>>(), ["http://192.0.2.9:1"]);
+    }
+
+    #[tokio::test]
+    async fn a_script_is_not_asked_for_on_this_machine() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let at_home = Network {
+            names: Names::new(move |_, _| {
+                Box::pin(async move { Ok(vec![SocketAddr::new([127, 0, 0, 1].into(), port)]) })
+            }),
+            ..network(&[])
+        };
+        assert_eq!(at_home.script().await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
 
     #[test]
     fn a_proxy_that_only_asks_who_we_are_says_nothing_of_a_relay_that_refuses() {

@@ -152,6 +152,11 @@ impl<'a> Examination<'a> {
         worst(&self.findings) == Status::Failed
     }
 
+    /// Whether something has failed by this fault.
+    pub fn has_failed_by(&self, fault: Fault) -> bool {
+        self.findings.iter().any(|found| found.status == Status::Failed && found.fault() == Some(fault))
+    }
+
     /// All that was found by `program`, of `relay`.
     pub fn finish(self, program: &str, relay: Option<String>, now: SystemTime) -> Diagnosis {
         Diagnosis {

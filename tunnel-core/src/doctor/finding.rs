@@ -5,7 +5,10 @@ use std::{borrow::Cow, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::Step;
-use crate::fault::{Fault, Report, Who, printed};
+use crate::{
+    fault::{Fault, Report, Who, printed},
+    json,
+};
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,7 +171,7 @@ impl Diagnosis {
 
     /// As JSON, for people too.
     pub fn to_json(&self) -> String {
-        serde_json::to_string_pretty(self).unwrap_or_default()
+        json::to_string_pretty(self).unwrap_or_default()
     }
 }
 

@@ -97,7 +97,7 @@ pub(super) enum Again<'a> {
 }
 
 impl Network {
-    /// Straight to this relay, by the system's resolver and clock; no other way is looked for.
+    /// Straight to this relay, as carriers go, by the system's clock; no other way is looked for.
     pub fn straight(relay: RelayAddress, pin: KeyHash, ca_file: Option<PathBuf>) -> Self {
         Self { elsewhere: Elsewhere::nowhere(), ..Self::over(Egress::direct(), relay, pin, ca_file) }
     }
@@ -106,7 +106,7 @@ impl Network {
     pub fn over(egress: Egress, relay: RelayAddress, pin: KeyHash, ca_file: Option<PathBuf>) -> Self {
         let proxied = egress.proxy_for(&relay.destination()).is_some();
         let way = proxied.then(|| Arc::new(egress.clone()) as Arc<dyn Way>);
-        let (names, elsewhere, clock) = (Names::system(), Elsewhere::system(), Clock::system());
+        let (names, elsewhere, clock) = (Names::of(&egress), Elsewhere::system(), Clock::system());
         Self { relay, pin, ca_file, names, way, egress, elsewhere, clock }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use tokio::{
 use super::Verdict;
 use crate::{
     carrier::dial::RelayAddress,
-    egress::Egress,
+    egress::{self, Egress, LookedUp, NoAddress},
     fault::{Fault, Report},
 };
 
@@ -66,52 +66,117 @@ impl Way for Egress {
 /// What asks for the addresses of a name: a host and a port.
 type Ask = dyn Fn(String, u16) -> Pending<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;
 
-/// Asks for the addresses of a name: the system's resolver, or a test's.
+/// Asks for the addresses of a name: as carriers do, or as a test says.
 #[derive(Clone)]
-pub struct Names(Arc<Ask>);
+pub struct Names(Whom);
+
+#[derive(Clone)]
+enum Whom {
+    Carriers(Egress),
+    Other(Arc<Ask>),
+}
 
 impl Names {
-    /// The system's resolver.
-    pub fn system() -> Self {
-        Self::new(|host, port| {
-            Box::pin(async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) })
-        })
+    /// As connections by this way are made: by DNS, and where that has no address by the system's own resolver.
+    pub fn of(egress: &Egress) -> Self {
+        Self(Whom::Carriers(egress.clone()))
     }
 
     /// Any other.
     pub fn new(
         ask: impl Fn(String, u16) -> Pending<'static, io::Result<Vec<SocketAddr>>> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(ask))
+        Self(Whom::Other(Arc::new(ask)))
     }
 
     /// The addresses of a host; what fails is told apart.
     pub(super) async fn resolve(&self, host: &str, port: u16) -> Verdict<Vec<SocketAddr>> {
         let begun = Instant::now();
-        let addresses = match timeout(NAMES_WITHIN, (self.0)(host.to_owned(), port)).await {
-            Err(_elapsed) => {
-                let report = Report::new(Fault::DnsSilent, format!("asked for {host}"));
-                return Verdict::failed(
-                    report,
-                    format!("there was no answer for {} s", begun.elapsed().as_secs()),
-                );
+        let asked = async {
+            match &self.0 {
+                Whom::Carriers(egress) => {
+                    let deadline = tokio::time::Instant::now() + NAMES_WITHIN;
+                    judge(host, port, egress.look_up(host, deadline).await)
+                }
+                Whom::Other(ask) => match ask(host.to_owned(), port).await {
+                    Ok(addresses) => found(host, addresses, ""),
+                    Err(error) => Verdict::failed(Report::caused_by(words(&error), host, error), ""),
+                },
             }
-            Ok(Err(error)) => return Verdict::failed(unresolved(host, error), ""),
-            Ok(Ok(addresses)) => addresses,
         };
-        let mut distinct: Vec<SocketAddr> = Vec::new();
-        for address in addresses {
-            if !distinct.contains(&address) {
-                distinct.push(address);
+        timeout(NAMES_WITHIN, asked).await.unwrap_or_else(|_elapsed| {
+            let report = Report::new(Fault::DnsSilent, format!("asked for {host}"));
+            Verdict::failed(report, format!("there was no answer for {} s", begun.elapsed().as_secs()))
+        })
+    }
+}
+
+/// What a carrier will do with this, and where other programs, which ask the system, will go elsewhere.
+fn judge(host: &str, port: u16, looked: LookedUp) -> Verdict<Vec<SocketAddr>> {
+    let at = |addresses: Vec<IpAddr>| addresses.into_iter().map(|to| SocketAddr::new(to, port)).collect();
+    match (looked.dns, looked.system) {
+        (Ok(dns), None) => found(
+            host,
+            at(dns),
+            " by DNS; the system's own resolver, which other programs ask, has no address",
+        ),
+        // Large services have more addresses than one answer.
+        (Ok(dns), Some(system)) if !dns.iter().any(|address| system.contains(address)) => {
+            let note = format!(
+                " by DNS, and that is where towline goes; other programs go to {}, which the system's own resolver says (/etc/nsswitch.conf)",
+                listed(&system)
+            );
+            found(host, at(dns), &note)
+        }
+        (Ok(dns), Some(_)) => found(host, at(dns), ""),
+        (Err(why), Some(system)) => {
+            let seen = egress::unresolved(host, &why);
+            let note = format!(
+                " by the system's own resolver (/etc/nsswitch.conf), and towline goes there; DNS: {}",
+                seen.fault.title()
+            );
+            match why {
+                // Such a name may be meant to stand elsewhere than in DNS.
+                NoAddress::Unknown | NoAddress::Empty => found(host, at(system), &note),
+                NoAddress::Silent(_) => {
+                    let why = format!(
+                        "the system's own resolver says {}; each connection waits for DNS first",
+                        listed(&system)
+                    );
+                    Verdict::warning(distinct(at(system)), seen, why)
+                }
             }
         }
-        if distinct.is_empty() {
-            return Verdict::failed(Report::new(Fault::NameEmpty, host), "");
+        (Err(why), None) => {
+            let both = "DNS was asked, as carriers ask it, and the system's own resolver, which has no address either";
+            Verdict::failed(egress::unresolved(host, &why), both)
         }
-        distinct.truncate(MAX_ADDRESSES);
-        let listed: Vec<String> = distinct.iter().map(|address| address.ip().to_string()).collect();
-        Verdict::ok(distinct, format!("{host} is {}", listed.join(", ")))
     }
+}
+
+fn distinct(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let mut distinct: Vec<SocketAddr> = Vec::new();
+    for address in addresses {
+        if !distinct.contains(&address) {
+            distinct.push(address);
+        }
+    }
+    distinct.truncate(MAX_ADDRESSES);
+    distinct
+}
+
+fn listed(addresses: &[IpAddr]) -> String {
+    let listed: Vec<String> = addresses.iter().take(MAX_ADDRESSES).map(ToString::to_string).collect();
+    listed.join(", ")
+}
+
+fn found(host: &str, addresses: Vec<SocketAddr>, note: &str) -> Verdict<Vec<SocketAddr>> {
+    let distinct = distinct(addresses);
+    if distinct.is_empty() {
+        return Verdict::failed(Report::new(Fault::NameEmpty, host), "");
+    }
+    let addresses: Vec<IpAddr> = distinct.iter().map(SocketAddr::ip).collect();
+    Verdict::ok(distinct, format!("{host} is {}{note}", listed(&addresses)))
 }
 
 impl fmt::Debug for Names {
@@ -121,17 +186,16 @@ impl fmt::Debug for Names {
 }
 
 /// The resolver of libc says why only in words (`gai_strerror`); those are glibc's and musl's.
-fn unresolved(host: &str, error: io::Error) -> Report {
+fn words(error: &io::Error) -> Fault {
     let words = error.to_string();
     let has = |part: &str| words.contains(part);
-    let fault = if has("No address associated") || has("Name has no usable address") {
+    if has("No address associated") || has("Name has no usable address") {
         Fault::NameEmpty
     } else if has("Temporary failure") || has("Try again") {
         Fault::DnsSilent
     } else {
         Fault::NameUnresolved
-    };
-    Report::caused_by(fault, host, error)
+    }
 }
 
 /// How trying one address ended.
@@ -211,6 +275,7 @@ fn end(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::{Examination, Finding, Status, Step};
 
     #[test]
     fn what_libc_says_is_told_apart() {
@@ -220,7 +285,50 @@ mod tests {
             ("failed to lookup address information: No address associated with hostname", Fault::NameEmpty),
             ("failed to lookup address information: Temporary failure in name resolution", Fault::DnsSilent),
         ] {
-            assert_eq!(unresolved("relay.example", io::Error::other(words)).fault, fault, "{words}");
+            assert_eq!(super::words(&io::Error::other(words)), fault, "{words}");
+        }
+    }
+
+    fn said(dns: Result<&[&str], NoAddress>, system: Option<&[&str]>) -> (Option<String>, Finding) {
+        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let looked = LookedUp { dns: dns.map(parse), system: system.map(parse) };
+        let mut examination = Examination::new(|_| {});
+        let found = examination.say(Step::Dns, judge("relay.test", 443, looked));
+        let first = found.map(|found| found[0].to_string());
+        (first, examination.finish("", None, std::time::UNIX_EPOCH).findings.remove(0))
+    }
+
+    #[test]
+    fn a_name_is_judged_as_the_carrier_will_use_it_and_where_others_go_elsewhere_is_told() {
+        let (one, two): (&[&str], &[&str]) = (&["192.0.2.1", "192.0.2.2"], &["192.0.2.2", "2001:db8::2"]);
+        let (first, found) = said(Ok(one), Some(two));
+        assert_eq!((first.as_deref(), found.status), (Some("192.0.2.1:443"), Status::Ok));
+        assert_eq!(found.seen, "relay.test is 192.0.2.1, 192.0.2.2", "two answers of one service");
+
+        let (first, found) = said(Ok(&["192.0.2.1"]), Some(two));
+        assert_eq!((first.as_deref(), found.status), (Some("192.0.2.1:443"), Status::Ok));
+        assert!(found.seen.contains("other programs go to 192.0.2.2, 2001:db8::2"), "{found:?}");
+        let (first, found) = said(Ok(one), None);
+        assert!(
+            first.is_some() && found.seen.contains("which other programs ask, has no address"),
+            "{found:?}"
+        );
+
+        let (first, found) = said(Err(NoAddress::Unknown), Some(&["192.0.2.7"]));
+        assert_eq!((first.as_deref(), found.status), (Some("192.0.2.7:443"), Status::Ok));
+        assert!(found.seen.contains("by the system's own resolver"), "{found:?}");
+        let (first, found) = said(Err(NoAddress::Silent("timeout".into())), Some(&["192.0.2.7"]));
+        assert_eq!(first.as_deref(), Some("192.0.2.7:443"), "the carrier gets there, too");
+        assert_eq!((found.status, found.fault()), (Status::Warning, Some(Fault::DnsSilent)));
+        assert!(found.why.contains("waits for DNS first"), "{found:?}");
+
+        for (why, fault) in [
+            (NoAddress::Unknown, Fault::NameUnresolved),
+            (NoAddress::Empty, Fault::NameEmpty),
+            (NoAddress::Silent("timeout".into()), Fault::DnsSilent),
+        ] {
+            let (first, found) = said(Err(why), None);
+            assert_eq!((first, found.status, found.fault()), (None, Status::Failed, Some(fault)));
         }
     }
 }

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 pub(super) use digest::Digest;
 
-use super::Destination;
+use super::{Destination, Origin};
 use crate::{
     fault::{Fault, Report},
     session::message::Secret,
@@ -48,10 +48,8 @@ impl Credentials {
     }
 
     /// A file with `USER:PASSWORD` on one line.
-    pub(super) fn read(path: &Path) -> Result<Self, Report> {
-        let wrong = |fault, why: &str| {
-            Report::new(fault, format!("--proxy-credentials-file {}: {why}", path.display()))
-        };
+    pub(super) fn read(path: &Path, from: &Origin) -> Result<Self, Report> {
+        let wrong = |fault, why: &str| Report::new(fault, format!("{from}, {}: {why}", path.display()));
         let unreadable = |error: std::io::Error| wrong(Fault::FileUnreadable, &error.to_string());
         let mut text = Zeroizing::new(String::new());
         fs::File::open(path)
@@ -223,15 +221,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("login");
         fs::write(&path, "me:ca:nary\n").unwrap();
-        let read = Credentials::read(&path).unwrap();
+        let from = Origin::Flag("proxy-credentials-file");
+        let read = Credentials::read(&path, &from).unwrap();
         assert_eq!((read.user(), read.password().reveal()), ("me", &b"ca:nary"[..]));
         for bad in ["canary", "", ":canary", "me:can\rary", "m\te:canary"] {
             fs::write(&path, bad).unwrap();
-            let report = Credentials::read(&path).unwrap_err();
+            let report = Credentials::read(&path, &from).unwrap_err();
             assert_eq!(report.fault, Fault::ProxySettingWrong, "{bad:?}");
             assert!(!report.to_string().contains("canary"), "{report}");
         }
         fs::remove_file(&path).unwrap();
-        assert_eq!(Credentials::read(&path).unwrap_err().fault, Fault::FileUnreadable);
+        assert_eq!(Credentials::read(&path, &from).unwrap_err().fault, Fault::FileUnreadable);
     }
 }

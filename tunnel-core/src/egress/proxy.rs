@@ -3,7 +3,7 @@
 use std::{
     fmt,
     path::PathBuf,
-    sync::{Mutex, atomic::AtomicBool},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use percent_encoding::percent_decode_str;
@@ -16,12 +16,14 @@ use super::{
 use crate::fault::{Fault, Report};
 
 /// Where a setting stands, as messages name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// A flag, or its variable.
     Flag(&'static str),
     /// The line of a profile that is named as the flag is.
     Profile(&'static str),
+    /// A line of a file of such settings: its key, and which file and line.
+    File(&'static str, Arc<str>),
     /// A variable that other programs know as well.
     Environment(&'static str),
     /// Settings of other programs, which are only looked at where nothing else leads out.
@@ -33,6 +35,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Flag(name) => write!(f, "--{name}"),
             Self::Profile(name) => write!(f, "{name} in the profile"),
+            Self::File(name, place) => write!(f, "{name} in {place}"),
             Self::Environment(name) => f.write_str(name),
             Self::Elsewhere => f.write_str("other programs' settings"),
         }
@@ -44,15 +47,15 @@ impl fmt::Display for Origin {
 pub(super) enum CredentialSource {
     /// The proxy's URL.
     Url(Credentials),
-    /// A file, read at each use.
-    File(PathBuf),
+    /// A file, read at each use, and where it is named.
+    File(PathBuf, Origin),
 }
 
 impl CredentialSource {
     pub(super) fn read(&self) -> Result<Credentials, Report> {
         match self {
             Self::Url(credentials) => Ok(credentials.clone()),
-            Self::File(path) => Credentials::read(path),
+            Self::File(path, from) => Credentials::read(path, from),
         }
     }
 }
@@ -132,8 +135,8 @@ impl Proxy {
     }
 
     /// Where it was named.
-    pub fn from(&self) -> Origin {
-        self.from
+    pub fn from(&self) -> &Origin {
+        &self.from
     }
 
     /// Whether it is spoken to by TLS.

@@ -27,13 +27,22 @@ const IPV4_DELAY: Duration = Duration::from_secs(1);
 
 /// Why a name has no address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum NoAddress {
+pub(crate) enum NoAddress {
     /// There is no such name.
     Unknown,
     /// There is, and it has none.
     Empty,
     /// Nobody who could know has answered, or could.
     Silent(String),
+}
+
+/// What both have for a name, each asked for itself: for whoever examines the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LookedUp {
+    /// DNS, which is believed where it has an address.
+    pub(crate) dns: Result<Vec<IpAddr>, NoAddress>,
+    /// The system's own resolver, which is asked where it has none; nothing where that has none either.
+    pub(crate) system: Option<Vec<IpAddr>>,
 }
 
 /// Resolves names.
@@ -58,14 +67,7 @@ impl Resolver {
         if let Ok(address) = host.parse() {
             return Ok(vec![address]);
         }
-        let until = deadline.min(Instant::now() + DNS_WITHIN);
-        let asked = match self.dns() {
-            Ok(dns) => timeout_at(until, by_dns(&dns, host))
-                .await
-                .unwrap_or_else(|_| Err(NoAddress::Silent("no answer in time".to_owned()))),
-            Err(error) => Err(NoAddress::Silent(format!("no usable {}: {error}", FILES[0]))),
-        };
-        let why = match asked {
+        let why = match self.ask_dns(host, deadline).await {
             Ok(found) => return Ok(found),
             Err(why) if self.fixed.is_some() => return Err(why),
             Err(why) => why,
@@ -76,6 +78,25 @@ impl Resolver {
                 Ok(found)
             }
             None => Err(why),
+        }
+    }
+
+    /// The same question to both at once, so that where they differ shows.
+    pub(super) async fn look_up(&self, host: &str, deadline: Instant) -> LookedUp {
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return LookedUp { dns: Ok(vec![address]), system: Some(vec![address]) };
+        }
+        let (dns, system) = tokio::join!(self.ask_dns(host, deadline), by_system(host, deadline));
+        LookedUp { dns, system }
+    }
+
+    async fn ask_dns(&self, host: &str, deadline: Instant) -> Result<Vec<IpAddr>, NoAddress> {
+        let until = deadline.min(Instant::now() + DNS_WITHIN);
+        match self.dns() {
+            Ok(dns) => timeout_at(until, by_dns(&dns, host))
+                .await
+                .unwrap_or_else(|_| Err(NoAddress::Silent("no answer in time".to_owned()))),
+            Err(error) => Err(NoAddress::Silent(format!("no usable {}: {error}", FILES[0]))),
         }
     }
 

@@ -19,6 +19,13 @@ use crate::fault::{Fault, Report};
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProxyText(String);
 
+impl ProxyText {
+    /// Whether a user name, or one with a password, seems to stand in it.
+    pub fn has_login(&self) -> bool {
+        self.0.contains('@')
+    }
+}
+
 impl From<String> for ProxyText {
     fn from(text: String) -> Self {
         Self(text)
@@ -62,12 +69,21 @@ pub struct ProxyArgs {
 pub struct Sources<'a> {
     /// Flags of the program, with their own variables.
     pub flags: &'a ProxyArgs,
-    /// A profile, where there is one.
-    pub profile: Option<&'a ProxyArgs>,
+    /// A profile or file of settings, where there is one.
+    pub written: Option<Written<'a>>,
     /// Variables of the process.
     pub environment: &'a dyn Fn(&str) -> Option<String>,
     /// Destinations that are never reached through a proxy, whatever anyone says.
     pub never: SkipRange,
+}
+
+/// Settings of a profile or file.
+#[derive(Clone, Copy)]
+pub struct Written<'a> {
+    /// What stands there.
+    pub args: &'a ProxyArgs,
+    /// How messages name the line of a key.
+    pub origin: &'a dyn Fn(&'static str) -> Origin,
 }
 
 /// Checked settings.
@@ -95,28 +111,31 @@ impl EgressSettings {
             https: sources.proxy("proxy-https", ["HTTPS_PROXY", "https_proxy"], &mut faults),
             http: sources.proxy("proxy-http", ["HTTP_PROXY", "http_proxy"], &mut faults),
             skip: sources.skip(&mut faults).and(sources.never.clone()),
-            cert: sources.file(|args| args.proxy_cert.as_ref()),
+            cert: None,
         };
-        if let Some((path, by_flag)) =
-            sources.file_and_whether_flag(|args| args.proxy_credentials_file.as_ref())
+        if let Some((path, from)) =
+            sources.file("proxy-credentials-file", |args| args.proxy_credentials_file.as_ref())
         {
-            let source = CredentialSource::File(path);
+            let by_flag = matches!(from, Origin::Flag(_));
+            let source = CredentialSource::File(path, from);
             // What can't be read is told at the start; it is read again at each use.
             if let Err(report) = source.read() {
                 faults.push(report);
             }
             for proxy in [&mut settings.https, &mut settings.http].into_iter().flatten() {
-                // A profile's password is not for a proxy that a flag names in place of the profile's.
+                // A file's password is not for a proxy that a flag names in place of the file's.
                 let is_for = by_flag || !matches!(proxy.from(), Origin::Flag(_));
                 if let Some(proxy) = Arc::get_mut(proxy).filter(|_| is_for) {
                     proxy.credentials = Some(source.clone());
                 }
             }
         }
-        if let Some(path) = &settings.cert
-            && let Err(report) = TrustStore::new(vec![path.clone()])
-        {
-            faults.push(report);
+        if let Some((path, from)) = sources.file("proxy-cert", |args| args.proxy_cert.as_ref()) {
+            if let Err(mut report) = TrustStore::new(vec![path.clone()]) {
+                report.detail = format!("{from}, {}", report.detail);
+                faults.push(report);
+            }
+            settings.cert = Some(path);
         }
         let mut faults = faults.into_iter();
         let Some(mut first) = faults.next() else { return Ok(settings) };
@@ -154,7 +173,7 @@ impl EgressSettings {
                 tracing::info!(%proxy, from = %proxy.from(), login, skipped = %self.skip, "proxy for {what} destinations");
             }
         }
-        if let (None, Some(Origin::Flag(_) | Origin::Profile(_))) =
+        if let (None, Some(Origin::Flag(_) | Origin::Profile(_) | Origin::File(..))) =
             (&self.https, self.http.as_ref().map(|proxy| proxy.from()))
         {
             tracing::warn!(
@@ -177,7 +196,7 @@ impl Sources<'_> {
         };
         let given = of(self.flags)
             .map(|text| (text, Origin::Flag(flag)))
-            .or_else(|| Some((of(self.profile?)?, Origin::Profile(flag))))
+            .or_else(|| self.written(flag, of))
             .or_else(|| {
                 let (text, name) = self.variable(variables)?;
                 Some((text, Origin::Environment(name)))
@@ -199,7 +218,7 @@ impl Sources<'_> {
         let given = |args: &ProxyArgs| args.proxy_skip_range.clone();
         let typed = given(self.flags)
             .map(|text| (text, Origin::Flag("proxy-skip-range")))
-            .or_else(|| Some((given(self.profile?)?, Origin::Profile("proxy-skip-range"))));
+            .or_else(|| self.written("proxy-skip-range", given));
         if let Some((text, from)) = typed {
             let (range, wrong) = SkipRange::parse(&text, BareNames::Exact);
             if !wrong.is_empty() {
@@ -219,16 +238,21 @@ impl Sources<'_> {
         range
     }
 
-    fn file<'a>(&'a self, of: impl Fn(&'a ProxyArgs) -> Option<&'a PathBuf>) -> Option<PathBuf> {
-        self.file_and_whether_flag(of).map(|(path, _)| path)
+    /// A file that a flag or line names, and where; none where the name is empty.
+    fn file(
+        &self,
+        flag: &'static str,
+        of: impl Fn(&ProxyArgs) -> Option<&PathBuf>,
+    ) -> Option<(PathBuf, Origin)> {
+        let of = |args: &ProxyArgs| of(args).cloned();
+        let given = of(self.flags).map(|path| (path, Origin::Flag(flag)));
+        given.or_else(|| self.written(flag, of)).filter(|(path, _)| !path.as_os_str().is_empty())
     }
 
-    fn file_and_whether_flag<'a>(
-        &'a self,
-        of: impl Fn(&'a ProxyArgs) -> Option<&'a PathBuf>,
-    ) -> Option<(PathBuf, bool)> {
-        let given = of(self.flags).map(|path| (path, true)).or_else(|| Some((of(self.profile?)?, false)));
-        given.filter(|(path, _)| !path.as_os_str().is_empty()).map(|(path, by_flag)| (path.clone(), by_flag))
+    /// What a profile or file has for a key.
+    fn written<T>(&self, key: &'static str, of: impl Fn(&ProxyArgs) -> Option<T>) -> Option<(T, Origin)> {
+        let written = self.written?;
+        Some((of(written.args)?, (written.origin)(key)))
     }
 
     fn variable(&self, names: [&'static str; 2]) -> Option<(String, &'static str)> {

@@ -73,7 +73,7 @@ impl Scripted {
 fn egress(proxy: &str) -> Egress {
     let flags = ProxyArgs { proxy_https: Some(proxy.to_owned().into()), ..ProxyArgs::default() };
     let sources =
-        Sources { flags: &flags, profile: None, environment: &|_| None, never: SkipRange::default() };
+        Sources { flags: &flags, written: None, environment: &|_| None, never: SkipRange::default() };
     Egress::new(EgressSettings::resolve(&sources).unwrap()).unwrap()
 }
 

@@ -130,7 +130,7 @@ pub(crate) fn printed(text: &str) -> impl Iterator<Item = char> {
 
 /// Whether a terminal shows this and does nothing else: no escape sequences, no lines of somebody else's, no text in
 /// another order than it stands.
-fn is_printed(c: char) -> bool {
+pub(crate) fn is_printed(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -64,7 +64,7 @@ faults! {
         "write what `towline-relay enroll NAME` printed, all of it, to the file of --enrolment-token-file";
     ProxySettingWrong = "TL-CFG-010", Here, Usage, You,
         "a setting of the outbound proxy is wrong", "A proxy's URL, its credentials or the skip range can't be used as they stand.",
-        "correct the named flag, line of the profile or variable; a proxy is http://HOST:PORT or https://HOST:PORT, and a password with @ : / # or % in it is percent-encoded, or stands in the file of --proxy-credentials-file";
+        "correct the named flag, line of the profile or file, or variable; a proxy is http://HOST:PORT or https://HOST:PORT, and a password with @ : / # or % in it is percent-encoded, or stands in the file of --proxy-credentials-file";
 
     // KUB: kubeconfig and the local endpoint.
     KubeconfigUnreadable = "TL-KUB-001", Client, Usage, You,
@@ -265,6 +265,9 @@ faults! {
     AgentLimit = "TL-AGT-004", Agent, TooMany, ClusterAdmin,
         "a limit of the agent was reached", "Too many streams or buffered bytes at once.",
         "try again later; raise the agent's flag that is named here, such as --max-streams-per-user";
+    AgentClockWrong = "TL-AGT-005", Agent, Unauthenticated, ClusterAdmin,
+        "the agent's clock is wrong", "A ticket that the relay had just signed is out of its time there: tickets bear a minute, and end after five.",
+        "set the clock of the node on which the agent runs, and let it be kept by NTP";
 
     // IDN: who is calling, verified in the cluster.
     ClusterTokenMissing = "TL-IDN-001", Agent, Unauthenticated, You,

@@ -98,6 +98,12 @@ async fn cases() -> Vec<Case> {
     let dropped = Network { names: names(Ok(vec![dropping])), ..unnamed(Err("")) };
     let ahead = Peer::start(Manner::default()).await;
     let tomorrow = Network { clock: Clock::new(|| SystemTime::now() + DAY), ..ahead.network() };
+    let behind = Peer::start(Manner::default()).await;
+    let yesterday = Network { clock: Clock::new(|| SystemTime::now() - DAY), ..behind.network() };
+    let fresh = Manner { from: Some(SystemTime::now() - Duration::from_secs(3600)), ..Manner::default() };
+    let fresh = Peer::start(fresh).await;
+    let before = Network { clock: Clock::new(|| SystemTime::now() - DAY), ..fresh.network() };
+    let tomorrows = Manner { from: Some(SystemTime::now() + DAY), ..Manner::default() };
     let strange = Peer::start(Manner::default()).await;
     let without_ca = Network { ca_file: None, ..strange.network() };
     let other = Peer::start(Manner::default()).await;
@@ -117,6 +123,14 @@ async fn cases() -> Vec<Case> {
         Case::new("the port is refused", refused, Fault::ConnectionRefused, ()),
         Case::new("the port is dropped", dropped, Fault::ConnectTimeout, (waiting, listener)),
         Case::new("this clock is a day ahead", tomorrow, Fault::ClockWrong, ahead),
+        Case::new("this clock is a day behind", yesterday, Fault::ClockWrong, behind),
+        Case::new(
+            "this clock is a day behind, where the certificate is of today",
+            before,
+            Fault::ClockWrong,
+            fresh,
+        ),
+        Case::of("the certificate is of tomorrow", tomorrows, Fault::CertificateExpired).await,
         Case::new("this clock is years ahead of a good certificate", years, Fault::ClockWrong, far),
         Case::new("the relay's own authority is not given", without_ca, Fault::CertificateUntrusted, strange),
         Case::new("another relay answers", other_key, Fault::RelayKeyMismatch, other),

@@ -51,6 +51,8 @@ pub(crate) enum Frames {
 pub(crate) struct Manner {
     /// The name in the certificate.
     pub(crate) certified: &'static str,
+    /// Its first moment; 2020 where none is said.
+    pub(crate) from: Option<SystemTime>,
     /// Its last year.
     pub(crate) until: i32,
     /// Outer TLS ends before the relay.
@@ -67,6 +69,7 @@ impl Default for Manner {
     fn default() -> Self {
         Self {
             certified: "relay.test",
+            from: None,
             until: 4000,
             intercepted: false,
             plain: false,
@@ -98,7 +101,7 @@ pub(crate) fn no_key() -> KeyHash {
 
 impl Peer {
     pub(crate) async fn start(manner: Manner) -> Self {
-        let (ca, tls) = certificate(manner.certified, manner.until);
+        let (ca, tls) = certificate(&manner);
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("ca.pem"), ca).unwrap();
         let key = Arc::new(SigningKey::generate());
@@ -140,16 +143,16 @@ impl Peer {
     }
 }
 
-fn certificate(name: &str, until: i32) -> (String, TlsAcceptor) {
+fn certificate(manner: &Manner) -> (String, TlsAcceptor) {
     let mut authority = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     authority.distinguished_name.push(rcgen::DnType::CommonName, "Corp Proxy CA");
     let authority_key = rcgen::KeyPair::generate().unwrap();
     let ca = authority.self_signed(&authority_key).unwrap().pem();
     let key = rcgen::KeyPair::generate().unwrap();
-    let mut leaf = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
-    leaf.not_before = rcgen::date_time_ymd(2020, 1, 1);
-    leaf.not_after = rcgen::date_time_ymd(until, 1, 1);
+    let mut leaf = rcgen::CertificateParams::new(vec![manner.certified.to_owned()]).unwrap();
+    leaf.not_before = manner.from.map_or_else(|| rcgen::date_time_ymd(2020, 1, 1), Into::into);
+    leaf.not_after = rcgen::date_time_ymd(manner.until, 1, 1);
     let leaf = leaf.signed_by(&key, &rcgen::Issuer::from_params(&authority, &authority_key)).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)

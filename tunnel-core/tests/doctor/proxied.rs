@@ -26,7 +26,7 @@ const PASSES_UPGRADE: &str =
 const NGINX: &str = "proxy_pass https://RELAY; proxy_http_version 1.1; proxy_set_header Connection \"\";";
 
 fn egress(args: &ProxyArgs) -> Egress {
-    let sources = Sources { flags: args, profile: None, environment: &|_| None, never: SkipRange::default() };
+    let sources = Sources { flags: args, written: None, environment: &|_| None, never: SkipRange::default() };
     Egress::new(EgressSettings::resolve(&sources).unwrap()).unwrap()
 }
 
@@ -201,7 +201,7 @@ async fn offered() -> Case {
             let address = address(&name);
             Box::pin(async move { Ok(vec![address]) })
         }),
-        elsewhere: Elsewhere::files(root.path().to_owned()).with_network(),
+        elsewhere: Elsewhere::files(root.path().to_owned()).with_network_beyond(|_| false),
         ..peer.over(Egress::direct())
     };
     let held = (peer, task, serving, waiting, listener, root);

@@ -104,6 +104,9 @@ containers:
   {{- if $v.proxy.credentialsSecret }}
   - {name: proxy-credentials, mountPath: {{ $folder }}/proxy-credentials, readOnly: true}
   {{- end }}
+  {{- if $v.proxy.configSecret }}
+  - {name: proxy-config, mountPath: {{ $folder }}/proxy-config, readOnly: true}
+  {{- end }}
   {{- if $v.audit.volume }}
   - {name: audit, mountPath: /var/log/towline}
   {{- end }}
@@ -138,6 +141,10 @@ volumes:
 {{- with $v.proxy.credentialsSecret }}
 - name: proxy-credentials
   secret: {secretName: {{ . }}, items: [{key: {{ $v.proxy.credentialsKey }}, path: credentials}]}
+{{- end }}
+{{- with $v.proxy.configSecret }}
+- name: proxy-config
+  secret: {secretName: {{ . }}}
 {{- end }}
 {{- with $v.audit.volume }}
 - name: audit

@@ -36,6 +36,9 @@
 {{- if $v.proxy.credentialsSecret -}}
 {{- $_ := set $texts "PROXY_CREDENTIALS_FILE" (printf "%s/proxy-credentials/credentials" $folder) -}}
 {{- end -}}
+{{- if $v.proxy.configSecret -}}
+{{- $_ := set $texts "PROXY_CONFIG" (printf "%s/proxy-config/%s" $folder $v.proxy.configKey) -}}
+{{- end -}}
 {{- $keys := $v.issuerFiles.keys -}}
 {{- if or $v.oidc.ca (has "ca.pem" $keys) -}}
 {{- $_ := set $texts "OIDC_CA_FILE" (printf "%s/issuer/ca.pem" $folder) -}}

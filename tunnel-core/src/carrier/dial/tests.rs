@@ -190,7 +190,7 @@ fn silence_behind_a_proxy_is_told_as_the_proxys() {
     };
     let silence = |skipped: &str| {
         let (never, _) = SkipRange::parse(skipped, crate::egress::BareNames::Exact);
-        let sources = Sources { flags: &flags, profile: None, environment: &|_| None, never };
+        let sources = Sources { flags: &flags, written: None, environment: &|_| None, never };
         let egress = Egress::new(EgressSettings::resolve(&sources).unwrap()).unwrap();
         let trust = egress.trust(None).unwrap();
         let dialler = Dialler::over(RelayAddress::parse("relay.test").unwrap(), egress, trust).unwrap();

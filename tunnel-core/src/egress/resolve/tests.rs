@@ -187,6 +187,20 @@ async fn a_short_name_is_looked_for_in_the_search_domain() {
 }
 
 #[tokio::test]
+async fn both_are_asked_for_themselves_where_somebody_wants_to_know() {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let zone = [("localhost", A, Has::Code(0)), ("localhost", AAAA, Has::Code(0))];
+    let server = Server::new(&zone, "").await;
+    // hickory answers for it by itself: the name is one that no server is asked for.
+    let found = server.resolver.look_up("localhost", deadline).await;
+    assert!(found.system.is_some_and(|found| found.iter().all(IpAddr::is_loopback)));
+    let found = server.resolver.look_up("none.test", deadline).await;
+    assert_eq!(found.dns, Err(NoAddress::Unknown));
+    let found = server.resolver.look_up("192.0.2.9", deadline).await;
+    assert_eq!(found, LookedUp { dns: Ok(vec![four(9)]), system: Some(vec![four(9)]) });
+}
+
+#[tokio::test]
 async fn an_address_needs_nobody_and_the_system_knows_itself() {
     let deadline = Instant::now() + Duration::from_secs(10);
     let nobody = Server::new(&[], "").await;

@@ -18,7 +18,8 @@ fn resolve(
         set.next().map(|(_, value)| (*value).to_owned())
     };
     let (never, _) = SkipRange::parse("10.96.0.0/20,.svc", BareNames::Exact);
-    EgressSettings::resolve(&Sources { flags, profile, environment: &look, never })
+    let written = profile.map(|args| Written { args, origin: &Origin::Profile });
+    EgressSettings::resolve(&Sources { flags, written, environment: &look, never })
 }
 
 fn way(settings: &EgressSettings, host: &str) -> String {
