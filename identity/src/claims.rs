@@ -128,3 +128,117 @@ pub(crate) fn check_groups(groups: &[String]) -> Result<(), VerifyError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claims(json: &str) -> Object {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn t17_a_tokens_time_begins_and_ends_at_a_second() {
+        let token = claims(r#"{"exp":10000,"nbf":5000,"iat":4000}"#);
+        assert_eq!(Times::read(&token, at(4699)), Err(VerifyError::NotYetValid));
+        let times = Times::read(&token, at(4700)).unwrap();
+        assert_eq!(
+            (times.issued_at, times.begins_at, times.expires_at),
+            (Some(at(4000)), Some(at(5000)), at(10_000))
+        );
+        assert!(Times::read(&token, at(10_059)).is_ok());
+        assert_eq!(Times::read(&token, at(10_060)), Err(VerifyError::Expired));
+        assert_eq!(times.told(at(9_990)), "ends in 10 s");
+        assert_eq!(times.told(at(10_001)), "ended less than 60 s ago");
+        assert_eq!(Times::read(&claims("{}"), at(0)), Err(VerifyError::Claim("exp", "is missing")));
+    }
+
+    #[test]
+    fn t17_times_are_whole_seconds_before_the_year_10000() {
+        let read = |json| time(&claims(json), "exp");
+        assert_eq!(read(r#"{"exp":253402300799}"#), Ok(Some(at(253_402_300_799))));
+        assert_eq!(read("{}"), Ok(None));
+        for wrong in [
+            r#"{"exp":253402300800}"#,
+            r#"{"exp":-1}"#,
+            r#"{"exp":1.5}"#,
+            r#"{"exp":"1"}"#,
+            r#"{"exp":null}"#,
+        ] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn t18_an_audience_is_one_text_or_a_list_of_nothing_but_texts() {
+        let wanted = ["towline-cluster".to_owned()];
+        for right in [r#"{"aud":"towline-cluster"}"#, r#"{"aud":["a","towline-cluster"]}"#] {
+            assert_eq!(check_audience(&claims(right), &wanted), Ok(()), "{right}");
+        }
+        for wrong in [
+            "{}",
+            r#"{"aud":"a"}"#,
+            r#"{"aud":[]}"#,
+            r#"{"aud":["a"]}"#,
+            r#"{"aud":["towline-cluster",7]}"#,
+            r#"{"aud":{"towline-cluster":true}}"#,
+        ] {
+            let refused = check_audience(&claims(wrong), &wanted);
+            assert_eq!(refused, Err(VerifyError::Audience("towline-cluster".into())), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn t49_a_bound_token_is_no_bearer() {
+        assert_eq!(check_unbound(&claims("{}")), Ok(()));
+        assert!(check_unbound(&claims(r#"{"cnf":{}}"#)).is_err());
+    }
+
+    #[test]
+    fn texts_are_one_or_several() {
+        assert_eq!(texts(&Value::from("a")), Some(vec!["a"]));
+        assert_eq!(texts(&serde_json::json!(["a", "b"])), Some(vec!["a", "b"]));
+        assert_eq!(texts(&serde_json::json!(["a", 1])), None);
+        assert_eq!(texts(&Value::from(1)), None);
+    }
+
+    #[test]
+    fn t04_a_name_is_no_longer_than_a_header_bears_and_names_someone() {
+        assert_eq!(check_name("sub", &"a".repeat(1024)), Ok(()));
+        for wrong in ["", " \u{a0}", "a\nb", "a\u{7f}", "a\u{85}", &"a".repeat(1025)] {
+            assert!(check_name("sub", wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn t06_names_of_kubernetes_and_ours_are_reserved_also_within_a_list() {
+        for reserved in [
+            "system:masters",
+            " System:nodes",
+            "towline:role:admin",
+            "TOWLINE:x",
+            "dev, system:masters",
+            "a,towline:b",
+        ] {
+            assert_eq!(check_reserved(reserved), Err(VerifyError::Reserved(reserved.into())), "{reserved:?}");
+        }
+        for free in ["dev", "system", "a:system:b", "ecosystem:masters", "towline", "a,b"] {
+            assert_eq!(check_reserved(free), Ok(()), "{free:?}");
+        }
+    }
+
+    #[test]
+    fn groups_are_bounded_and_each_is_looked_at() {
+        let groups = |count: usize| vec!["dev".to_owned(); count];
+        assert_eq!(check_groups(&[]), Ok(()));
+        assert_eq!(check_groups(&groups(1)), Ok(()));
+        assert_eq!(check_groups(&groups(500)), Ok(()));
+        assert!(check_groups(&groups(501)).is_err());
+        assert!(check_groups(&["dev".into(), "a\nb".into()]).is_err());
+        assert!(check_groups(&["dev".into(), "system:masters".into()]).is_err());
+    }
+}

@@ -182,6 +182,38 @@ mod tests {
     }
 
     #[test]
+    fn t16_a_token_has_a_greatest_length_and_its_key_id_too() {
+        assert_eq!(check_length(""), Err("it is empty"));
+        assert_eq!(check_length(&"a".repeat(16 * 1024)), Ok(()));
+        assert_eq!(check_length(&"a".repeat(16 * 1024 + 1)), Err("it is longer than 16 KiB"));
+        let with_id = |length: usize| {
+            let header = format!(r#"{{"alg":"RS256","kid":"{}"}}"#, "k".repeat(length));
+            parse(&token(&header, "{}")).map(|token| token.key_id.map(|id| id.len()))
+        };
+        assert_eq!(with_id(256), Ok(Some(256)));
+        assert!(with_id(257).is_err());
+    }
+
+    #[test]
+    fn t24_its_type_says_whether_it_is_a_bearers() {
+        let kind =
+            |typ: &str| parse(&token(&format!(r#"{{"alg":"RS256"{typ}}}"#), "{}")).map(|token| token.kind);
+        for bearer in ["", r#","typ":"JWT""#, r#","typ":"at+jwt""#, r#","typ":"application/at+JWT""#] {
+            assert!(matches!(kind(bearer), Ok(Kind::Bearer)), "{bearer}");
+        }
+        assert!(matches!(kind(r#","typ":"pop""#), Ok(Kind::Proof)));
+        for other in [r#","typ":"dpop+jwt""#, r#","typ":"""#, r#","typ":7"#] {
+            assert!(kind(other).is_err(), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_told_as_that() {
+        let told = serde_json::from_str::<Object>("[]").unwrap_err().to_string();
+        assert!(told.contains("object"), "{told}");
+    }
+
+    #[test]
     fn t17_a_claim_that_stands_twice_is_refused() {
         assert!(parse(&token(r#"{"alg":"RS256"}"#, r#"{"exp":1,"exp":2}"#)).is_err());
     }

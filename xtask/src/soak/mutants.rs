@@ -162,7 +162,7 @@ fn mutate(program: &Path, part: &Part) -> anyhow::Result<Found> {
     let output = crate::root().join("target/towline").join(format!("mutants-{}", part.name));
     fs::create_dir_all(&output)?;
     let status = command(program, part)
-        .args(["--no-shuffle", "--colors", "never", "--minimum-test-timeout", "60", "--output"])
+        .args(["--no-shuffle", "--colors", "never", "--minimum-test-timeout", "300", "--output"])
         .arg(&output)
         // Said of building, too: all that is not run need not be built.
         .args(part.tests.iter().flat_map(|argument| ["--cargo-arg", argument]))
