@@ -187,8 +187,10 @@ async fn a_revoked_instance_loses_its_session_and_can_not_come_back() {
 async fn t31_an_enrolment_token_that_was_used_is_refused_on_the_wire() {
     let bench = Bench::new(limits()).await;
     let secret = bench.enrolment_secret("edge").await;
+    // The same cluster: another one would be refused because the name is taken.
+    let cluster = SigningKey::generate();
     let enrol = async || {
-        let (cluster, key) = (SigningKey::generate(), SigningKey::generate());
+        let key = SigningKey::generate();
         let instance = InstanceId::random();
         let identify = Identify::Enrol { secret: &secret, cluster: &cluster, instance, key: &key };
         bench.session(identify, instance).await.map(|(connection, driver, _)| (connection, driver))

@@ -6,7 +6,10 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use rustls::{
@@ -31,6 +34,7 @@ pub struct Cap {
     pub address: SocketAddr,
     ca_pem: String,
     log: Arc<Mutex<Vec<Vec<u8>>>>,
+    accepted: Arc<AtomicUsize>,
     serving: AbortOnDropHandle<()>,
 }
 
@@ -111,8 +115,10 @@ impl Cap {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
-        let serving = tokio::spawn(serve(listener, acceptor, handler, Arc::clone(&log)));
-        Self { address, ca_pem, log, serving: AbortOnDropHandle::new(serving) }
+        let accepted = Arc::default();
+        let serving =
+            tokio::spawn(serve(listener, acceptor, handler, Arc::clone(&log), Arc::clone(&accepted)));
+        Self { address, ca_pem, log, accepted, serving: AbortOnDropHandle::new(serving) }
     }
 
     /// One that answers every request with these bytes, keeping the connection.
@@ -158,9 +164,9 @@ impl Cap {
             .collect()
     }
 
-    /// Connections that were made, whether or not anything was sent.
+    /// TCP connections that were made, whether or not TLS began or anything was sent.
     pub fn connections(&self) -> usize {
-        self.log.lock().unwrap().len()
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// The server ends as a killed process does: every connection is cut.
@@ -202,10 +208,12 @@ async fn serve(
     acceptor: TlsAcceptor,
     handler: Handler,
     log: Arc<Mutex<Vec<Vec<u8>>>>,
+    accepted: Arc<AtomicUsize>,
 ) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((tcp, _)) = listener.accept().await else { continue };
+        accepted.fetch_add(1, Ordering::Relaxed);
         let (acceptor, handler, log) = (acceptor.clone(), Arc::clone(&handler), Arc::clone(&log));
         connections.spawn(async move {
             let Ok(stream) = acceptor.accept(tcp).await else { return };
