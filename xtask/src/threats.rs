@@ -130,9 +130,7 @@ fn collect(path: &Path, found: &mut BTreeMap<String, Vec<String>>) -> anyhow::Re
         let line = line.trim_start();
         let line = line.strip_prefix("async ").unwrap_or(line);
         let function = line.strip_prefix("fn t").and_then(|rest| rest.split('(').next());
-        // The journeys of `e2e` are checks with a name.
-        let check = line.strip_prefix("Check::new(\"t").and_then(|rest| rest.split('"').next());
-        let Some(name) = function.or(check) else { continue };
+        let Some(name) = function.or_else(|| check_name(line)) else { continue };
         for part in format!("t{name}").split('_').take(3) {
             if let Some(number) = part.strip_prefix('t').and_then(|digits| digits.parse::<u32>().ok()) {
                 found.entry(format!("T{number}")).or_default().push(format!("t{name}"));
@@ -140,6 +138,14 @@ fn collect(path: &Path, found: &mut BTreeMap<String, Vec<String>>) -> anyhow::Re
         }
     }
     Ok(())
+}
+
+/// The name of a check of `e2e`, without its `t`: `theatre.upheaval("t39_…", …`.
+fn check_name(line: &str) -> Option<&str> {
+    let (call, rest) = line.split_once("(\"t")?;
+    let is_of_theatre =
+        call.strip_prefix("theatre.").is_some_and(|kind| kind.chars().all(char::is_alphabetic));
+    is_of_theatre.then(|| rest.split('"').next()).flatten()
 }
 
 /// The last results by the test's own name, without its module: of several with one name the worst.
@@ -161,6 +167,15 @@ fn read_results(text: &str) -> HashMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checks_of_the_end_to_end_tests_are_found_by_their_names() {
+        assert_eq!(check_name("theatre.upheaval(\"t39_five_rounds\", |stage| {"), Some("39_five_rounds"));
+        assert_eq!(check_name("theatre.check(\"t01_t53_as\", acting::run),"), Some("01_t53_as"));
+        assert_eq!(check_name("row(\"t39_no_check\", 1)"), None);
+        let found = tests().unwrap();
+        assert!(found.get("T39").is_some_and(|tests| !tests.is_empty()), "{found:?}");
+    }
 
     #[test]
     fn a_row_is_proven_only_by_all_its_tests_and_what_did_not_run_has_not_failed() {

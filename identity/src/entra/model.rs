@@ -314,6 +314,14 @@ mod tests {
     }
 
     #[test]
+    fn it_is_called_by_its_login_and_says_for_whom_its_tokens_are() {
+        let config =
+            parse(&format!("{HEAD}tenants: [{TENANT}]\naudiences: ['api://towline', other]\n")).unwrap();
+        assert_eq!(config.issuer(), "https://login.microsoftonline.com");
+        assert_eq!(config.audiences(), ["api://towline", "other"]);
+    }
+
+    #[test]
     fn microsofts_own_audiences_are_not_taken() {
         for audience in FOREIGN_AUDIENCES.iter().copied().chain(["https://management.azure.com/"]) {
             let faults = faults(&format!("tenants: [{TENANT}]\naudiences: ['{audience}']\n"));
