@@ -325,5 +325,5 @@ async fn an_apiserver_with_another_authority_gets_no_credential() {
     let apiserver = towline_agent::dial::Apiserver::new(&config, None).unwrap();
     let report = apiserver.call(http::Method::GET, "/version", "", Vec::new()).await.unwrap_err();
     assert_eq!(report.fault, towline_tunnel::fault::Fault::ApiserverUntrusted);
-    assert_eq!(other.connections(), 0);
+    assert_eq!(other.tls_connections(), 0);
 }

@@ -92,6 +92,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "clusters: [canary]\n",
         "a: &a [*a]\n",
         "contexts: null\nusers: []\nx: !y 1\n",
+        "!e :\n- nam\n",
     ];
     texts.iter().map(|text| format!("edge\n{text}").into_bytes()).collect()
 }

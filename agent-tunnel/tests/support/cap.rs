@@ -169,6 +169,11 @@ impl Cap {
         self.accepted.load(Ordering::Relaxed)
     }
 
+    /// Those of them on which TLS began: a client that does not trust it ends before.
+    pub fn tls_connections(&self) -> usize {
+        self.log.lock().unwrap().len()
+    }
+
     /// The server ends as a killed process does: every connection is cut.
     pub fn kill(&self) {
         self.serving.abort();

@@ -63,12 +63,16 @@ impl Document {
             }
         }
         booleans(&mut root);
+        // What was read must be written again, whole. YAML has more than can be, such as tags in place of keys.
+        if serde_norway::to_string(&root).is_err() {
+            return Err(wrong("it has YAML that can't be written back, such as a tag (!name) for a key"));
+        }
         Ok(Self(root))
     }
 
     /// The kubeconfig as text.
     pub(super) fn to_text(&self) -> String {
-        serde_norway::to_string(&self.0).expect("a tree of YAML values can be written as YAML")
+        serde_norway::to_string(&self.0).expect("what was read can be written, and so can what was added")
     }
 
     fn items(&self, list: &str) -> impl Iterator<Item = &Value> {

@@ -225,7 +225,7 @@ fn a_name_in_another_file_of_the_list_is_taken_too() {
 
 #[test]
 fn what_is_no_kubeconfig_is_named_and_left_untouched() {
-    let cases: [(&str, &str); 8] = [
+    let cases: [(&str, &str); 9] = [
         ("{", "line"),
         ("a: 1\na: 2\n", "not YAML"),
         ("- a\n", "not a kubeconfig"),
@@ -233,6 +233,7 @@ fn what_is_no_kubeconfig_is_named_and_left_untouched() {
         ("clusters: {a: 1}\n", "clusters"),
         ("users: [{user: {}}]\n", "users"),
         ("a: 1\n---\nb: 2\n", "not YAML"),
+        ("!e :\n- nam\n", "can't be written back"),
         ("token: canary\n  bad: indent\n", "line"),
     ];
     for (text, told) in cases {

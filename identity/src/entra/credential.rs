@@ -128,3 +128,24 @@ pub(super) fn answer(body: &[u8]) -> Result<(AccessToken, Duration), String> {
     let life = Duration::from_secs(seconds.unwrap_or(0).min(24 * 3600));
     Ok((AccessToken(answer.access_token), life))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_kept_for_a_day_at_most_and_does_not_print() {
+        let life = |expires: &str| {
+            let (token, life) =
+                answer(format!(r#"{{"access_token":"canary","expires_in":{expires}}}"#).as_bytes()).unwrap();
+            assert_eq!((token.0.as_str(), format!("{token:?}").as_str()), ("canary", "AccessToken(…)"));
+            life.as_secs()
+        };
+        assert_eq!(
+            [life("3599"), life("\"3599\""), life("86400"), life("86401")],
+            [3599, 3599, 86_400, 86_400]
+        );
+        assert_eq!(life("null"), 0);
+        assert!(answer(b"{}").is_err());
+    }
+}

@@ -48,6 +48,23 @@ struct Known {
     until: Instant,
 }
 
+impl Known {
+    fn holds(&self, now: Instant) -> bool {
+        now < self.until
+    }
+}
+
+/// Keeps an answer. Where there is no room, those that hold no more make some, and if they are none, all do.
+fn remember(known: &mut HashMap<String, Known>, user: String, fresh: Known, now: Instant) {
+    if known.len() >= CAPACITY {
+        known.retain(|_, known| known.holds(now));
+        if known.len() >= CAPACITY {
+            known.clear();
+        }
+    }
+    known.insert(user, fresh);
+}
+
 /// Who asks, where, and what is known.
 pub(crate) struct Graph {
     cloud: Cloud,
@@ -97,7 +114,7 @@ impl Graph {
 
     fn find(&self, user: &str) -> Option<Known> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(user).filter(|known| Instant::now() < known.until).cloned()
+        known.get(user).filter(|known| known.holds(Instant::now())).cloned()
     }
 
     /// The ids of all groups of a user or application, and for how long they may be believed.
@@ -133,14 +150,7 @@ impl Graph {
         };
         let fresh = Known { groups, until: Instant::now() + keep };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= CAPACITY {
-            let now = Instant::now();
-            known.retain(|_, known| now < known.until);
-            if known.len() >= CAPACITY {
-                known.clear();
-            }
-        }
-        known.insert(user, fresh.clone());
+        remember(&mut known, user, fresh.clone(), Instant::now());
         fresh
     }
 
@@ -280,4 +290,28 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Duration {
 fn retry_after_text(text: Option<&str>) -> Duration {
     let seconds = text.and_then(|text| text.trim().parse().ok());
     seconds.map_or(DEFAULT_PAUSE, Duration::from_secs).max(DEFAULT_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_known_than_there_is_room_for_and_what_is_over_goes_first() {
+        let now = Instant::now();
+        let known = |until| Known { groups: Ok(Vec::new()), until };
+        let after = |over: usize, live: usize| {
+            let mut all: HashMap<String, Known> =
+                (0..over).map(|n| (format!("over {n}"), known(now))).collect();
+            all.extend((0..live).map(|n| (format!("live {n}"), known(now + KEEP))));
+            remember(&mut all, "newest".to_owned(), known(now + KEEP), now);
+            assert!(all.contains_key("newest"));
+            all.len()
+        };
+        assert_eq!(after(0, CAPACITY - 1), CAPACITY);
+        assert_eq!(after(10, CAPACITY - 11), CAPACITY, "there is room");
+        assert_eq!(after(10, CAPACITY - 10), CAPACITY - 9, "those that are over");
+        assert_eq!(after(0, CAPACITY), 1, "all");
+        assert!(!known(now).holds(now) && known(now + KEEP).holds(now));
+    }
 }
