@@ -122,12 +122,14 @@ impl Nat {
             ip(&link)?;
         }
         let forgets = format!("net.netfilter.nf_conntrack_tcp_timeout_established={FORGETS}");
-        nat.in_router(&["sysctl", "-qw", "net.ipv4.ip_forward=1", &forgets])?;
+        // What it has forgotten it does not take up again in the middle, as Linux would.
+        let strict = "net.netfilter.nf_conntrack_tcp_loose=0";
+        nat.in_router(&["sysctl", "-qw", "net.ipv4.ip_forward=1", &forgets, strict])?;
         let out = if lets == Lets::Out { "iifname \"customer\" accept;" } else { "" };
         let rules = format!(
             "table inet carrier {{\n\
              chain out {{ type nat hook postrouting priority srcnat; oifname \"world\" masquerade; }}\n\
-             chain forward {{ type filter hook forward priority filter; policy drop; ct state established,related accept; {out} }}\n\
+             chain forward {{ type filter hook forward priority filter; policy drop; ct state invalid drop; ct state established,related accept; {out} }}\n\
              chain input {{ type filter hook input priority filter; policy drop; ct state established,related accept; iifname {{ \"lo\", \"customer\" }} accept; }}\n}}\n"
         );
         let file = tempfile::NamedTempFile::new()?;
