@@ -34,6 +34,8 @@ use crate::{
 
 /// All rungs together take no longer.
 const LADDER_WITHIN: Duration = Duration::from_secs(10);
+/// What is waited for ends this much sooner, so that it is said what that was.
+const TO_SAY_WHAT: Duration = Duration::from_millis(200);
 /// Where it is not known whether requests get through, an answer is waited for so long: a relay that lets sessions in one by one
 /// answers within two seconds.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -92,7 +94,8 @@ impl Ladder {
             return self.climb(&Rung::ALL, network, errand, pin, identify).await;
         };
         let begun = async {
-            let Dialled { carrier, exporter, peer } = self.dial(rung, errand, None).await?;
+            let Dialled { carrier, exporter, peer } =
+                self.dial(rung, errand, Instant::now() + DIAL_WITHIN, None).await?;
             let session = session::connect(carrier, exporter, pin, identify).await?;
             Ok::<_, Report>(Climbed { session, rung, peer })
         };
@@ -161,8 +164,9 @@ impl Ladder {
         let mut failed: Vec<(Rung, Report)> = Vec::new();
         for &rung in rungs {
             let begun = async {
+                let secured_by = deadline - TO_SAY_WHAT;
                 let Dialled { carrier, exporter, peer } =
-                    self.dial(rung, errand, Some(ANSWER_WITHIN)).await?;
+                    self.dial(rung, errand, secured_by, Some(ANSWER_WITHIN)).await?;
                 let session = session::connect_challenged(carrier, exporter, pin, identify).await?;
                 Ok::<_, Report>(Climbed { session, rung, peer })
             };
@@ -191,20 +195,27 @@ impl Ladder {
     /// # Errors
     /// Which step failed, and why.
     pub async fn carrier(&self, rung: Rung) -> Result<(Carrier, Option<Exporter>), Report> {
-        let Dialled { carrier, exporter, .. } = self.dial(rung, Errand::Begin, None).await?;
+        let Dialled { carrier, exporter, .. } =
+            self.dial(rung, Errand::Begin, Instant::now() + DIAL_WITHIN, None).await?;
         Ok((carrier, exporter))
     }
 
-    /// A carrier of this kind. Where `within` is given, its request must be answered in that time, and is by a relay that is told so.
-    async fn dial(&self, rung: Rung, errand: Errand, within: Option<Duration>) -> Result<Dialled, Report> {
+    /// A carrier of this kind, whose TLS stands by then. Where `within` is given, its request must be answered in that time, and is by a
+    /// relay that is told so.
+    async fn dial(
+        &self,
+        rung: Rung,
+        errand: Errand,
+        secured_by: Instant,
+        within: Option<Duration>,
+    ) -> Result<Dialled, Report> {
         let (dialler, challenged) = (&self.dialler, within.is_some());
         let within = within.unwrap_or(DIAL_WITHIN);
         let unanswered = |_elapsed| dialler.report(Fault::RequestUnanswered, rung.name());
-        let deadline = Instant::now() + DIAL_WITHIN;
         let authority = dialler.address().authority();
         match rung {
             Rung::WebSocket => {
-                let (tls, exporter) = dialler.secured(HTTP1, deadline).await?;
+                let (tls, exporter) = dialler.secured(HTTP1, secured_by).await?;
                 let peer = peer(&tls);
                 let asking = WebSocketCarrier::client_asking(tls, &authority, errand, challenged);
                 let carrier = timeout(within, asking).await.map_err(unanswered)?;
@@ -212,7 +223,7 @@ impl Ladder {
                 Ok(Dialled { carrier, exporter, peer })
             }
             Rung::Http2 => {
-                let (tls, exporter) = dialler.secured(h2::ALPN, deadline).await?;
+                let (tls, exporter) = dialler.secured(h2::ALPN, secured_by).await?;
                 let peer = peer(&tls);
                 let refused = |error| dialler.request_failed("the POST over HTTP/2", error);
                 if tls.get_ref().1.alpn_protocol() != Some(h2::ALPN) {
