@@ -3,26 +3,23 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use http::Method;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 use towline_identity::{TrustSettings, TrustSource};
 use towline_tunnel::{
     audit::{AuditLog, AuditWriter, Destination},
-    carrier::dial::RelayAddress,
     clock::Clock,
     doctor::{Elsewhere, Network},
     drain::{DrainTrigger, drain},
     egress::Egress,
-    enrolment::EnrolmentToken,
     fault::{Fault, Report},
     ids::ClusterId,
     inner::InnerAcceptor,
-    mux::{BULK_AT_AGENT, Keeper, Ledger, LineSettings},
-    session::message::Secret,
+    mux::{BULK_AT_AGENT, Ledger, LineSettings},
 };
 use tracing::{info, warn};
 
-pub use crate::uplink::{Holding, Status};
+pub use crate::uplink::{Holding, RelayConfig, Status};
 use crate::{
     accept::Acceptor,
     dial::{Apiserver, ApiserverConfig},
@@ -34,8 +31,9 @@ use crate::{
     rights::{Duties, Findings},
     roles::{RoleSettings, Roles},
     secret::StateSecret,
-    state::{DataDir, METRICS_ADDRESS, RefusedToken},
-    uplink::{Overrides, Parts, Uplink},
+    state::{DataDir, METRICS_ADDRESS, Rank},
+    uplink::Parts,
+    uplinks::Uplinks,
 };
 
 /// What the relay, and callers behind it, can make grow.
@@ -65,8 +63,6 @@ pub const BULK_LINES: u32 = 1;
 
 /// An agent that ends waits no longer for its audit log.
 const LAST_LINES: Duration = Duration::from_secs(2);
-/// Nor for a note of why it ends, which kube-apiserver may have to keep.
-const NOTE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What an agent is started with.
 #[derive(Clone, Debug)]
@@ -75,12 +71,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// A Secret that holds the same, where the folder doesn't last.
     pub state_secret: Option<StateSecret>,
-    /// To join a relay with; may stay after it was used.
-    pub enrolment: Option<EnrolmentToken>,
-    /// The relay's address, where it is another than the enrolment token's.
-    pub relay: Option<RelayAddress>,
-    /// Authorities of the relay's outer TLS beside the system's, in place of the enrolment token's.
-    pub relay_ca_file: Option<PathBuf>,
+    /// The relay.
+    pub relay: RelayConfig,
+    /// One beside it, for when that is not there.
+    pub second_relay: Option<RelayConfig>,
     /// The way to the relay and to issuers. kube-apiserver is always dialled directly.
     pub egress: Egress,
     /// Issuers are reached through the relay, and not on that way.
@@ -111,6 +105,13 @@ pub struct Config {
     pub audit: Option<Destination>,
     /// The time.
     pub clock: Clock,
+}
+
+impl Config {
+    /// The relays that are configured, the first one first.
+    pub(crate) fn homes(&self) -> impl Iterator<Item = (Rank, &RelayConfig)> {
+        Rank::ALL.into_iter().zip(std::iter::once(&self.relay).chain(&self.second_relay))
+    }
 }
 
 /// An agent that runs. Dropping it ends it at once.
@@ -180,18 +181,8 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     let per_user = config.limits.max_streams_per_user;
     let acceptor = Acceptor::new(inner, forwarder, metrics.clone(), config.clock.clone(), per_user);
     let acceptor = Arc::new(acceptor);
-    let max_streams = config.limits.max_streams as usize;
-    let keeper = Keeper::with_lines(config.resume_timeout, max_streams, config.lines);
-    let refusal = config.enrolment.as_ref().map(|token| Refusal {
-        token: token.secret.clone(),
-        dir: dir.clone(),
-        secret: config.state_secret.clone(),
-        clock: config.clock.clone(),
-    });
-    let (uplink, status) = Uplink::new(Parts {
+    let parts = Parts {
         cluster: identity,
-        token: config.enrolment,
-        overrides: Overrides { relay: config.relay, ca_file: config.relay_ca_file },
         egress: config.egress,
         dir,
         secret: config.state_secret,
@@ -200,17 +191,15 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         ledger,
         limits: config.limits,
         clock: config.clock,
-        keeper: keeper.clone(),
+        resume_timeout: config.resume_timeout,
         drain_timeout: config.drain_timeout,
         lines: config.lines,
         holding: config.holding,
-        carrying,
-    })?;
-
-    if let Ok(network) = uplink.network() {
-        // Whoever asks from afar is told what this agent sees, and has it ask no proxies that nobody gave it.
-        look.know(Network { elsewhere: Elsewhere::nowhere(), ..network });
-    }
+    };
+    let (uplinks, status) = Uplinks::new(parts, config.relay, config.second_relay, carrying)?;
+    // Whoever asks from afar is told what this agent sees, and has it ask no proxies that nobody gave it.
+    let nowhere = |network| Network { elsewhere: Elsewhere::nowhere(), ..network };
+    look.know(uplinks.networks().into_iter().map(nowhere).collect());
 
     let (trigger, watcher) = drain();
     let mut beside = JoinSet::new();
@@ -219,17 +208,10 @@ pub async fn start(config: Config) -> Result<Running, Report> {
     beside.spawn(keep_proving(Arc::clone(&acceptor), duties, metrics.clone(), findings));
     beside.spawn(keep_fresh(Arc::clone(&acceptor)));
     beside.spawn(ask_apiserver(Arc::clone(&acceptor)));
-    beside.spawn(async move { match keeper.watch().await {} });
     if let Some(settings) = config.issuer.settings {
         beside.spawn(keep_loaded(Arc::clone(&acceptor), settings));
     }
-    let uplink = AbortOnDropHandle::new(tokio::spawn(async move {
-        let ended = uplink.run(watcher).await;
-        if let (Err(report), Some(refusal)) = (&ended, refusal) {
-            refusal.note(report, acceptor.forwarder().apiserver()).await;
-        }
-        ended
-    }));
+    let uplink = AbortOnDropHandle::new(tokio::spawn(uplinks.run(watcher)));
     Ok(Running {
         cluster,
         metrics_address,
@@ -241,35 +223,6 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         beside,
         audit_writer,
     })
-}
-
-/// Keeps that the relay refused the enrolment token, for preflight: whether a token was used before only the relay knows.
-struct Refusal {
-    token: Secret,
-    dir: DataDir,
-    secret: Option<StateSecret>,
-    clock: Clock,
-}
-
-impl Refusal {
-    async fn note(self, report: &Report, apiserver: &Apiserver) {
-        if report.fault != Fault::EnrolTokenRefused {
-            return;
-        }
-        let refused = RefusedToken::new(self.token.reveal(), &report.detail, self.clock.now());
-        let kept = async {
-            self.dir.keep_refused(&refused)?;
-            match &self.secret {
-                Some(secret) => secret.keep_refused(apiserver, &refused).await,
-                None => Ok(()),
-            }
-        };
-        match timeout(NOTE_WITHIN, kept).await {
-            Ok(Ok(())) => {}
-            Ok(Err(report)) => warn!(%report, "preflight will not know that the enrolment token was refused"),
-            Err(_elapsed) => warn!("preflight will not know that the enrolment token was refused"),
-        }
-    }
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Report> {

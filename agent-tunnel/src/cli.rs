@@ -10,7 +10,7 @@ use std::{
     fs,
     io::{IsTerminal as _, Write as _},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -34,7 +34,7 @@ use towline_tunnel::{
 };
 
 use crate::{
-    app::{self, BULK_LINES, Config, Holding, Limits, default_lines},
+    app::{self, BULK_LINES, Config, Holding, Limits, RelayConfig, default_lines},
     dial::ApiserverConfig,
     forward::{Access, Mode},
     preflight,
@@ -101,6 +101,28 @@ struct Run {
     /// Authorities (PEM) of the relay's certificate beside the system's, in place of the enrolment token's
     #[arg(long, value_name = "FILE", env = "TOWLINE_AGENT_RELAY_CA_FILE")]
     relay_ca_file: Option<PathBuf>,
+
+    /// File with a second relay's enrolment token: the agent is connected with both, each as if it were the only one. Says that there is a second one, and stays
+    #[arg(long, value_name = "FILE", env = "TOWLINE_AGENT_SECOND_ENROLMENT_TOKEN_FILE")]
+    second_enrolment_token_file: Option<PathBuf>,
+
+    /// The second relay, where it has another address than its enrolment token says
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TOWLINE_AGENT_SECOND_RELAY",
+        requires = "second_enrolment_token_file"
+    )]
+    second_relay: Option<String>,
+
+    /// Authorities (PEM) of the second relay's certificate beside the system's, in place of its enrolment token's
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TOWLINE_AGENT_SECOND_RELAY_CA_FILE",
+        requires = "second_enrolment_token_file"
+    )]
+    second_relay_ca_file: Option<PathBuf>,
 
     /// Reach kube-apiserver as this kubeconfig says, not as a pod
     #[arg(long, value_name = "FILE", env = "TOWLINE_AGENT_KUBECONFIG")]
@@ -369,12 +391,15 @@ impl Run {
             None => ApiserverConfig::InCluster,
         };
         let access = Access::from(self.access);
+        let second_relay = match self.second_enrolment_token_file.as_deref() {
+            Some(file) => Some(relay(Some(file), self.second_relay.as_deref(), self.second_relay_ca_file)?),
+            None => None,
+        };
         Ok(Config {
             data_dir: self.place.data_dir,
             state_secret: self.state_secret.as_deref().map(StateSecret::parse).transpose()?,
-            enrolment: self.enrolment_token_file.as_deref().map(read_token).transpose()?.flatten(),
-            relay: self.relay.as_deref().map(RelayAddress::parse).transpose()?,
-            relay_ca_file: self.relay_ca_file,
+            relay: relay(self.enrolment_token_file.as_deref(), self.relay.as_deref(), self.relay_ca_file)?,
+            second_relay,
             egress: Egress::new(self.proxies.settings()?)?,
             issuer_via_relay: self.issuer_via_relay,
             apiserver,
@@ -418,8 +443,17 @@ impl Run {
     }
 }
 
+fn relay(
+    token: Option<&Path>,
+    address: Option<&str>,
+    ca_file: Option<PathBuf>,
+) -> Result<RelayConfig, Report> {
+    let enrolment = token.map(read_token).transpose()?.flatten();
+    Ok(RelayConfig { enrolment, address: address.map(RelayAddress::parse).transpose()?, ca_file })
+}
+
 /// An enrolment token is used once, and its file may well be gone after that: an empty or missing one is none.
-fn read_token(path: &std::path::Path) -> Result<Option<EnrolmentToken>, Report> {
+fn read_token(path: &Path) -> Result<Option<EnrolmentToken>, Report> {
     match fs::read_to_string(path) {
         Ok(text) if text.trim().is_empty() => Ok(None),
         Ok(text) => EnrolmentToken::decode(&text).map(Some).map_err(|mut report| {

@@ -27,3 +27,4 @@ mod standing;
 pub mod state;
 pub mod stream;
 mod uplink;
+mod uplinks;

@@ -16,6 +16,8 @@ use towline_tunnel::{
     proto::ledger::Ledger,
 };
 
+use crate::state::Rank;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Code {
     code: u16,
@@ -29,6 +31,11 @@ struct Reason {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OnCarrier {
     carrier: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AtRelay {
+    relay: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -69,6 +76,7 @@ pub struct Metrics {
     refusals: Family<Reason, Counter>,
     connect_failures: Family<Reason, Counter>,
     carriers: Family<OnCarrier, Counter>,
+    relays: Family<AtRelay, Gauge>,
     rights: Family<Right, Gauge>,
     registry: Arc<Registry>,
 }
@@ -123,6 +131,12 @@ impl Metrics {
             "Sessions and lines with the relay that began, by carrier",
             carriers.clone(),
         );
+        let relays = Family::<AtRelay, Gauge>::default();
+        registry.register(
+            "relay_connected",
+            "Whether there is a session with this relay, the first or the second",
+            relays.clone(),
+        );
         let rights = Family::<Right, Gauge>::default();
         registry.register(
             "rights",
@@ -146,6 +160,7 @@ impl Metrics {
             refusals,
             connect_failures,
             carriers,
+            relays,
             rights,
             registry: Arc::new(registry),
         }
@@ -159,6 +174,11 @@ impl Metrics {
     /// Counts a session or line that began.
     pub fn connected_by(&self, rung: Rung) {
         self.carriers.get_or_create(&OnCarrier { carrier: rung.name() }).inc();
+    }
+
+    /// Whether there is a session with this relay.
+    pub fn relay_connected(&self, rank: Rank, is: bool) {
+        self.relays.get_or_create(&AtRelay { relay: rank.name() }).set(i64::from(is));
     }
 
     /// Counts a stream or request that the agent refused.
@@ -202,6 +222,8 @@ mod tests {
         metrics.refused(Fault::ClusterTokenMissing);
         metrics.connect_failed(Fault::RelayUnreachable);
         metrics.connected_by(Rung::Pair);
+        metrics.relay_connected(Rank::First, true);
+        metrics.relay_connected(Rank::Second, false);
         metrics.found_rights("own", 0, 2);
         metrics.bytes_to_callers.inc_by(5);
         metrics.answer_seconds.observe(0.02);
@@ -211,6 +233,8 @@ mod tests {
         for line in [
             "towline_agent_sessions 1",
             r#"towline_agent_carriers_total{carrier="pair"} 1"#,
+            r#"towline_agent_relay_connected{relay="first"} 1"#,
+            r#"towline_agent_relay_connected{relay="second"} 0"#,
             "towline_agent_sessions_opened_total 0",
             "towline_agent_streams 0",
             "towline_agent_tunnels 0",

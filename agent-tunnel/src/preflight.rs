@@ -19,7 +19,14 @@ use towline_tunnel::{
 
 pub use afar::SelfLook;
 
-use crate::{app::Config, dial::Apiserver, issuers::IssuerWay, rights::Duties, roles::Roles, state::DataDir};
+use crate::{
+    app::{Config, RelayConfig},
+    dial::Apiserver,
+    issuers::IssuerWay,
+    rights::Duties,
+    roles::Roles,
+    state::{DataDir, Rank},
+};
 use enrolment::Home;
 use place::Kept;
 
@@ -39,15 +46,22 @@ pub async fn examine(config: Config, tell: impl FnMut(&Finding) + Send) -> Diagn
     let opened = Apiserver::new(&config.apiserver, config.impersonator.as_deref());
     let opened = Verdict::of(opened, |apiserver| format!("for kube-apiserver at {}", apiserver.address()));
     let apiserver = examination.say(Step::Credential, opened);
-    let kept = examination.check(Step::State, place::state(&config, apiserver.as_ref())).await;
-    let relay = match kept {
-        Some(kept) => relay(&config, &kept, &clock, &mut examination).await,
-        None => {
-            examination
-                .skip(&[Step::Enrolment, Step::Dns], "not looked at: what the agent keeps can't be read");
-            None
+    let mut relay = None;
+    for (rank, home) in config.homes() {
+        if rank == Rank::Second {
+            examination.say(Step::Configuration, Verdict::ok((), "and the second relay"));
         }
-    };
+        let kept = examination.check(Step::State, place::state(&config, rank, apiserver.as_ref())).await;
+        let found = match kept {
+            Some(kept) => examine_relay(&config, (rank, home), &kept, &clock, &mut examination).await,
+            None => {
+                examination
+                    .skip(&[Step::Enrolment, Step::Dns], "not looked at: what the agent keeps can't be read");
+                None
+            }
+        };
+        relay = relay.or(found);
+    }
 
     match &apiserver {
         Some(apiserver) => {
@@ -64,21 +78,22 @@ pub async fn examine(config: Config, tell: impl FnMut(&Finding) + Send) -> Diagn
 }
 
 /// The enrolment and the way to the relay that it names, which is in the answer.
-async fn relay(
+async fn examine_relay(
     config: &Config,
+    (rank, relay): (Rank, &RelayConfig),
     kept: &Kept,
     clock: &Clock,
     examination: &mut Examination<'_>,
 ) -> Option<String> {
-    let token = config.enrolment.as_ref();
-    let judged = || enrolment::judge(token, kept, clock.now());
+    let token = relay.enrolment.as_ref();
+    let judged = || enrolment::judge(rank, token, kept, clock.now());
     // A token that is over by a clock that is wrong is not over: the way is looked at first, which tells.
     let over = enrolment::home_of_what_is_over(token, kept, clock.now());
     let home = match over.clone() {
         Some(home) => Some(home),
         None => examination.say(Step::Enrolment, judged()),
     };
-    let network = home.and_then(|home| network(config, home, clock, examination));
+    let network = home.and_then(|home| network(config, (rank, relay), home, clock, examination));
     match &network {
         Some(network) => {
             network.examine(examination).await;
@@ -122,16 +137,24 @@ fn duties(config: &Config, role_groups: Vec<String>) -> Duties {
 }
 
 /// The way to the relay, as the agent would go it.
-fn network(config: &Config, home: Home, clock: &Clock, examination: &mut Examination<'_>) -> Option<Network> {
-    let relay = config.relay.clone().unwrap_or(home.relay);
-    let ca_file = match (&config.relay_ca_file, &home.ca_pem) {
+fn network(
+    config: &Config,
+    (rank, relay): (Rank, &RelayConfig),
+    home: Home,
+    clock: &Clock,
+    examination: &mut Examination<'_>,
+) -> Option<Network> {
+    let address = relay.address.clone().unwrap_or(home.relay);
+    let ca_file = match (&relay.ca_file, &home.ca_pem) {
         (Some(file), _) => Ok(Some(file.clone())),
-        (None, Some(pem)) => DataDir::open(&config.data_dir).and_then(|dir| dir.relay_ca(pem)).map(Some),
+        (None, Some(pem)) => {
+            DataDir::open(&config.data_dir).and_then(|dir| dir.relay_ca(rank, pem)).map(Some)
+        }
         (None, None) => Ok(None),
     };
     match ca_file {
         Ok(ca_file) => {
-            let way = Network::over(config.egress.clone(), relay, home.relay_key, ca_file);
+            let way = Network::over(config.egress.clone(), address, home.relay_key, ca_file);
             Some(Network { clock: clock.clone(), ..way })
         }
         Err(report) => examination.say(Step::State, Verdict::failed(report, "")),

@@ -11,7 +11,7 @@ use towline_tunnel::{
 
 use crate::{
     dial::{Apiserver, status_message},
-    state::{DataDir, IDENTITY, Membership, REFUSED, RELAY, RefusedToken},
+    state::{DataDir, IDENTITY, Membership, Rank, RefusedToken},
 };
 
 /// How often another replica's write is waited out before that is given up.
@@ -145,15 +145,20 @@ impl StateSecret {
             } else {
                 dir.put_identity(&pem)?;
             }
-            if let Some(text) = secret.file(RELAY) {
-                let membership = Membership::from_json(&text).map_err(|why| {
-                    Report::new(Fault::AgentCredential, format!("{}: {RELAY}: {why}", self.name))
-                })?;
-                dir.keep_membership(&membership)?;
+            for rank in Rank::ALL {
+                if let Some(membership) = self.membership(&secret, rank)? {
+                    dir.keep_membership(rank, &membership)?;
+                }
             }
             return Ok(());
         }
         Err(self.refused("written", 409, b""))
+    }
+
+    fn membership(&self, secret: &Secret, rank: Rank) -> Result<Option<Membership>, Report> {
+        let file = rank.relay_file();
+        let damaged = |why| Report::new(Fault::AgentCredential, format!("{}: {file}: {why}", self.name));
+        secret.file(file).map(|text| Membership::from_json(&text)).transpose().map_err(damaged)
     }
 
     /// Which relay was joined, as it is kept there, and which token was refused last; for whoever only looks.
@@ -163,28 +168,37 @@ impl StateSecret {
     pub async fn kept(
         &self,
         apiserver: &Apiserver,
+        rank: Rank,
     ) -> Result<(Option<Membership>, Option<RefusedToken>), Report> {
         let secret = self.read(apiserver).await?;
-        let read = secret.file(RELAY).map(|text| Membership::from_json(&text)).transpose();
-        let damaged = |why| Report::new(Fault::AgentCredential, format!("{}: {RELAY}: {why}", self.name));
-        let refused = secret.file(REFUSED).and_then(|text| RefusedToken::from_json(&text));
-        Ok((read.map_err(damaged)?, refused))
+        let refused = secret.file(rank.refused_file()).and_then(|text| RefusedToken::from_json(&text));
+        Ok((self.membership(&secret, rank)?, refused))
     }
 
     /// Keeps which relay was joined.
     ///
     /// # Errors
     /// If the Secret can't be written.
-    pub async fn keep(&self, apiserver: &Apiserver, membership: &Membership) -> Result<(), Report> {
-        self.keep_file(apiserver, RELAY, membership.to_json().as_bytes()).await
+    pub async fn keep(
+        &self,
+        apiserver: &Apiserver,
+        rank: Rank,
+        membership: &Membership,
+    ) -> Result<(), Report> {
+        self.keep_file(apiserver, rank.relay_file(), membership.to_json().as_bytes()).await
     }
 
     /// Keeps which enrolment token was refused.
     ///
     /// # Errors
     /// If the Secret can't be written.
-    pub async fn keep_refused(&self, apiserver: &Apiserver, refused: &RefusedToken) -> Result<(), Report> {
-        self.keep_file(apiserver, REFUSED, refused.to_json().as_bytes()).await
+    pub async fn keep_refused(
+        &self,
+        apiserver: &Apiserver,
+        rank: Rank,
+        refused: &RefusedToken,
+    ) -> Result<(), Report> {
+        self.keep_file(apiserver, rank.refused_file(), refused.to_json().as_bytes()).await
     }
 
     async fn keep_file(&self, apiserver: &Apiserver, name: &str, bytes: &[u8]) -> Result<(), Report> {

@@ -1,6 +1,6 @@
-//! What an agent keeps: the cluster's identity key, and which relay it joined.
+//! What an agent keeps: the cluster's identity key, and which relays it joined.
 //!
-//! Both stand in the data directory, readable by its owner only. In a pod, whose directory does not outlive it, they are
+//! All of it stands in the data directory, readable by its owner only. In a pod, whose directory does not outlive it, it is
 //! kept in a Secret of the cluster as well ([`crate::secret`]).
 
 use std::{
@@ -24,14 +24,63 @@ use towline_tunnel::{
 
 /// The cluster's identity key; its hash is the cluster's id.
 pub const IDENTITY: &str = "identity-key.pem";
-/// Which relay was joined.
-pub const RELAY: &str = "relay.json";
-/// The enrolment token that the relay refused last.
-pub const REFUSED: &str = "refused-token.json";
 /// Where the agent that runs serves its metrics, for `towline-agent health`.
 pub const METRICS_ADDRESS: &str = "metrics-address";
-/// The authority of that relay's outer TLS, where it is its own.
-const RELAY_CA: &str = "relay-ca.pem";
+
+/// Which of an agent's relays: each is joined by itself, and knows nothing of the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rank {
+    /// The one that every agent has.
+    #[default]
+    First,
+    /// One beside it, where it is configured.
+    Second,
+}
+
+impl Rank {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::First, Self::Second];
+
+    /// For people and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Second => "second",
+        }
+    }
+
+    /// The argument that its enrolment token is given by.
+    pub fn token_argument(self) -> &'static str {
+        match self {
+            Self::First => "--enrolment-token-file",
+            Self::Second => "--second-enrolment-token-file",
+        }
+    }
+
+    /// The file that says which relay was joined.
+    pub fn relay_file(self) -> &'static str {
+        match self {
+            Self::First => "relay.json",
+            Self::Second => "second-relay.json",
+        }
+    }
+
+    /// The file with the enrolment token that the relay refused last.
+    pub fn refused_file(self) -> &'static str {
+        match self {
+            Self::First => "refused-token.json",
+            Self::Second => "second-refused-token.json",
+        }
+    }
+
+    /// The file with the authority of the relay's outer TLS, where it is its own.
+    fn ca_file(self) -> &'static str {
+        match self {
+            Self::First => "relay-ca.pem",
+            Self::Second => "second-relay-ca.pem",
+        }
+    }
+}
 
 /// A relay that this cluster was enrolled at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,8 +222,8 @@ impl DataDir {
     ///
     /// # Errors
     /// If the file is there and can't be used.
-    pub fn membership(&self) -> Result<Option<Membership>, Report> {
-        let path = self.path(RELAY);
+    pub fn membership(&self, rank: Rank) -> Result<Option<Membership>, Report> {
+        let path = self.path(rank.relay_file());
         let name = path.display().to_string();
         match fs::read(&path) {
             Ok(text) => Membership::from_json(&text)
@@ -189,34 +238,34 @@ impl DataDir {
     ///
     /// # Errors
     /// If it can't be written.
-    pub fn keep_membership(&self, membership: &Membership) -> Result<(), Report> {
-        self.replace(RELAY, membership.to_json().as_bytes()).map(|_| ())
+    pub fn keep_membership(&self, rank: Rank, membership: &Membership) -> Result<(), Report> {
+        self.replace(rank.relay_file(), membership.to_json().as_bytes()).map(|_| ())
     }
 
     /// The token that the relay refused last, if it did and that is known.
-    pub fn refused(&self) -> Option<RefusedToken> {
-        RefusedToken::from_json(&fs::read(self.path(REFUSED)).ok()?)
+    pub fn refused(&self, rank: Rank) -> Option<RefusedToken> {
+        RefusedToken::from_json(&fs::read(self.path(rank.refused_file())).ok()?)
     }
 
     /// Keeps a refusal, in place of the one before.
     ///
     /// # Errors
     /// If it can't be written.
-    pub fn keep_refused(&self, refused: &RefusedToken) -> Result<(), Report> {
-        self.replace(REFUSED, refused.to_json().as_bytes()).map(|_| ())
+    pub fn keep_refused(&self, rank: Rank, refused: &RefusedToken) -> Result<(), Report> {
+        self.replace(rank.refused_file(), refused.to_json().as_bytes()).map(|_| ())
     }
 
     /// A file with the authority of a relay's outer TLS, for whoever reads certificates from files.
     ///
     /// # Errors
     /// If it can't be written.
-    pub fn relay_ca(&self, pem: &str) -> Result<PathBuf, Report> {
-        let path = self.path(RELAY_CA);
+    pub fn relay_ca(&self, rank: Rank, pem: &str) -> Result<PathBuf, Report> {
+        let path = self.path(rank.ca_file());
         // Each dial asks: a file that is right is left alone.
         if fs::read(&path).is_ok_and(|is| is == pem.as_bytes()) {
             return Ok(path);
         }
-        self.replace(RELAY_CA, pem.as_bytes())
+        self.replace(rank.ca_file(), pem.as_bytes())
     }
 
     /// Writes a file whole or not at all, readable by its owner only.
@@ -262,16 +311,17 @@ mod tests {
     fn what_is_kept_is_found_again_and_is_its_owners_alone() {
         let folder = tempfile::tempdir().unwrap();
         let dir = DataDir::open(&folder.path().join("a/b")).unwrap();
-        assert_eq!(dir.membership().unwrap(), None);
+        assert_eq!(dir.membership(Rank::First).unwrap(), None);
         assert!(!dir.has_identity());
         let identity = dir.identity().unwrap();
         assert_eq!(dir.identity().unwrap().public(), identity.public());
         for mut kept in [membership(), membership()] {
             kept.ca_pem = kept.ca_pem.filter(|_| kept.used_secret == [7; 32]);
-            dir.keep_membership(&kept).unwrap();
-            assert_eq!(dir.membership().unwrap(), Some(kept));
+            dir.keep_membership(Rank::First, &kept).unwrap();
+            assert_eq!(dir.membership(Rank::First).unwrap(), Some(kept));
+            assert_eq!(dir.membership(Rank::Second).unwrap(), None);
         }
-        for file in [IDENTITY, RELAY] {
+        for file in [IDENTITY, Rank::First.relay_file()] {
             assert_eq!(fs::metadata(dir.path(file)).unwrap().permissions().mode() & 0o777, 0o600, "{file}");
         }
         assert_eq!(fs::metadata(folder.path().join("a/b")).unwrap().permissions().mode() & 0o777, 0o700);
@@ -285,10 +335,12 @@ mod tests {
         for (from, to) in
             [("relay_key\": \"", "relay_key\": \"!"), ("{", ""), ("https", "ftp"), ("0707", "07")]
         {
-            fs::write(dir.path(RELAY), membership().to_json().replacen(from, to, 1)).unwrap();
-            let report = dir.membership().unwrap_err();
-            assert_eq!(report.fault, Fault::FileUnreadable);
-            assert!(report.detail.contains(RELAY), "{report}");
+            for rank in Rank::ALL {
+                fs::write(dir.path(rank.relay_file()), membership().to_json().replacen(from, to, 1)).unwrap();
+                let report = dir.membership(rank).unwrap_err();
+                assert_eq!(report.fault, Fault::FileUnreadable);
+                assert!(report.detail.contains(rank.relay_file()), "{report}");
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Being connected with the relay: dial, say who we are, stay; and again, for as long as the agent runs.
 //!
-//! There are two sessions: one on which streams begin, and a spare one beside it, which takes over at once when that is lost ([`hold`]).
+//! An agent has one or two relays ([`crate::uplinks`]). With each there are two sessions: one on which streams begin, and a spare one beside it, which takes over at once when that is lost ([`hold`]).
 //! Whatever is to be replaced is so by a successor that stands before it takes no more streams ([`replace`]).
 
 mod enrolment;
@@ -37,6 +37,7 @@ use towline_tunnel::{
 };
 use tracing::info;
 
+pub(crate) use self::enrolment::not_enrolled;
 pub use self::replace::Holding;
 use self::{enrolment::Enrolment, held::Facts};
 use crate::{
@@ -47,7 +48,7 @@ use crate::{
     metrics::Metrics,
     secret::StateSecret,
     session::{LAST_WORDS, Session},
-    state::DataDir,
+    state::{DataDir, Rank},
 };
 
 /// Whether the agent is connected, for whoever started it.
@@ -64,20 +65,24 @@ pub enum Status {
     },
 }
 
-/// Where it connects to, as configured.
+/// A relay to be connected with, as configured.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Overrides {
-    /// Another address than the enrolment token's.
-    pub(crate) relay: Option<RelayAddress>,
-    /// Authorities of the relay's outer TLS.
-    pub(crate) ca_file: Option<PathBuf>,
+pub struct RelayConfig {
+    /// To join it with; may stay after it was used.
+    pub enrolment: Option<EnrolmentToken>,
+    /// Its address, where it is another than the enrolment token's.
+    pub address: Option<RelayAddress>,
+    /// Authorities of its outer TLS beside the system's, in place of the enrolment token's.
+    pub ca_file: Option<PathBuf>,
 }
 
-/// The agent's way to its relay.
+/// The agent's way to a relay.
 pub(crate) struct Uplink {
+    rank: Rank,
     cluster: Arc<SigningKey>,
     enrolment: Enrolment,
-    overrides: Overrides,
+    address: Option<RelayAddress>,
+    ca_file: Option<PathBuf>,
     egress: Egress,
     /// For the file that it was made of: what it has read outlives a connection.
     trust: Mutex<Option<(Option<PathBuf>, TrustStore)>>,
@@ -98,11 +103,10 @@ pub(crate) struct Uplink {
     carrying: watch::Sender<Option<Connection>>,
 }
 
-/// What an uplink is made of.
+/// What an uplink is made of, beside its relay.
+#[derive(Clone)]
 pub(crate) struct Parts {
     pub(crate) cluster: Arc<SigningKey>,
-    pub(crate) token: Option<EnrolmentToken>,
-    pub(crate) overrides: Overrides,
     pub(crate) egress: Egress,
     pub(crate) dir: DataDir,
     pub(crate) secret: Option<StateSecret>,
@@ -111,12 +115,10 @@ pub(crate) struct Parts {
     pub(crate) ledger: Ledger,
     pub(crate) limits: Limits,
     pub(crate) clock: Clock,
-    pub(crate) keeper: Keeper,
+    pub(crate) resume_timeout: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) lines: LineSettings,
     pub(crate) holding: Holding,
-    /// Told the session on which streams begin.
-    pub(crate) carrying: watch::Sender<Option<Connection>>,
 }
 
 /// A session that began, and what is needed to run it.
@@ -129,17 +131,19 @@ struct Begun {
 }
 
 impl Uplink {
-    /// Prepares it; says whether it is connected from then on.
+    /// Prepares it.
     ///
     /// # Errors
     /// If the cluster was never enrolled and there is no token, or a file can't be used.
-    pub(crate) fn new(parts: Parts) -> Result<(Self, watch::Receiver<Status>), Report> {
-        let enrolment = Enrolment::new(parts.token, &parts.dir, parts.secret)?;
-        let (status, watcher) = watch::channel(Status::Away(None));
+    pub(crate) fn new(parts: Parts, rank: Rank, relay: RelayConfig) -> Result<Self, Report> {
+        let enrolment = Enrolment::new(rank, relay.enrolment, &parts.dir, parts.secret)?;
+        let max_streams = parts.limits.max_streams as usize;
         let uplink = Self {
+            rank,
             cluster: parts.cluster,
             enrolment,
-            overrides: parts.overrides,
+            address: relay.address,
+            ca_file: relay.ca_file,
             egress: parts.egress,
             trust: Mutex::default(),
             dir: parts.dir,
@@ -148,26 +152,49 @@ impl Uplink {
             ledger: parts.ledger,
             limits: parts.limits,
             clock: parts.clock,
-            keeper: parts.keeper,
+            // Streams that wait are taken up where they began.
+            keeper: Keeper::with_lines(parts.resume_timeout, max_streams, parts.lines),
             ending: Ending::default(),
             drain_timeout: parts.drain_timeout,
             line_settings: parts.lines,
             holding: parts.holding,
             carriers: Memory::default(),
-            status,
-            carrying: parts.carrying,
+            status: watch::Sender::new(Status::Away(None)),
+            carrying: watch::Sender::new(None),
         };
         // What is wrong with a certificate file or an address is told at start.
         uplink.dialler()?;
-        Ok((uplink, watcher))
+        uplink.metrics.relay_connected(rank, false);
+        Ok(uplink)
+    }
+
+    /// Which of the agent's relays it leads to.
+    pub(crate) fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    /// Whether it is connected, and every change of that.
+    pub(crate) fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// The session on which streams begin, and every change of that.
+    pub(crate) fn carrying(&self) -> watch::Receiver<Option<Connection>> {
+        self.carrying.subscribe()
     }
 
     /// Stays connected until the drain, and then until the last session ended.
     ///
     /// # Errors
     /// If the enrolment token is refused and there is no other way to be let in.
-    pub(crate) async fn run(self, drain: DrainWatcher) -> Result<(), Report> {
-        let _owner = self.acceptor.own_streams();
+    pub(crate) async fn run(&self, drain: DrainWatcher) -> Result<(), Report> {
+        tokio::select! {
+            ended = self.stay(drain) => ended,
+            never = self.keeper.watch() => match never {},
+        }
+    }
+
+    async fn stay(&self, drain: DrainWatcher) -> Result<(), Report> {
         let (mut sessions, mut bulk) = (JoinSet::new(), JoinSet::new());
         let mut lines = Lines::new(self.line_settings);
         tokio::select! {
@@ -203,10 +230,10 @@ impl Uplink {
     /// Where the relay is, who it is, and whom its certificate is trusted by beside the system's authorities.
     fn way(&self) -> Result<(RelayAddress, KeyHash, Option<PathBuf>), Report> {
         let (address, pin, ca_pem) = self.enrolment.relay()?;
-        let address = self.overrides.relay.clone().unwrap_or(address);
-        let ca_file = match (&self.overrides.ca_file, ca_pem) {
+        let address = self.address.clone().unwrap_or(address);
+        let ca_file = match (&self.ca_file, ca_pem) {
             (Some(file), _) => Some(file.clone()),
-            (None, Some(pem)) => Some(self.dir.relay_ca(&pem)?),
+            (None, Some(pem)) => Some(self.dir.relay_ca(self.rank, &pem)?),
             (None, None) => None,
         };
         Ok((address, pin, ca_file))

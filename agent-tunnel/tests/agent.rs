@@ -6,107 +6,38 @@ mod support;
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use support::{
-    Cap, WITHIN, fault, issuer_config, parts, read_to_end, read_until,
-    relay::{AgentSession, Relay, certificate},
+    Cap, WITHIN, fault, parts, read_to_end, read_until,
+    relay::{AgentSession, certificate, joins},
+    whole::World,
 };
-use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 use towline_agent::{
-    app::{self, Config, Limits, Running, Status},
-    dial::ApiserverConfig,
-    forward::Access,
+    app::{self, Config, RelayConfig, Running, Status},
     secret::StateSecret,
     state::DataDir,
 };
-use towline_identity::dev::{DevIssuer, TokenRequest};
+use towline_identity::dev::DevIssuer;
 use towline_tunnel::{
-    clock::Clock,
-    egress::Egress,
     fault::Fault,
-    ids::StreamKey,
-    inner::{InnerConnector, InnerStream},
     issuer_host::IssuerHost,
     keys::SigningKey,
-    mux::{CloseReason, LineSettings, MuxStream, OpenRequest},
+    mux::{CloseReason, LineSettings},
     session::control::Control,
-    ticket::{MAX_LIFE, Ticket},
 };
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
 
-struct World {
-    folder: TempDir,
-    issuer: DevIssuer,
-    cap: Cap,
-    relay: Relay,
-    run_key: SigningKey,
+async fn world() -> World {
+    World::with(Cap::answering(OK).await).await
 }
 
-impl World {
-    async fn new() -> Self {
-        Self::with(Cap::answering(OK).await).await
-    }
-
-    async fn with(cap: Cap) -> Self {
-        let (folder, issuer) = (tempfile::tempdir().unwrap(), DevIssuer::start(0).await.unwrap());
-        Self { folder, issuer, cap, relay: Relay::new().await, run_key: SigningKey::generate() }
-    }
-
-    fn config(&self) -> Config {
-        Config {
-            data_dir: self.folder.path().join("agent"),
-            state_secret: None,
-            enrolment: Some(self.relay.token()),
-            relay: None,
-            relay_ca_file: None,
-            egress: Egress::direct(),
-            issuer_via_relay: false,
-            apiserver: ApiserverConfig::Kubeconfig { path: self.cap.kubeconfig(&self.folder), context: None },
-            impersonator: None,
-            access: Access::default(),
-            roles: None,
-            issuer: issuer_config(&self.issuer, &self.folder).into(),
-            metrics_listen: "127.0.0.1:0".parse().unwrap(),
-            drain_timeout: Duration::from_secs(5),
-            resume_timeout: Duration::from_secs(60),
-            lines: towline_agent::app::default_lines(),
-            holding: app::Holding::default(),
-            audit: None,
-            limits: Limits::default(),
-            clock: Clock::system(),
-        }
-    }
-
-    async fn start(&self) -> Running {
-        app::start(self.config()).await.unwrap()
-    }
-
-    /// An inner connection of alice's through this session.
-    async fn connect(&self, agent: &Running, session: &AgentSession) -> InnerStream<MuxStream> {
-        let mut request = OpenRequest::new(StreamKey::random(), agent.cluster());
-        let (principal, key) = (format!("{}#alice", self.issuer.url()), self.run_key.public().hash());
-        let ticket = Ticket::new(agent.cluster(), principal, key, SystemTime::now(), MAX_LIFE);
-        request.ticket = Some(ticket.sign(&self.relay.tickets));
-        let stream = session.connection.open(request).unwrap();
-        InnerConnector::new(agent.cluster(), &self.run_key).unwrap().connect(stream).await.unwrap()
-    }
-
-    fn head(&self, line: &str) -> String {
-        let token = self.issuer.mint(&TokenRequest::new("alice", &["dev"], "towline-cluster")).unwrap();
-        format!("{line} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n")
-    }
-
-    async fn get(&self, agent: &Running, session: &AgentSession, path: &str) -> String {
-        let mut stream = self.connect(agent, session).await;
-        stream.write_all(self.head(&format!("GET {path}")).as_bytes()).await.unwrap();
-        stream.shutdown().await.unwrap();
-        read_to_end(&mut stream).await.unwrap()
-    }
+async fn get(world: &World, agent: &Running, session: &AgentSession, path: &str) -> String {
+    world.answer(world.connect(agent.cluster(), session).await, path).await
 }
 
 async fn left(session: &AgentSession) -> CloseReason {
@@ -115,12 +46,12 @@ async fn left(session: &AgentSession) -> CloseReason {
 
 #[tokio::test]
 async fn an_agent_enrols_once_and_comes_back_by_its_clusters_key() {
-    let mut world = World::new().await;
+    let mut world = world().await;
     let mut agent = world.start().await;
     agent.connected(WITHIN).await.unwrap();
     let session = world.relay.session().await;
     assert_eq!(session.by, "token");
-    assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await), (200, "{}"));
+    assert_eq!(parts(&get(&world, &agent, &session, "/api/v1/pods").await), (200, "{}"));
     let Status::Connected { name, .. } = agent.status().borrow().clone() else { panic!("not connected") };
     assert_eq!(name.as_deref(), Some("edge-7"));
     let (cluster, instance) = (agent.cluster(), session.instance);
@@ -131,7 +62,7 @@ async fn an_agent_enrols_once_and_comes_back_by_its_clusters_key() {
     assert_eq!((session.by, agent.cluster()), ("join", cluster));
     assert_ne!(session.instance, instance, "a process is an instance of its own");
     assert_eq!(
-        parts(&world.get(&agent, &session, "/api/v1/pods").await).0,
+        parts(&get(&world, &agent, &session, "/api/v1/pods").await).0,
         200,
         "the pinned key judges tickets"
     );
@@ -160,12 +91,12 @@ fn address(issuer: &DevIssuer) -> SocketAddr {
 
 #[tokio::test]
 async fn an_agent_that_reaches_nothing_else_has_its_issuers_keys_through_the_relay() {
-    let mut world = World::new().await;
+    let mut world = world().await;
     let agent = app::start(Config { issuer_via_relay: true, ..world.config() }).await.unwrap();
     let session = world.relay.session().await;
     let issuer = address(&world.issuer);
     let (asked, _leading) = lead(&session, issuer);
-    assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await).0, 200);
+    assert_eq!(parts(&get(&world, &agent, &session, "/api/v1/pods").await).0, 200);
     let asked = asked.lock().unwrap().clone();
     assert!(!asked.is_empty() && asked.iter().all(|host| *host == issuer.to_string()), "{asked:?}");
 }
@@ -173,12 +104,12 @@ async fn an_agent_that_reaches_nothing_else_has_its_issuers_keys_through_the_rel
 /// A relay that leads elsewhere decides nothing: TLS ends at the issuer, by its own authorities.
 #[tokio::test]
 async fn t42_a_relay_that_serves_keys_of_its_own_is_not_believed() {
-    let mut world = World::new().await;
+    let mut world = world().await;
     let agent = app::start(Config { issuer_via_relay: true, ..world.config() }).await.unwrap();
     let session = world.relay.session().await;
     let forger = DevIssuer::start(0).await.unwrap();
     let (asked, _leading) = lead(&session, address(&forger));
-    let answer = world.get(&agent, &session, "/api/v1/pods").await;
+    let answer = get(&world, &agent, &session, "/api/v1/pods").await;
     assert_eq!(parts(&answer).0, 503, "{answer}");
     assert!(answer.contains("TL-IDN-005") && !asked.lock().unwrap().is_empty(), "{answer}");
     assert!(
@@ -189,13 +120,13 @@ async fn t42_a_relay_that_serves_keys_of_its_own_is_not_believed() {
 
 #[tokio::test]
 async fn a_session_that_was_lost_is_replaced_by_the_same_instance_with_its_certificate() {
-    let mut world = World::new().await;
+    let mut world = world().await;
     let agent = world.start().await;
     let first = world.relay.session().await;
     first.cut.cancel();
     let second = world.relay.session().await;
     assert_eq!((second.by, second.instance), ("certificate", first.instance));
-    assert_eq!(parts(&world.get(&agent, &second, "/api/v1/pods").await).0, 200);
+    assert_eq!(parts(&get(&world, &agent, &second, "/api/v1/pods").await).0, 200);
     // Withdrawn: the cluster's key vouches for another instance.
     world.relay.manner.lock().unwrap().certificates = false;
     second.cut.cancel();
@@ -207,7 +138,7 @@ async fn a_session_that_was_lost_is_replaced_by_the_same_instance_with_its_certi
 
 #[tokio::test]
 async fn t31_a_token_that_is_refused_ends_the_agent_with_the_reason() {
-    let world = World::new().await;
+    let world = world().await;
     world.relay.manner.lock().unwrap().secret = None;
     let mut agent = world.start().await;
     let report = agent.connected(WITHIN).await.unwrap_err();
@@ -218,7 +149,7 @@ async fn t31_a_token_that_is_refused_ends_the_agent_with_the_reason() {
 
 #[tokio::test]
 async fn an_agent_that_was_stopped_right_after_it_enrolled_is_let_in() {
-    let mut world = World::new().await;
+    let mut world = world().await;
     let agent = world.start().await;
     world.relay.session().await;
     drop(agent);
@@ -230,15 +161,15 @@ async fn an_agent_that_was_stopped_right_after_it_enrolled_is_let_in() {
 
 #[tokio::test]
 async fn without_a_token_an_agent_that_never_enrolled_says_what_is_missing() {
-    let world = World::new().await;
-    let report = app::start(Config { enrolment: None, ..world.config() }).await.unwrap_err();
+    let world = world().await;
+    let report = app::start(Config { relay: RelayConfig::default(), ..world.config() }).await.unwrap_err();
     assert_eq!(report.fault, Fault::ConfigInvalid);
     assert!(report.to_string().contains("towline-relay enroll"), "{report}");
 }
 
 #[tokio::test]
 async fn a_busy_metrics_port_fails_the_start() {
-    let world = World::new().await;
+    let world = world().await;
     let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let metrics_listen = holder.local_addr().unwrap();
     let report = app::start(Config { metrics_listen, ..world.config() }).await.unwrap_err();
@@ -248,10 +179,10 @@ async fn a_busy_metrics_port_fails_the_start() {
 
 #[tokio::test]
 async fn t43_another_relay_than_the_tokens_learns_nothing() {
-    let world = World::new().await;
+    let world = world().await;
     let mut token = world.relay.token();
     token.relay_key = SigningKey::generate().public().hash();
-    let mut agent = app::start(Config { enrolment: Some(token), ..world.config() }).await.unwrap();
+    let mut agent = app::start(Config { relay: joins(token), ..world.config() }).await.unwrap();
     let mut status = agent.status();
     let told = status.wait_for(|status| matches!(status, Status::Away(Some(_))));
     let told = timeout(WITHIN, told).await.unwrap().unwrap().clone();
@@ -263,7 +194,7 @@ async fn t43_another_relay_than_the_tokens_learns_nothing() {
 
 #[tokio::test]
 async fn a_certificate_is_renewed_over_the_session() {
-    let mut world = World::new().await;
+    let mut world = world().await;
     // Two thirds of next to nothing: due at once.
     world.relay.manner.lock().unwrap().life = Duration::from_secs(2);
     let _agent = world.start().await;
@@ -295,7 +226,7 @@ async fn when_the_relay_goes_a_replacement_is_dialled_while_streams_go_on() {
     let mut world = World::with(watched().await).await;
     let agent = world.start().await;
     let old = world.relay.session().await;
-    let mut watch = world.connect(&agent, &old).await;
+    let mut watch = world.connect(agent.cluster(), &old).await;
     watch.write_all(world.head("GET /api/v1/pods?watch=true").as_bytes()).await.unwrap();
     read_until(&mut watch, "{}\n\r\n").await;
     old.connection.go_away(CloseReason::Draining, Duration::ZERO, "");
@@ -315,7 +246,7 @@ async fn an_agent_that_drains_says_so_finishes_and_ends() {
     let session = world.relay.session().await;
     let mut streams = Vec::new();
     for line in ["GET /api/v1/pods?watch=true", "GET /log?follow=true"] {
-        let mut stream = world.connect(&agent, &session).await;
+        let mut stream = world.connect(agent.cluster(), &session).await;
         stream.write_all(world.head(line).as_bytes()).await.unwrap();
         read_until(&mut stream, "{}\n\r\n").await;
         streams.push(stream);
@@ -395,7 +326,8 @@ async fn a_pod_finds_its_clusters_identity_and_relay_in_the_secret() {
         support::eventually("it is kept", || world.cap.seen().concat().matches("PATCH ").count() == 2).await;
         let cluster = first.cluster();
         drop(first);
-        let second = app::start(Config { enrolment: None, ..config(&world, "pod-2") }).await.unwrap();
+        let second =
+            app::start(Config { relay: RelayConfig::default(), ..config(&world, "pod-2") }).await.unwrap();
         assert_eq!(second.cluster(), cluster);
         assert_eq!(world.relay.session().await.by, "join");
         let report = app::start(Config { state_secret: secret(), ..config(&world, "pod-1") }).await;
@@ -431,7 +363,7 @@ async fn requests_go_with_the_impersonators_token_and_state_with_the_agents_own(
     let agent = app::start(config).await.unwrap();
     let session = world.relay.session().await;
     for _ in 0..3 {
-        assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await).0, 200);
+        assert_eq!(parts(&get(&world, &agent, &session, "/api/v1/pods").await).0, 200);
     }
     let seen = world.cap.seen().concat();
     let heads: Vec<_> = seen.split("\r\n\r\n").collect();
@@ -456,7 +388,7 @@ async fn an_impersonator_that_gives_no_token_is_told_as_the_agents_fault() {
     let config = Config { impersonator: Some("towline/deputy".into()), ..world.config() };
     let agent = app::start(config).await.unwrap();
     let session = world.relay.session().await;
-    let answer = world.get(&agent, &session, "/api/v1/pods").await;
+    let answer = get(&world, &agent, &session, "/api/v1/pods").await;
     assert_eq!(fault(&answer), (503, "TL-AGT-001".into()));
     assert!(answer.contains("deputy is off limits"), "{answer}");
 }
@@ -469,12 +401,12 @@ fn with_lines(world: &World, max: u32) -> Config {
 
 #[tokio::test]
 async fn a_stream_that_carries_much_makes_the_agent_dial_a_line_that_ends_when_idle() {
-    let mut world = World::new().await;
+    let mut world = world().await;
     let agent = app::start(with_lines(&world, 1)).await.unwrap();
     let session = world.relay.session().await;
     assert!(!session.line);
     for _ in 0..2 {
-        assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await).0, 200);
+        assert_eq!(parts(&get(&world, &agent, &session, "/api/v1/pods").await).0, 200);
         let line = world.relay.session().await;
         assert!(line.line && line.by == "certificate" && line.instance == session.instance);
         let counted = || (agent.metrics().sessions.get(), agent.metrics().lines.get());
@@ -487,13 +419,13 @@ async fn a_stream_that_carries_much_makes_the_agent_dial_a_line_that_ends_when_i
 
 #[tokio::test]
 async fn an_agent_whose_lines_are_refused_serves_on_and_does_not_dial_at_once_again() {
-    let mut world = World::new().await;
+    let mut world = world().await;
     world.relay.manner.lock().unwrap().lines = false;
     let agent = app::start(with_lines(&world, 3)).await.unwrap();
     let session = world.relay.session().await;
     let begun = std::time::Instant::now();
     for _ in 0..30 {
-        assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await).0, 200);
+        assert_eq!(parts(&get(&world, &agent, &session, "/api/v1/pods").await).0, 200);
     }
     // Full jitter, from a second on: 30 streams do not make 30 attempts.
     let dialled = *world.relay.dialled.lock().unwrap();
@@ -503,12 +435,12 @@ async fn an_agent_whose_lines_are_refused_serves_on_and_does_not_dial_at_once_ag
 
 #[tokio::test]
 async fn an_agent_that_drains_takes_its_lines_with_it() {
-    let mut world = World::new().await;
+    let mut world = world().await;
     let idle = Duration::from_secs(600);
     let lines = LineSettings { idle, ..LineSettings::new(1, 1000) };
     let agent = app::start(Config { lines, ..world.config() }).await.unwrap();
     let session = world.relay.session().await;
-    assert_eq!(parts(&world.get(&agent, &session, "/api/v1/pods").await).0, 200);
+    assert_eq!(parts(&get(&world, &agent, &session, "/api/v1/pods").await).0, 200);
     let line = world.relay.session().await;
     assert!(timeout(WITHIN, agent.drain()).await.unwrap());
     left(&session).await;

@@ -14,16 +14,13 @@ use std::{
 };
 
 use support::{
-    Cap, WITHIN, issuer_config, parts, read_to_end, read_until,
+    Cap, WITHIN, parts, read_to_end, read_until,
     relay::{AgentSession, Relay, certificate},
+    whole::config,
 };
 use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt as _, time::timeout};
-use towline_agent::{
-    app::{self, Config, Holding, Limits, Running, Status},
-    dial::ApiserverConfig,
-    forward::Access,
-};
+use towline_agent::app::{self, Config, Holding, RelayConfig, Running, Status};
 use towline_identity::dev::{DevIssuer, TokenRequest};
 use towline_tunnel::{
     carrier::{
@@ -31,8 +28,7 @@ use towline_tunnel::{
         keep_alive::KeepAlives,
         ladder::{Ladder, Memory, Network},
     },
-    clock::Clock,
-    egress::{Egress, Routes},
+    egress::Routes,
     ids::{ChannelId, StreamKey},
     inner::{InnerConnector, InnerStream},
     keys::SigningKey,
@@ -95,30 +91,9 @@ impl World {
         let keep_alives = holding.keep_alives.clone();
         let authority = folder.path().join("relay-ca.pem");
         std::fs::write(&authority, &relay.ca_pem).unwrap();
-        let agent = app::start(Config {
-            data_dir: folder.path().join("agent"),
-            state_secret: None,
-            enrolment: Some(relay.token()),
-            relay: None,
-            relay_ca_file: Some(authority),
-            egress: Egress::direct(),
-            issuer_via_relay: false,
-            apiserver: ApiserverConfig::Kubeconfig { path: cap.kubeconfig(&folder), context: None },
-            impersonator: None,
-            access: Access::default(),
-            roles: None,
-            issuer: issuer_config(&issuer, &folder).into(),
-            metrics_listen: "127.0.0.1:0".parse().unwrap(),
-            drain_timeout: Duration::from_secs(5),
-            resume_timeout: Duration::from_secs(60),
-            lines: app::default_lines(),
-            holding,
-            audit: None,
-            limits: Limits::default(),
-            clock: Clock::system(),
-        })
-        .await
-        .unwrap();
+        let joins = RelayConfig { ca_file: Some(authority), ..relay.config() };
+        let config = Config { holding, ..config(&folder, &issuer, &cap, joins) };
+        let agent = app::start(config).await.unwrap();
         let first = relay.session().await;
         let spare = relay.session().await;
         let run_key = SigningKey::generate();

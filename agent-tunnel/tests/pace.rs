@@ -5,18 +5,15 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{Cap, WITHIN, cap::certificates, issuer_config, relay::Relay};
+use support::{Cap, WITHIN, cap::certificates, relay::Relay, whole::config};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
     time::timeout,
 };
-use towline_agent::{
-    app::{self, Config, Limits, default_lines},
-    dial::ApiserverConfig,
-};
+use towline_agent::app::{self, RelayConfig};
 use towline_identity::dev::DevIssuer;
-use towline_tunnel::{carrier::dial::RelayAddress, clock::Clock, egress::Egress};
+use towline_tunnel::carrier::dial::RelayAddress;
 
 /// Beyond what backoff alone would make of the first failures: at most 0.5 s, and then 1 s.
 const TOLD: Duration = Duration::from_secs(2);
@@ -29,30 +26,12 @@ async fn an_agent_that_is_sent_away_comes_back_when_it_was_told() {
     let (issuer, cap, relay) =
         (DevIssuer::start(0).await.unwrap(), Cap::answering("").await, Relay::new().await);
     std::fs::write(folder.path().join("busy.pem"), ca_pem).unwrap();
-    let _agent = app::start(Config {
-        data_dir: folder.path().join("agent"),
-        state_secret: None,
-        enrolment: Some(relay.token()),
-        relay: Some(RelayAddress::parse(&format!("https://{}", listener.local_addr().unwrap())).unwrap()),
-        relay_ca_file: Some(folder.path().join("busy.pem")),
-        egress: Egress::direct(),
-        issuer_via_relay: false,
-        apiserver: ApiserverConfig::Kubeconfig { path: cap.kubeconfig(&folder), context: None },
-        impersonator: None,
-        access: towline_agent::forward::Access::default(),
-        issuer: issuer_config(&issuer, &folder).into(),
-        metrics_listen: "127.0.0.1:0".parse().unwrap(),
-        drain_timeout: Duration::from_secs(5),
-        resume_timeout: Duration::from_secs(60),
-        lines: default_lines(),
-        holding: app::Holding::default(),
-        audit: None,
-        roles: None,
-        limits: Limits::default(),
-        clock: Clock::system(),
-    })
-    .await
-    .unwrap();
+    let relay = RelayConfig {
+        address: Some(RelayAddress::parse(&format!("https://{}", listener.local_addr().unwrap())).unwrap()),
+        ca_file: Some(folder.path().join("busy.pem")),
+        ..relay.config()
+    };
+    let _agent = app::start(config(&folder, &issuer, &cap, relay)).await.unwrap();
     let mut sent_away: Option<Instant> = None;
     for _ in 0..3 {
         let (tcp, _) = timeout(WITHIN, listener.accept()).await.expect("the agent comes").unwrap();

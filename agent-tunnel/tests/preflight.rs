@@ -14,13 +14,18 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use support::{Cap, WITHIN, cap::json, fault, issuer_config, parts, read_to_end, relay::Relay};
+use support::{
+    Cap, WITHIN,
+    cap::json,
+    fault, issuer_config, parts, read_to_end,
+    relay::{Relay, joins},
+    whole::config,
+};
 use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt as _, time::timeout};
 use towline_agent::{
-    app::{self, Config, Limits},
+    app::{self, Config, RelayConfig},
     dial::ApiserverConfig,
-    forward::Access,
     preflight::examine,
     secret::StateSecret,
 };
@@ -28,7 +33,6 @@ use towline_identity::dev::{DevIssuer, TokenRequest};
 use towline_tunnel::{
     clock::Clock,
     doctor::{Diagnosis, Status},
-    egress::Egress,
     enrolment::EnrolmentToken,
     fault::{Fault, Report},
     ids::StreamKey,
@@ -100,28 +104,7 @@ impl World {
     }
 
     fn config(&self) -> Config {
-        Config {
-            data_dir: self.path("agent"),
-            state_secret: None,
-            enrolment: Some(self.relay.token()),
-            relay: None,
-            relay_ca_file: None,
-            egress: Egress::direct(),
-            issuer_via_relay: false,
-            apiserver: ApiserverConfig::Kubeconfig { path: self.cap.kubeconfig(&self.folder), context: None },
-            impersonator: None,
-            access: Access::default(),
-            issuer: issuer_config(&self.issuer, &self.folder).into(),
-            metrics_listen: "127.0.0.1:0".parse().unwrap(),
-            drain_timeout: Duration::from_secs(5),
-            resume_timeout: Duration::from_secs(60),
-            lines: towline_agent::app::default_lines(),
-            holding: app::Holding::default(),
-            audit: None,
-            roles: None,
-            limits: Limits::default(),
-            clock: Clock::system(),
-        }
+        config(&self.folder, &self.issuer, &self.cap, self.relay.config())
     }
 
     /// The configuration with another kubeconfig, in which this stands in that one's place.
@@ -174,13 +157,17 @@ async fn each_fault_on_the_agents_side_gets_its_own_diagnosis() {
     for (name, config, expected) in [
         (
             "the enrolment token is over",
-            Config { enrolment: Some(over), ..healthy.config() },
+            Config { relay: joins(over), ..healthy.config() },
             Fault::EnrolTokenExpired,
         ),
         ("the enrolment token was used before", used.config(), Fault::EnrolTokenRefused),
         ("this clock is a day ahead (preflight)", off_by(true), Fault::ClockWrong),
         ("this clock is a day behind (preflight)", off_by(false), Fault::ClockWrong),
-        ("there is no enrolment", Config { enrolment: None, ..healthy.config() }, Fault::ConfigInvalid),
+        (
+            "there is no enrolment",
+            Config { relay: RelayConfig::default(), ..healthy.config() },
+            Fault::ConfigInvalid,
+        ),
         (
             "the data directory takes no files",
             Config { data_dir: "/proc/nothing".into(), ..healthy.config() },

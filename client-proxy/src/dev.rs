@@ -17,7 +17,7 @@ use std::{
 
 use tempfile::TempDir;
 use tokio_util::task::AbortOnDropHandle;
-use towline_agent::dial::ApiserverConfig;
+use towline_agent::{app::RelayConfig, dial::ApiserverConfig};
 use towline_identity::{
     IssuerConfig, IssuerSettings, TrustSource,
     dev::{DevIssuer, TokenRequest},
@@ -135,9 +135,8 @@ pub async fn start(config: Config, drain_watcher: DrainWatcher) -> Result<Runnin
     let mut agent = towline_agent::app::start(towline_agent::app::Config {
         data_dir: subfolder(&folder, "agent")?,
         state_secret: None,
-        enrolment: Some(token),
-        relay: None,
-        relay_ca_file: None,
+        relay: RelayConfig { enrolment: Some(token), ..RelayConfig::default() },
+        second_relay: None,
         // All of it is on this machine.
         egress: Egress::direct(),
         issuer_via_relay: false,

@@ -43,26 +43,26 @@ pub struct SelfLook(Arc<Inner>);
 
 struct Inner {
     duties: Duties,
-    network: OnceLock<Network>,
+    networks: OnceLock<Vec<Network>>,
     clock: Clock,
     last: Mutex<Option<Look>>,
 }
 
 impl fmt::Debug for SelfLook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SelfLook").field("network", &self.0.network).finish_non_exhaustive()
+        f.debug_struct("SelfLook").field("networks", &self.0.networks).finish_non_exhaustive()
     }
 }
 
 impl SelfLook {
     /// Of an agent with these duties.
     pub fn new(duties: Duties, clock: Clock) -> Self {
-        Self(Arc::new(Inner { duties, network: OnceLock::new(), clock, last: Mutex::default() }))
+        Self(Arc::new(Inner { duties, networks: OnceLock::new(), clock, last: Mutex::default() }))
     }
 
-    /// The way to the relay, once it is known.
-    pub fn know(&self, network: Network) {
-        let _known_before = self.0.network.set(network);
+    /// The ways to the relays, once they are known.
+    pub fn know(&self, networks: Vec<Network>) {
+        let _known_before = self.0.networks.set(networks);
     }
 
     /// What it finds, as JSON (`docs/doctor.md`). Never a secret; and where the identity provider is, and why it can't be had, is not the
@@ -81,10 +81,16 @@ impl SelfLook {
         let asked = last.as_ref().and_then(|look| look.asked).filter(|(at, _)| at.elapsed() < ISSUER_FRESH);
         let look = last.insert(Look { begun: Instant::now(), answer: None, asked });
         let mut examination = Examination::new(|_| {}).until(Instant::now() + WITHIN);
-        if let Some(network) = self.0.network.get() {
-            network.examine(&mut examination).await;
-        } else {
+        let networks = self.0.networks.get().map_or(&[][..], Vec::as_slice);
+        if networks.is_empty() {
             examination.skip(&[Step::Dns], "not looked at: which relay is meant is not known");
+        }
+        for network in networks {
+            if networks.len() > 1 {
+                examination
+                    .say(Step::Configuration, Verdict::ok((), format!("the way to {}", network.relay)));
+            }
+            network.examine(&mut examination).await;
         }
         cluster::examine(apiserver, &self.0.duties, &mut examination).await;
         let issuer = async {
@@ -101,7 +107,7 @@ impl SelfLook {
             }
         };
         examination.check(Step::Issuer, issuer).await;
-        let relay = self.0.network.get().map(|network| network.relay.to_string());
+        let relay = networks.first().map(|network| network.relay.to_string());
         let answer = examination.finish(PROGRAM, relay, self.0.clock.now()).to_json();
         look.answer.insert(answer).clone()
     }

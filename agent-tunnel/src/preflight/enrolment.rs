@@ -12,7 +12,10 @@ use towline_tunnel::{
 };
 
 use super::place::Kept;
-use crate::state::Membership;
+use crate::{
+    state::{Membership, Rank},
+    uplink::not_enrolled,
+};
 
 /// The relay that is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +51,12 @@ pub(super) fn home_of_what_is_over(
 }
 
 /// Judges token and membership, as the agent will use them: a token that was not used yet comes first.
-pub(super) fn judge(token: Option<&EnrolmentToken>, kept: &Kept, now: SystemTime) -> Verdict<Home> {
+pub(super) fn judge(
+    rank: Rank,
+    token: Option<&EnrolmentToken>,
+    kept: &Kept,
+    now: SystemTime,
+) -> Verdict<Home> {
     let membership = kept.membership.as_ref();
     let is_new = |token: &&EnrolmentToken| {
         let used = digest(&SHA256, token.secret.reveal());
@@ -56,10 +64,7 @@ pub(super) fn judge(token: Option<&EnrolmentToken>, kept: &Kept, now: SystemTime
     };
     match (token.filter(is_new), membership) {
         (None, None) => Verdict::failed(
-            Report::new(
-                Fault::ConfigInvalid,
-                "this cluster is not enrolled: give --enrolment-token-file with a token that `towline-relay enroll NAME` made",
-            ),
+            not_enrolled(rank),
             "neither the data directory nor the Secret names a relay, and there is no enrolment token",
         ),
         (None, Some(membership)) => {
@@ -146,7 +151,8 @@ mod tests {
     ) -> (Option<String>, Status, Option<Fault>) {
         let mut examination = Examination::new(|_| {});
         let kept = Kept { membership, refused };
-        let home = examination.say(Step::Enrolment, judge(token.as_ref(), &kept, UNIX_EPOCH + NOW));
+        let home =
+            examination.say(Step::Enrolment, judge(Rank::First, token.as_ref(), &kept, UNIX_EPOCH + NOW));
         let found = examination.finish("", None, UNIX_EPOCH).findings.remove(0);
         (home.map(|home| home.relay.host().to_owned()), found.status, found.fault())
     }

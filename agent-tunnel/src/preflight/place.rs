@@ -16,10 +16,10 @@ use towline_tunnel::{
 use crate::{
     app::Config,
     dial::Apiserver,
-    state::{DataDir, Membership, RefusedToken},
+    state::{DataDir, Membership, Rank, RefusedToken},
 };
 
-/// What an agent that ran before has kept.
+/// What an agent that ran before has kept of a relay.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     /// Which relay was joined, if one was.
@@ -29,17 +29,17 @@ pub(super) struct Kept {
 }
 
 /// Data directory and Secret; what the Secret says is newer.
-pub(super) async fn state(config: &Config, apiserver: Option<&Apiserver>) -> Verdict<Kept> {
+pub(super) async fn state(config: &Config, rank: Rank, apiserver: Option<&Apiserver>) -> Verdict<Kept> {
     let found = async {
         takes_files(&config.data_dir)?;
         let mut kept = Kept::default();
         if config.data_dir.is_dir() {
             let dir = DataDir::open(&config.data_dir)?;
-            kept = Kept { membership: dir.membership()?, refused: dir.refused() };
+            kept = Kept { membership: dir.membership(rank)?, refused: dir.refused(rank) };
         }
         if let Some(secret) = &config.state_secret {
             let apiserver = apiserver.ok_or(Fault::AgentCredential)?;
-            let (membership, refused) = secret.kept(apiserver).await?;
+            let (membership, refused) = secret.kept(apiserver, rank).await?;
             kept = Kept { membership: membership.or(kept.membership), refused: refused.or(kept.refused) };
         }
         Ok(kept)

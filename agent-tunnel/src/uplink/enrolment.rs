@@ -16,12 +16,13 @@ use crate::{
     dial::Apiserver,
     instance::Instance,
     secret::StateSecret,
-    state::{DataDir, Membership},
+    state::{DataDir, Membership, Rank},
 };
 
 /// What is known of it; changes as sessions begin or are refused.
 pub(super) struct Enrolment {
     state: Mutex<State>,
+    rank: Rank,
     secret: Option<StateSecret>,
 }
 
@@ -72,23 +73,22 @@ impl Enrolment {
     /// # Errors
     /// If the cluster was never enrolled and there is no token, or the folder can't be read.
     pub(super) fn new(
+        rank: Rank,
         token: Option<EnrolmentToken>,
         dir: &DataDir,
         secret: Option<StateSecret>,
     ) -> Result<Self, Report> {
-        let membership = dir.membership()?;
+        let membership = dir.membership(rank)?;
         let is_new = |token: &EnrolmentToken| {
             membership.as_ref().is_none_or(|membership| membership.used_secret != hash(&token.secret))
         };
         let token = token.filter(is_new);
         if token.is_none() && membership.is_none() {
-            return Err(Report::new(
-                Fault::ConfigInvalid,
-                "this cluster is not enrolled: give --enrolment-token-file with a token that `towline-relay enroll NAME` made",
-            ));
+            return Err(not_enrolled(rank));
         }
         let instance = Arc::new(Instance::new());
-        Ok(Self { state: Mutex::new(State { instance, token, token_refused: None, membership }), secret })
+        let state = State { instance, token, token_refused: None, membership };
+        Ok(Self { state: Mutex::new(state), rank, secret })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -204,12 +204,25 @@ impl Enrolment {
         dir: &DataDir,
         apiserver: &Apiserver,
     ) -> Result<(), Report> {
-        dir.keep_membership(membership)?;
+        dir.keep_membership(self.rank, membership)?;
         match &self.secret {
-            Some(secret) => secret.keep(apiserver, membership).await,
+            Some(secret) => secret.keep(apiserver, self.rank, membership).await,
             None => Ok(()),
         }
     }
+}
+
+/// There is neither a token nor a relay that was joined.
+pub(crate) fn not_enrolled(rank: Rank) -> Report {
+    let at = match rank {
+        Rank::First => "",
+        Rank::Second => " at a second relay",
+    };
+    let token = rank.token_argument();
+    let what = format!(
+        "this cluster is not enrolled{at}: give {token} with a token that `towline-relay enroll NAME` made"
+    );
+    Report::new(Fault::ConfigInvalid, what)
 }
 
 fn hash(secret: &Secret) -> [u8; 32] {

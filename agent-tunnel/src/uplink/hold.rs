@@ -169,10 +169,12 @@ impl Uplink {
                 if is_news {
                     self.carrying.send_replace(Some(carrying.connection.clone()));
                     self.status.send_replace(Status::Connected { channel, name: carrying.name.clone() });
+                    self.metrics.relay_connected(self.rank, true);
                     info!(%channel, "streams begin on this session");
                 }
             }
             None => {
+                self.metrics.relay_connected(self.rank, false);
                 self.carrying.send_if_modified(|carrying| carrying.take().is_some());
                 self.status.send_if_modified(|status| {
                     let was = matches!(status, Status::Connected { .. });

@@ -4,6 +4,7 @@
 
 pub mod cap;
 pub mod relay;
+pub mod whole;
 
 use std::{
     convert::Infallible,

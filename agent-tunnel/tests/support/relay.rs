@@ -16,6 +16,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use towline_agent::app::RelayConfig;
 use towline_tunnel::{
     carrier::{
         dial::RelayAddress,
@@ -112,10 +113,19 @@ impl Relay {
         }
     }
 
+    /// What has an agent join it.
+    pub fn config(&self) -> RelayConfig {
+        joins(self.token())
+    }
+
     /// The next session that an agent begins.
     pub async fn session(&mut self) -> AgentSession {
         timeout(WITHIN, self.sessions.recv()).await.expect("an agent comes in time").unwrap()
     }
+}
+
+pub fn joins(token: EnrolmentToken) -> RelayConfig {
+    RelayConfig { enrolment: Some(token), ..RelayConfig::default() }
 }
 
 /// How it was let in, which instance, whether as a line, and beside which.
