@@ -25,3 +25,4 @@ pub mod resume;
 pub mod stage;
 pub mod suite;
 pub mod table;
+pub mod two_relays;

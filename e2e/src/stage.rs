@@ -182,7 +182,15 @@ impl Stage {
     /// # Errors
     /// If it fails.
     pub fn relay_command(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        said(Command::new(&self.programs.relay).args(arguments).arg("--data-dir").arg(self.relay_dir()))
+        self.command_of(&self.reach(), arguments)
+    }
+
+    /// The same with another relay's folder.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn command_of(&self, relay: &Reach, arguments: &[&str]) -> anyhow::Result<String> {
+        said(Command::new(&self.programs.relay).args(arguments).arg("--data-dir").arg(&relay.data_dir))
     }
 
     /// Starts the relay again on its old address, after it was stopped or killed.
@@ -268,21 +276,25 @@ impl Stage {
 
     /// The flags of every client command for this relay and these tokens.
     pub fn client_flags(&self, tokens: &Tokens) -> Vec<String> {
-        let path = |path: &Path| path.display().to_string();
-        [
-            "--relay",
-            &format!("https://{}", self.relay_address),
-            "--relay-key",
-            &self.relay_key,
-            "--relay-ca-file",
-            &path(&self.relay_dir().join("tls-ca.pem")),
-            "--relay-token-file",
-            &path(&tokens.relay),
-            "--cluster-token-file",
-            &path(&tokens.cluster),
-        ]
-        .map(str::to_owned)
-        .to_vec()
+        self.reach().flags(tokens)
+    }
+
+    /// Where this stage's relay is, and who.
+    pub fn reach(&self) -> Reach {
+        Reach { address: self.relay_address.clone(), key: self.relay_key.clone(), data_dir: self.relay_dir() }
+    }
+
+    /// Starts another relay, which trusts the same issuer and knows nothing of the first.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn another_relay(&self, name: &str) -> anyhow::Result<(Process, Reach)> {
+        let folder = self.folder.path().join(name);
+        fs::create_dir(&folder)?;
+        let (relay, address, _) = start_relay(&self.programs, &folder, &self.trust, "127.0.0.1:0")?;
+        let data_dir = relay_dir(&folder);
+        let key = said(Command::new(&self.programs.relay).arg("key").arg("--data-dir").arg(&data_dir))?;
+        Ok((relay, Reach { address, key, data_dir }))
     }
 
     /// Starts a proxy for the cluster and waits until it is ready. Its kubeconfig is a file of its own.
@@ -298,11 +310,25 @@ impl Stage {
     /// # Errors
     /// If it does not become ready.
     pub fn proxy_to(&self, name: &str, cluster: &str, tokens: &Tokens) -> anyhow::Result<Proxy> {
+        self.proxy_by(name, &self.reach(), cluster, tokens)
+    }
+
+    /// The same by another relay.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub fn proxy_by(
+        &self,
+        name: &str,
+        relay: &Reach,
+        cluster: &str,
+        tokens: &Tokens,
+    ) -> anyhow::Result<Proxy> {
         let kubeconfig = self.folder.path().join(format!("{name}.kubeconfig"));
         let mut command = Command::new(&self.programs.client);
         command
             .args(["proxy", "--log", log_level()])
-            .args(self.client_flags(tokens))
+            .args(relay.flags(tokens))
             .args(["--cluster", cluster, "--port", "0", "--kubeconfig"])
             .arg(&kubeconfig)
             .arg("--state-dir")
@@ -328,6 +354,38 @@ impl Stage {
     /// Where the log of a program of this stage is.
     pub fn log(&self, name: &str) -> PathBuf {
         self.folder.path().join(format!("{name}.log"))
+    }
+}
+
+/// Where a relay is, and who.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    /// Host and port.
+    pub address: String,
+    /// The hash of its identity key.
+    pub key: String,
+    /// Its folder.
+    pub data_dir: PathBuf,
+}
+
+impl Reach {
+    /// The flags of every client command for this relay and these tokens.
+    pub fn flags(&self, tokens: &Tokens) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        [
+            "--relay",
+            &format!("https://{}", self.address),
+            "--relay-key",
+            &self.key,
+            "--relay-ca-file",
+            &path(&self.data_dir.join("tls-ca.pem")),
+            "--relay-token-file",
+            &path(&tokens.relay),
+            "--cluster-token-file",
+            &path(&tokens.cluster),
+        ]
+        .map(str::to_owned)
+        .to_vec()
     }
 }
 
@@ -357,7 +415,7 @@ fn agent_audit(folder: &Path) -> PathBuf {
     folder.join("agent-audit.log")
 }
 
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(crate) fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
     let new = path.with_extension("new");
     let _old = fs::remove_file(&new);

@@ -17,7 +17,9 @@ use towline_e2e::{
     stage::Stage,
     suite::{self, Check},
     table::{self, Selection},
+    two_relays,
 };
+use towline_identity::dev::DevIssuer;
 use xtask::cluster::{Cluster, Options};
 
 fn main() -> ExitCode {
@@ -178,6 +180,10 @@ fn of_identity<'a>(theatre: &'a Theatre<'a>) -> Vec<Check<'a>> {
                 rows.iter().filter(|row| row.result.is_err()).map(identity::Row::print).collect();
             ensure!(failed.is_empty() && !rows.is_empty(), "{}", failed.join("\n"));
             Ok(())
+        }),
+        theatre.beside("people_go_on_by_the_second_relay_while_the_first_is_dead", || {
+            let issuer = theatre.runtime.block_on(DevIssuer::start(0))?;
+            two_relays::run(&theatre.cluster, &theatre.programs, issuer)
         }),
         theatre.beside("the_relay_sees_no_canary_that_is_inside_inner_tls", || {
             let run = theatre.runtime.block_on(blind_run::run(&theatre.cluster, &theatre.programs))?;

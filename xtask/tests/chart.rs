@@ -301,6 +301,14 @@ fn values_that_can_not_be_are_refused_in_words() {
     refused(&[&token], &["enrolment.token is no enrolment token", "--set-file"]);
     let token = format!("enrolment.token=tle1.{CANARY}");
     refused(&[&token, "enrolment.existingSecret=s"], &["enrolment.token and enrolment.existingSecret"]);
+    refused(
+        &["secondRelay.url=https://b"],
+        &["secondRelay.url is of which relay", "secondRelay.existingSecret"],
+    );
+    refused(
+        &["enrolment.existingSecret=s", "secondRelay.existingSecret=s"],
+        &["secondRelay.existingSecret and secondRelay.key are the first relay's"],
+    );
     refused(&["relay.ca=root.pem"], &["relay.ca has no certificate", "--set-file relay.ca=FILE"]);
     refused(&["proxy.caSecret=a", "proxy.caConfigMap=b"], &["proxy.ca, proxy.caConfigMap"]);
     let url = format!("proxy.https=http://user:{CANARY}@proxy:3128");
@@ -474,6 +482,29 @@ fn files_that_settings_name_are_mounted() {
         data.get("TOWLINE_AGENT_PROXY_HTTPS").is_none(),
         "an empty one would go before the file's: {data:?}"
     );
+}
+
+#[test]
+fn a_second_relay_is_joined_by_a_token_of_its_own() {
+    let objects = with_file(&values("two-relays"));
+    let data = at(&objects["ConfigMap towline-agent"], "/data");
+    for (name, value) in [
+        ("SECOND_ENROLMENT_TOKEN_FILE", "/etc/towline/second-enrolment/token"),
+        ("SECOND_RELAY", "https://other.example.com"),
+        ("SECOND_RELAY_CA_FILE", "/etc/towline/relay/ca.pem"),
+    ] {
+        assert_eq!(text(data, &format!("/TOWLINE_AGENT_{name}")), value);
+    }
+    for object in ["Deployment towline-agent", "Job towline-preflight"] {
+        let spec = pods(&objects[object]).unwrap();
+        let mounted = format!("{:?}", at(spec, "/containers/0/volumeMounts"));
+        assert!(mounted.contains("/etc/towline/second-enrolment"), "{object}: {mounted}");
+        let volumes = list(spec, "/volumes");
+        let expected = "{name: second-enrolment, secret: {secretName: other-relay, optional: true}}";
+        assert!(volumes.contains(&yaml(expected)), "{object}: {volumes:?}");
+    }
+    let one = with_file(&values("least"));
+    assert!(!format!("{one:?}").contains("SECOND"), "{one:?}");
 }
 
 #[test]

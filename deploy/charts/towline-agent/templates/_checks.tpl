@@ -23,6 +23,12 @@
 {{- if and $v.enrolment.token (not (hasPrefix "tle1." (trim $v.enrolment.token))) -}}
 {{- $wrong = append $wrong "enrolment.token is no enrolment token: give the file that has it, --set-file enrolment.token=FILE" -}}
 {{- end -}}
+{{- if and $v.secondRelay.url (not $v.secondRelay.existingSecret) -}}
+{{- $wrong = append $wrong "secondRelay.url is of which relay? Set secondRelay.existingSecret, the Secret with its enrolment token" -}}
+{{- end -}}
+{{- if and $v.secondRelay.existingSecret (eq $v.secondRelay.existingSecret (include "towline-agent.enrolment" (dict "root" . "name" (include "towline-agent.agent" .)))) (eq $v.secondRelay.key $v.enrolment.key) -}}
+{{- $wrong = append $wrong "secondRelay.existingSecret and secondRelay.key are the first relay's: its token is another one" -}}
+{{- end -}}
 {{- range $name := list "relay" "proxy" -}}
 {{- $of := index $v $name -}}
 {{- if gt (len (compact (list $of.ca $of.caConfigMap $of.caSecret))) 1 -}}

@@ -88,6 +88,9 @@ containers:
   volumeMounts:
   - {name: data, mountPath: /data}
   - {name: enrolment, mountPath: {{ $folder }}/enrolment, readOnly: true}
+  {{- if $v.secondRelay.existingSecret }}
+  - {name: second-enrolment, mountPath: {{ $folder }}/second-enrolment, readOnly: true}
+  {{- end }}
   {{- if $issuer }}
   - {name: issuer, mountPath: {{ $folder }}/issuer, readOnly: true}
   {{- end }}
@@ -115,6 +118,10 @@ volumes:
   emptyDir: {medium: Memory, sizeLimit: 1Mi}
 - name: enrolment
   secret: {secretName: {{ include "towline-agent.enrolment" (dict "root" .root "name" .name) }}, optional: true}
+{{- with $v.secondRelay.existingSecret }}
+- name: second-enrolment
+  secret: {secretName: {{ . }}, optional: true}
+{{- end }}
 {{- with $issuer }}
 - name: issuer
   configMap: {name: {{ . }}, optional: true}

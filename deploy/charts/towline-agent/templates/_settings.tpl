@@ -30,6 +30,13 @@
 {{- if or $v.relay.ca $v.relay.caConfigMap $v.relay.caSecret -}}
 {{- $_ := set $texts "RELAY_CA_FILE" (printf "%s/relay/ca.pem" $folder) -}}
 {{- end -}}
+{{- if $v.secondRelay.existingSecret -}}
+{{- $_ := set $texts "SECOND_ENROLMENT_TOKEN_FILE" (printf "%s/second-enrolment/%s" $folder $v.secondRelay.key) -}}
+{{- $_ := set $texts "SECOND_RELAY" $v.secondRelay.url -}}
+{{- if $texts.RELAY_CA_FILE -}}
+{{- $_ := set $texts "SECOND_RELAY_CA_FILE" $texts.RELAY_CA_FILE -}}
+{{- end -}}
+{{- end -}}
 {{- if or $v.proxy.ca $v.proxy.caConfigMap $v.proxy.caSecret -}}
 {{- $_ := set $texts "PROXY_CERT" (printf "%s/proxy/ca.pem" $folder) -}}
 {{- end -}}
