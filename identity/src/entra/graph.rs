@@ -293,25 +293,4 @@ fn retry_after_text(text: Option<&str>) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_more_is_known_than_there_is_room_for_and_what_is_over_goes_first() {
-        let now = Instant::now();
-        let known = |until| Known { groups: Ok(Vec::new()), until };
-        let after = |over: usize, live: usize| {
-            let mut all: HashMap<String, Known> =
-                (0..over).map(|n| (format!("over {n}"), known(now))).collect();
-            all.extend((0..live).map(|n| (format!("live {n}"), known(now + KEEP))));
-            remember(&mut all, "newest".to_owned(), known(now + KEEP), now);
-            assert!(all.contains_key("newest"));
-            all.len()
-        };
-        assert_eq!(after(0, CAPACITY - 1), CAPACITY);
-        assert_eq!(after(10, CAPACITY - 11), CAPACITY, "there is room");
-        assert_eq!(after(10, CAPACITY - 10), CAPACITY - 9, "those that are over");
-        assert_eq!(after(0, CAPACITY), 1, "all");
-        assert!(!known(now).holds(now) && known(now + KEEP).holds(now));
-    }
-}
+mod tests;
