@@ -162,7 +162,7 @@ impl CloudChoice {
             Self::Own(own) => {
                 for url in [&own.login, &own.sts, &own.graph] {
                     let authority = url.strip_prefix("https://").unwrap_or_default();
-                    if !is_issuer_url(url) || authority.is_empty() || authority.contains('/') {
+                    if !is_issuer_url(url) || authority.contains('/') {
                         faults.push(format!("cloud: {url:?} is not https://HOST"));
                     }
                 }
@@ -355,6 +355,49 @@ mod tests {
             "cloud: {login: 'http://a', sts: 'https://b/c', graph: 'https://d'}\ntenants: ['{tenantid}', x]\naudiences: []\nusername: upn\napps: {ids: [me]}\ngraph: {clientId: x}\npop: {hosts: []}\ncaFile: /nowhere\n",
         );
         assert_eq!(faults.len(), 9, "{faults:#?}");
+    }
+
+    /// Each by itself: none hides behind another.
+    #[test]
+    fn each_fault_is_told_alone() {
+        let id = "88888888-8888-4888-8888-888888888888";
+        for (lines, expected) in [
+            ("cloud: {login: 'https://me@a', sts: 'https://b', graph: 'https://c'}".to_owned(), "cloud:"),
+            ("cloud: {login: 'https://a', sts: 'https://b/', graph: 'https://c'}".to_owned(), "cloud:"),
+            ("tenants: []".to_owned(), "tenants:"),
+            (format!("tenants: [{TENANT}, x]"), "tenants:"),
+            ("audiences: []".to_owned(), "audiences:"),
+            ("audiences: [a, ' ']".to_owned(), "audiences:"),
+            (format!("username: upn\ntenants: [{TENANT}, {id}]"), "username:"),
+            ("apps: {ids: [me]}".to_owned(), "apps:"),
+            ("apps: {roles: ['']}".to_owned(), "apps:"),
+            ("pop: {hosts: []}".to_owned(), "pop.hosts:"),
+            ("pop: {hosts: [a, '']}".to_owned(), "pop.hosts:"),
+            (format!("graph: {{clientId: {id}}}"), "graph: one of"),
+            (
+                format!("graph: {{clientId: {id}, managedIdentity: true, clientSecretFile: f}}"),
+                "graph: one of",
+            ),
+            ("graph: {clientId: me, managedIdentity: true}".to_owned(), "graph.clientId is no GUID"),
+            ("graph: {clientSecretFile: f}".to_owned(), "graph.clientId is needed"),
+            (format!("graph: {{clientId: {id}, certificateFile: f}}"), "graph: certificateFile and keyFile"),
+            (
+                format!("graph: {{clientId: {id}, clientSecretFile: f, keyFile: f}}"),
+                "graph: certificateFile and keyFile",
+            ),
+        ] {
+            let rest =
+                [("tenants:", format!("tenants: [{TENANT}]")), ("audiences:", "audiences: [a]".into())];
+            let rest = rest.into_iter().filter(|(name, _)| !lines.contains(name)).map(|(_, line)| line);
+            let body: String = rest.chain([lines.clone()]).map(|line| line + "\n").collect();
+            let faults = faults(&body);
+            assert!(faults.len() == 1 && faults[0].starts_with(expected), "{lines}: {faults:?}");
+        }
+        let body = format!("tenants: [{TENANT}]\naudiences: [a]\n");
+        for head in [HEAD.replace("/v1", "/v2"), HEAD.replace("Entra", "Authentication")] {
+            let faults = parse(&format!("{head}{body}")).unwrap_err().0;
+            assert!(faults.len() == 1 && faults[0].starts_with("apiVersion and kind"), "{head}: {faults:?}");
+        }
     }
 
     #[test]

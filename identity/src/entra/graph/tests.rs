@@ -117,3 +117,11 @@ fn no_more_is_known_than_there_is_room_for_and_what_is_over_goes_first() {
     assert_eq!(after(0, CAPACITY), 1, "all");
     assert!(!known(now).holds(now) && known(now + KEEP).holds(now));
 }
+
+#[test]
+fn users_take_turns_with_a_few_others_and_not_with_all() {
+    let turns: std::collections::HashSet<usize> =
+        (0..200).map(|user| turn(&format!("{TENANT}/66666666-6666-4666-8666-{user:012}"))).collect();
+    assert_eq!(turns.len(), TURNS);
+    assert!(turns.iter().all(|turn| *turn < TURNS));
+}
