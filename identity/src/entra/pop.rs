@@ -110,3 +110,42 @@ impl Nonces {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn proof(nonce: usize, signed_at: u64) -> Proof {
+        Proof { thumbprint: "key".into(), nonce: nonce.to_string(), signed_at: at(signed_at) }
+    }
+
+    #[test]
+    fn t24_a_nonce_is_used_up_for_as_long_as_a_proof_with_it_would_be_good() {
+        let nonces = Nonces::default();
+        nonces.spend(proof(1, 1000), at(1000)).unwrap();
+        nonces.spend(proof(2, 1000), at(1000)).unwrap();
+        let replayed = nonces.spend(proof(1, 1000), at(1359));
+        assert_eq!(replayed, Err(VerifyError::Proof("was used before")));
+        nonces.spend(proof(2, 1360), at(1360)).unwrap();
+        let other_key = Proof { thumbprint: "other".into(), ..proof(2, 1360) };
+        nonces.spend(other_key, at(1360)).unwrap();
+    }
+
+    #[test]
+    fn t24_where_there_is_no_room_for_a_nonce_those_that_are_over_go_and_no_others() {
+        let nonces = Nonces::default();
+        nonces.spend(proof(0, 1000), at(1000)).unwrap();
+        for nonce in 1..MAX_NONCES {
+            nonces.spend(proof(nonce, 1001), at(1001)).unwrap();
+        }
+        let full = Err(VerifyError::Proof("can't be told from a replay: too many at once"));
+        assert_eq!(nonces.spend(proof(MAX_NONCES, 1300), at(1359)), full);
+        nonces.spend(proof(MAX_NONCES, 1300), at(1360)).unwrap();
+        assert_eq!(nonces.spend(proof(MAX_NONCES + 1, 1300), at(1360)), full, "one was over");
+        assert_eq!(nonces.0.lock().unwrap().len(), MAX_NONCES);
+    }
+}

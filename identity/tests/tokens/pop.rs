@@ -1,6 +1,6 @@
 //! Proofs of possession: a token inside a request that its caller's key signed.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::support::{
     entra::{ALICE, Cloud, TENANT},
@@ -88,6 +88,14 @@ async fn t24_an_old_or_future_ts_is_refused() {
     }
     let proof = bench.proof(&with(bench.body("n"), json!({ "ts": seconds(0).to_string() })));
     assert!(matches!(bench.verify(&proof).await, Err(VerifyError::Claim("ts", _))));
+    // A clock may be a minute ahead, and no second more.
+    let now = seconds(0);
+    for (ahead, taken) in [(60, true), (61, false)] {
+        let proof = bench.proof(&with(bench.body("ahead"), json!({ "ts": now + ahead })));
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(now.try_into().unwrap());
+        let verified = bench.verifier.verify(&proof, at).await;
+        assert_eq!(verified.is_ok(), taken, "{ahead}: {verified:?}");
+    }
 }
 
 #[tokio::test]
