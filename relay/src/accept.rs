@@ -351,7 +351,11 @@ async fn admit(
     }
     let mut place = relay.places().enter(address)?;
     let (welcome, peer) = relay.authenticator().authenticate(credential, address).await?;
-    place.of_peer(&peer)?;
+    place.of_peer(&peer).inspect_err(|_full| {
+        if let Peer::Agent(agent) = &peer {
+            relay.sessions().note_crowded(agent.holder.instance);
+        }
+    })?;
     Ok((welcome, (peer, place)))
 }
 

@@ -130,7 +130,8 @@ impl Relay {
     pub(crate) fn authenticator(&self) -> &Authenticator {
         &self.authenticator
     }
-    pub(crate) fn sessions(&self) -> &Sessions {
+    /// Who is connected.
+    pub fn sessions(&self) -> &Sessions {
         &self.sessions
     }
     pub(crate) fn places(&self) -> &Places {

@@ -17,6 +17,7 @@ use crate::{
     app::Relay,
     audit::{Channel, Record, Verdict},
     forward::RelayConn,
+    places::MAX_SESSIONS_PER_INSTANCE,
 };
 
 /// How often sessions are looked at. An identity's second holder is told of within this, [`HANDED_OVER`] and a PING's time.
@@ -55,7 +56,8 @@ pub struct Alarm {
 impl Alarm {
     /// Looks once, and tells of what is new: in the log, the metrics, the audit and the registry. Returns what it found.
     pub async fn look(&mut self, relay: &Relay, handed_over: Duration) -> Vec<Duplicate> {
-        let found = find(&relay.sessions().all(), handed_over);
+        let sessions = relay.sessions();
+        let found = find(&sessions.all(), &sessions.suspects(), &sessions.crowded(), handed_over);
         relay.metrics().duplicate_holders.set(i64::try_from(found.len()).unwrap_or(i64::MAX));
         let now = tokio::time::Instant::now().into_std();
         let there: HashSet<InstanceId> = found.iter().map(|duplicate| duplicate.instance).collect();
@@ -88,38 +90,50 @@ impl Alarm {
 }
 
 /// One pair for each instance whose identity has two live holders: the earlier session was heard of `handed_over` after the later one began.
+/// A later one may have `ended`, where it had said something: a process tells of each session on which it does. And an instance that has all
+/// sessions that it may have, and was refused one more (`crowded`), is not one process: none needs half of them.
 ///
 /// Sessions that do not know each other are asked for a sign of life. An idle one may keep silent for minutes otherwise; and one that
 /// is dead would be taken for the carrying one as long.
-pub fn find(sessions: &[Arc<RelayConn>], handed_over: Duration) -> Vec<Duplicate> {
-    let mut by_instance: HashMap<InstanceId, Vec<&Arc<RelayConn>>> = HashMap::new();
-    for conn in sessions {
+pub fn find(
+    open: &[Arc<RelayConn>],
+    ended: &[Arc<RelayConn>],
+    crowded: &HashSet<InstanceId>,
+    handed_over: Duration,
+) -> Vec<Duplicate> {
+    let mut by_instance: HashMap<InstanceId, Vec<(&Arc<RelayConn>, bool)>> = HashMap::new();
+    let all = open.iter().map(|conn| (conn, true)).chain(ended.iter().map(|conn| (conn, false)));
+    for (conn, is_open) in all {
         // A line is beside another.
         if let Some(agent) = conn.agent()
             && !conn.is_line()
         {
-            by_instance.entry(agent.holder.instance).or_default().push(conn);
+            by_instance.entry(agent.holder.instance).or_default().push((conn, is_open));
         }
     }
     let mut found = Vec::new();
     for (instance, mut of) in by_instance {
-        of.sort_by_key(|conn| conn.since());
-        let pairs = of
-            .iter()
-            .enumerate()
-            .rev()
-            .flat_map(|(at, later)| of[..at].iter().rev().map(move |earlier| (*earlier, *later)));
+        of.sort_by_key(|(conn, _)| conn.since());
+        let pairs = of.iter().enumerate().rev().flat_map(|(at, (later, _))| {
+            let before = of[..at].iter().rev().filter(|(_, is_open)| *is_open);
+            before.map(move |(earlier, _)| (*earlier, *later))
+        });
         // One that goes has a successor. That a later one goes is the word of whoever holds it, and no reason to pass over it.
         let strangers = pairs.filter(|(earlier, later)| earlier.takes_streams() && !earlier.is_kin(later));
         let strangers: Vec<_> = strangers.collect();
-        let pair = strangers.iter().find_map(|(earlier, later)| {
-            let outlived = earlier.signs_of_life().1 >= later.since() + handed_over;
-            outlived.then(|| (Arc::clone(earlier), Arc::clone(later)))
-        });
-        for (earlier, _) in strangers {
+        let outlived = strangers
+            .iter()
+            .find(|(earlier, later)| earlier.signs_of_life().1 >= later.since() + handed_over);
+        for (earlier, _) in &strangers {
             earlier.check();
         }
+        let standing = || of.iter().filter(|(_, is_open)| *is_open).map(|(conn, _)| *conn);
+        let is_full = crowded.contains(&instance)
+            && standing().count() >= usize::try_from(MAX_SESSIONS_PER_INSTANCE).unwrap_or(usize::MAX);
+        let pair =
+            outlived.copied().or_else(|| standing().next().zip(standing().next_back()).filter(|_| is_full));
         if let Some((earlier, later)) = pair {
+            let (earlier, later) = (Arc::clone(earlier), Arc::clone(later));
             found.push(Duplicate { instance, earlier, later });
         }
     }

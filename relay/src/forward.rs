@@ -206,6 +206,12 @@ impl RelayConn {
         (self.began.1, self.lock().leg.last_inbound())
     }
 
+    /// Whether anything came since it began.
+    pub fn has_spoken(&self) -> bool {
+        let (began, heard) = self.signs_of_life();
+        heard > began
+    }
+
     /// The agent at the other end, if it is one.
     pub fn agent(&self) -> Option<&AgentPeer> {
         match self.peer.as_ref()? {

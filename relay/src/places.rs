@@ -24,7 +24,7 @@ use crate::{authenticate::Peer, limits::Limits, origin::Counts};
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Sessions that one agent instance may have beside its lines. An agent needs one, or two at once where it wants to survive
 /// the loss of either, and the successor of each while it is replaced; as many again may be dead without that the relay knows it yet.
-const MAX_SESSIONS_PER_INSTANCE: u32 = 8;
+pub const MAX_SESSIONS_PER_INSTANCE: u32 = 8;
 
 /// Counts sessions against their limits.
 #[derive(Clone, Debug)]

@@ -25,6 +25,11 @@ use crate::{
 const GATHERED_FOR: Duration = Duration::from_secs(1);
 /// Nobody takes up a stream of a process that has been gone for so long.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
+/// A session that a stranger had beside another of its instance is looked at for so long after its end: as long as the other may take to
+/// show that it lives.
+const SUSPECTED_FOR: Duration = Duration::from_secs(30);
+/// An instance that was refused one session more is looked at for so long: whoever is refused comes back every 10 s.
+const CROWDED_FOR: Duration = Duration::from_secs(60);
 
 /// Every session that is open: agents by the cluster that they serve, and clients.
 #[derive(Clone, Debug, Default)]
@@ -46,9 +51,26 @@ struct Open {
     clients: Vec<Arc<RelayConn>>,
     /// Agents' processes that are gone: when, and how many of their cluster's were connected then, they included.
     gone: HashMap<InstanceId, (Instant, usize)>,
+    /// Sessions that ended while one stood that did not know them, one of an instance, and when.
+    suspects: HashMap<InstanceId, (Instant, Arc<RelayConn>)>,
+    /// Instances that were refused one session more than they may have, and when.
+    crowded: HashMap<InstanceId, Instant>,
 }
 
 impl Open {
+    /// An agent's session has ended that had shown that somebody is at its other end, and an older one of its instance stands that did not
+    /// say that it is of its process: for all that is known, it was another's.
+    fn suspect(&mut self, cluster: ClusterId, instance: InstanceId, conn: &Arc<RelayConn>) {
+        let older = |other: &&Arc<RelayConn>| {
+            let same = other.agent().is_some_and(|agent| agent.holder.instance == instance);
+            same && !other.is_line() && other.takes_streams() && other.since() < conn.since()
+        };
+        let mut older = self.agents.get(&cluster).into_iter().flatten().filter(older);
+        if !conn.is_line() && conn.has_spoken() && older.any(|other| !other.is_kin(conn)) {
+            self.suspects.entry(instance).or_insert_with(|| (Instant::now(), Arc::clone(conn)));
+        }
+    }
+
     /// Whether new streams may begin on one of a cluster's sessions now: it takes some, and is neither a line nor a spare beside one
     /// that does. It costs no more than the few others that a session may name: a cluster has thousands, and everybody waits for it.
     fn carries(by_channel: &HashMap<ChannelId, Arc<RelayConn>>, conn: &RelayConn) -> bool {
@@ -164,6 +186,25 @@ impl Sessions {
         open.agents.values().flatten().chain(&open.clients).cloned().collect()
     }
 
+    /// Sessions that ended a moment ago beside one that did not know them.
+    pub fn suspects(&self) -> Vec<Arc<RelayConn>> {
+        let mut open = self.lock();
+        open.suspects.retain(|_, (ended, _)| ended.elapsed() < SUSPECTED_FOR);
+        open.suspects.values().map(|(_, conn)| Arc::clone(conn)).collect()
+    }
+
+    /// Notes that an instance was refused a session because it has as many as it may.
+    pub fn note_crowded(&self, instance: InstanceId) {
+        self.lock().crowded.insert(instance, Instant::now());
+    }
+
+    /// Instances of which that was so a moment ago.
+    pub fn crowded(&self) -> HashSet<InstanceId> {
+        let mut open = self.lock();
+        open.crowded.retain(|_, refused| refused.elapsed() < CROWDED_FOR);
+        open.crowded.keys().copied().collect()
+    }
+
     /// Waits until no session of a client has streams, or all are gone.
     pub async fn quiet(&self) {
         loop {
@@ -234,6 +275,7 @@ impl Drop for SessionGuard {
                         open.agents.remove(&cluster);
                     }
                 }
+                open.suspect(cluster, agent.holder.instance, conn);
                 if !open.processes(cluster).contains(&agent.holder.instance) {
                     let now = Instant::now();
                     open.gone.retain(|_, (since, _)| now.duration_since(*since) < REMEMBERED_FOR);

@@ -15,6 +15,7 @@ use towline_relay::{
     registry::AuditFilter,
 };
 use towline_tunnel::{
+    fault::Fault,
     ids::StreamKey,
     mux::{CloseReason, Connection, OpenRequest},
     proto::link::LONGEST_SILENCE,
@@ -182,4 +183,62 @@ async fn t52_a_second_holder_that_came_first_raises_the_alarm_all_the_same() {
     heard(&own).await;
     heard(&thief.connection).await;
     assert_eq!(Alarm::default().look(bench.relay.relay(), Duration::ZERO).await.len(), 1);
+}
+
+/// Whoever leaves before they could be found out has left something behind all the same.
+#[tokio::test]
+async fn t52_a_second_holder_that_comes_and_goes_raises_the_alarm_all_the_same() {
+    let bench = Bench::new(limits()).await;
+    let agent = bench.agent("edge").await;
+    let thief = another(&bench, &agent).await;
+    heard(&thief).await;
+    thief.close();
+    let sessions = bench.relay.relay().sessions();
+    eventually("it is gone", async || sessions.all().len() == 1).await;
+    heard(&agent.connection).await;
+    let found = Alarm::default().look(bench.relay.relay(), Duration::ZERO).await;
+    assert_eq!(found.iter().map(|of| of.instance).collect::<Vec<_>>(), [agent.instance]);
+}
+
+/// A spare session that was lost, and one whose agent never learned that it began: no alarm.
+#[tokio::test]
+async fn sessions_of_an_agents_own_that_were_lost_are_no_second_holder() {
+    let bench = Bench::new(limits()).await;
+    let agent = bench.agent("edge").await;
+    let (spare, channel) = bench.beside(&agent, &[agent.channel]).await;
+    heard(&spare).await;
+    spare.close();
+    assert!(agent.connection.control(Control::Beside { channel }.encode(0)));
+    // Nobody says of this one that it is theirs: nobody knows of it.
+    let beside = [agent.channel];
+    let unheard = bench.still(agent.identify(false, &beside)).await;
+    let sessions = bench.relay.relay().sessions();
+    let stands = || sessions.all().iter().any(|conn| conn.channel() == unheard.welcome.channel);
+    eventually("it stands", async || stands()).await;
+    drop(unheard);
+    eventually("both are gone", async || sessions.all().len() == 1).await;
+    heard(&agent.connection).await;
+    let found = Alarm::default().look(bench.relay.relay(), Duration::ZERO).await;
+    assert!(found.is_empty(), "{found:?}");
+}
+
+/// Eight that know each other are one holder as far as anybody can see; the cluster's own agent then finds no place.
+#[tokio::test]
+async fn t52_a_second_holder_that_takes_all_places_raises_the_alarm() {
+    let bench = Bench::new(limits()).await;
+    let agent = bench.agent("edge").await;
+    let mut held = vec![(agent.connection.clone(), agent.channel)];
+    for _ in 1..8 {
+        let known: Vec<_> = held.iter().map(|(_, channel)| *channel).collect();
+        let (connection, channel) = bench.beside(&agent, &known[known.len().saturating_sub(4)..]).await;
+        for (other, of) in &held {
+            other.control(Control::Beside { channel }.encode(0));
+            connection.control(Control::Beside { channel: *of }.encode(0));
+        }
+        held.push((connection, channel));
+    }
+    let refused = bench.session(agent.identify(false, &[]), agent.instance).await.unwrap_err();
+    assert_eq!(refused.fault, Fault::RelayLimit);
+    let found = Alarm::default().look(bench.relay.relay(), HANDED_OVER).await;
+    assert_eq!(found.iter().map(|of| of.instance).collect::<Vec<_>>(), [agent.instance]);
 }
