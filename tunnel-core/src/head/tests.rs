@@ -148,6 +148,33 @@ fn heads_are_bounded() {
     assert_eq!(guard.feed(&mut input, &mut passed), Err(HeadError::TooLarge));
 }
 
+/// To the byte, in one piece and in several.
+#[test]
+fn heads_may_be_as_large_as_is_said_and_no_larger() {
+    let begin = "GET / HTTP/1.1\r\nHost: a\r\nX: ";
+    let head = |length: usize| format!("{begin}{}\r\n\r\n", "y".repeat(length - begin.len() - 4));
+    accepted(&head(65_536));
+    assert_eq!(refused(&head(65_537)), HeadError::TooLarge);
+    let line = |length: usize| format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(length - 14));
+    accepted(&line(16_384));
+    assert_eq!(refused(&line(16_385)), HeadError::TooLarge);
+    let headers = |count: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(count - 1));
+    accepted(&headers(100));
+    assert_eq!(refused(&headers(101)), HeadError::TooLarge);
+}
+
+#[test]
+fn whoever_is_refused_is_told_by_a_fault_of_its_own() {
+    for (error, fault) in [
+        (HeadError::TooLarge, Fault::RequestTooLarge),
+        (HeadError::TooSlow, Fault::RequestTimeout),
+        (HeadError::Host, Fault::RequestHeadRefused),
+    ] {
+        let report = Report::from(error);
+        assert_eq!((report.fault, report.detail), (fault, error.to_string()));
+    }
+}
+
 #[test]
 fn t09_nothing_passes_behind_an_upgrade_until_it_is_accepted() {
     let upgrade = "GET /exec HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n";

@@ -17,7 +17,7 @@ struct Part {
     name: &'static str,
     package: &'static str,
     files: &'static [&'static str],
-    /// Arguments of `cargo test`.
+    /// Arguments of `cargo test`; a word alone is part of the tests' names.
     tests: &'static [&'static str],
 }
 
@@ -42,7 +42,7 @@ const PARTS: &[Part] = &[
         name: "head",
         package: "towline-tunnel",
         files: &["tunnel-core/src/head.rs", "tunnel-core/src/head/*.rs"],
-        tests: &["--lib", "--test", "fuzz_slice"],
+        tests: &["--lib", "--test", "fuzz_slice", "head"],
     },
     Part {
         name: "claims",
@@ -162,7 +162,7 @@ fn mutate(program: &Path, part: &Part) -> anyhow::Result<Found> {
     let output = crate::root().join("target/towline").join(format!("mutants-{}", part.name));
     fs::create_dir_all(&output)?;
     let status = command(program, part)
-        .args(["--no-shuffle", "--colors", "never", "--minimum-test-timeout", "300", "--output"])
+        .args(["--no-shuffle", "--colors", "never", "--minimum-test-timeout", "120", "--output"])
         .arg(&output)
         // Said of building, too: all that is not run need not be built.
         .args(part.tests.iter().flat_map(|argument| ["--cargo-arg", argument]))
