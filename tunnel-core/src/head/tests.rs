@@ -164,6 +164,23 @@ fn heads_may_be_as_large_as_is_said_and_no_larger() {
 }
 
 #[test]
+fn where_in_a_request_it_stands_is_known() {
+    let stands = |bytes: &str| {
+        let (_, guard) = feed(bytes.as_bytes(), 1);
+        let guard = guard.unwrap();
+        (guard.is_between_requests(), guard.is_inside_head(), guard.is_undecided())
+    };
+    let (between, inside, neither) = ((true, false, false), (false, true, false), (false, false, false));
+    let head = "POST / HTTP/1.1\r\nHost: a\r\n";
+    assert_eq!((stands(""), stands("P"), stands(head)), (between, inside, inside));
+    assert_eq!(stands(&format!("{head}\r\n")), between);
+    assert_eq!(stands(&format!("{head}Content-Length: 2\r\n\r\na")), neither);
+    assert_eq!(stands(&format!("{head}Content-Length: 2\r\n\r\nab")), between);
+    assert_eq!(stands(&format!("{head}Transfer-Encoding: chunked\r\n\r\n0\r\n")), neither);
+    assert_eq!(stands(&format!("{head}Upgrade: x\r\n\r\n")), (false, false, true));
+}
+
+#[test]
 fn whoever_is_refused_is_told_by_a_fault_of_its_own() {
     for (error, fault) in [
         (HeadError::TooLarge, Fault::RequestTooLarge),
