@@ -93,6 +93,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "a: &a [*a]\n",
         "contexts: null\nusers: []\nx: !y 1\n",
         "!e :\n- nam\n",
+        "e: !%2co\n",
     ];
     texts.iter().map(|text| format!("edge\n{text}").into_bytes()).collect()
 }

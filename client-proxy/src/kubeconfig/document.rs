@@ -63,11 +63,14 @@ impl Document {
             }
         }
         booleans(&mut root);
-        // What was read must be written again, whole. YAML has more than can be, such as tags in place of keys.
-        if serde_norway::to_string(&root).is_err() {
+        let document = Self(root);
+        // What was read must be written again, whole. YAML has more than can be, such as tags in place of keys, or with `%2C` in them.
+        let written = serde_norway::to_string(&document.0).ok();
+        let again = written.and_then(|text| serde_norway::from_str::<Mapping>(&text).ok());
+        if again.as_ref() != Some(&document.0) {
             return Err(wrong("it has YAML that can't be written back, such as a tag (!name) for a key"));
         }
-        Ok(Self(root))
+        Ok(document)
     }
 
     /// The kubeconfig as text.

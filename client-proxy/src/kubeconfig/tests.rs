@@ -225,7 +225,7 @@ fn a_name_in_another_file_of_the_list_is_taken_too() {
 
 #[test]
 fn what_is_no_kubeconfig_is_named_and_left_untouched() {
-    let cases: [(&str, &str); 9] = [
+    let cases: [(&str, &str); 10] = [
         ("{", "line"),
         ("a: 1\na: 2\n", "not YAML"),
         ("- a\n", "not a kubeconfig"),
@@ -234,6 +234,7 @@ fn what_is_no_kubeconfig_is_named_and_left_untouched() {
         ("users: [{user: {}}]\n", "users"),
         ("a: 1\n---\nb: 2\n", "not YAML"),
         ("!e :\n- nam\n", "can't be written back"),
+        ("e: !%2co\n", "can't be written back"),
         ("token: canary\n  bad: indent\n", "line"),
     ];
     for (text, told) in cases {
