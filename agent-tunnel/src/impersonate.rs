@@ -288,8 +288,10 @@ mod tests {
     }
 
     #[test]
-    fn audit_ids_are_random_uuids() {
-        let (one, two) = (AuditId::random().to_string(), AuditId::random().to_string());
+    fn audit_ids_are_random_uuids_however_they_are_printed() {
+        let id = AuditId::random();
+        let (one, two) = (id.to_string(), AuditId::random().to_string());
+        assert_eq!(format!("{id:?}"), format!("AuditId({one})"));
         assert_ne!(one, two);
         assert_eq!(one.len(), 36);
         assert_eq!(one.as_bytes()[14], b'4');

@@ -91,7 +91,19 @@ fn t01_what_two_programs_could_read_differently_is_malformed() {
     let mut raw = headers(&[]);
     raw.insert(USER, HeaderValue::from_bytes(b"b\xffb").unwrap());
     assert_eq!(Wanted::read(&raw, false).unwrap_err().fault, Fault::ActingMalformed);
-    assert_eq!(fault(&[("Impersonate-User", &"x".repeat(1025))]).1, 400);
+}
+
+#[test]
+fn t01_names_and_keys_are_as_long_as_may_be_and_no_longer() {
+    let (longest, longer) = ("x".repeat(1024), ["x".repeat(1025), "x".repeat(1026)]);
+    assert!(read(&[("Impersonate-User", &longest)]).is_ok());
+    let key = |key: &str| format!("Impersonate-Extra-{key}");
+    assert!(read(&[("Impersonate-User", "bob"), (&key(&longest), "x")]).is_ok());
+    for longer in &longer {
+        assert_eq!(fault(&[("Impersonate-User", longer)]), (Fault::ActingMalformed, 400));
+        let lines = [("Impersonate-User", "bob"), (&key(longer), "x")];
+        assert_eq!(fault(&lines), (Fault::ActingMalformed, 400));
+    }
 }
 
 #[test]
