@@ -118,7 +118,7 @@ impl Acceptor {
             Ok(_) => return self.refuse_ticket(&request, &stream, TicketError::Cluster),
             Err(error) => return self.refuse_ticket(&request, &stream, error),
         };
-        let Some(held) = self.users.hold(&ticket.principal) else {
+        let Some(held) = self.users.hold(tickets.hash(), &ticket.principal) else {
             let detail = "the user has too many streams at the agent (--max-streams-per-user)";
             stream.reset(CloseReason::AgentLimitReached, detail);
             return self.refused(&request, Fault::AgentLimit, detail);

@@ -142,8 +142,12 @@ pub async fn start(config: Config) -> Result<Running, Report> {
         warn!(%error, "`towline-agent health` will not find this agent");
     }
     let apiserver = Apiserver::new(&config.apiserver, config.impersonator.as_deref())?;
+    let has_second = config.second_relay.is_some();
+    if !has_second {
+        dir.forget(Rank::Second)?;
+    }
     if let Some(secret) = &config.state_secret {
-        secret.join(&apiserver, &dir).await?;
+        secret.join(&apiserver, &dir, has_second).await?;
     }
     let identity = dir.identity()?;
     let cluster = identity.public().cluster_id();

@@ -9,6 +9,8 @@ use towline_tunnel::{
     keys::SigningKey,
 };
 
+use tracing::debug;
+
 use crate::{
     dial::{Apiserver, status_message},
     state::{DataDir, IDENTITY, Membership, Rank, RefusedToken},
@@ -110,11 +112,12 @@ impl StateSecret {
     }
 
     /// Makes folder and Secret agree on the cluster's identity, before anything is done in its name; of several agents
-    /// that start at once, the first makes it. A membership in the Secret is newer than what is in the folder.
+    /// that start at once, the first makes it. A membership in the Secret is newer than what is in the folder; one at a second relay
+    /// is forgotten where none is configured (`has_second`).
     ///
     /// # Errors
     /// If the Secret can't be read or written, or holds another identity than the folder.
-    pub async fn join(&self, apiserver: &Apiserver, dir: &DataDir) -> Result<(), Report> {
+    pub async fn join(&self, apiserver: &Apiserver, dir: &DataDir, has_second: bool) -> Result<(), Report> {
         for _ in 0..ATTEMPTS {
             let secret = self.read(apiserver).await?;
             let Some(pem) = secret.file(IDENTITY) else {
@@ -145,10 +148,16 @@ impl StateSecret {
             } else {
                 dir.put_identity(&pem)?;
             }
-            for rank in Rank::ALL {
+            for rank in Rank::ALL.into_iter().filter(|rank| has_second || *rank == Rank::First) {
                 if let Some(membership) = self.membership(&secret, rank)? {
                     dir.keep_membership(rank, &membership)?;
                 }
+            }
+            let kept = [Rank::Second.relay_file(), Rank::Second.refused_file()];
+            let stale = !has_second && kept.iter().any(|file| secret.file(file).is_some());
+            // An empty file is none. If somebody else wrote just now, the next start does it.
+            if stale && !self.write(apiserver, &secret, &kept.map(|file| (file, &b""[..]))).await? {
+                debug!("the second relay that was joined before is not forgotten yet");
             }
             return Ok(());
         }

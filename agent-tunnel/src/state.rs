@@ -255,6 +255,23 @@ impl DataDir {
         self.replace(rank.refused_file(), refused.to_json().as_bytes()).map(|_| ())
     }
 
+    /// Forgets a relay that is configured no more: whoever names another one later does not come back to it.
+    ///
+    /// # Errors
+    /// If a file can't be removed.
+    pub fn forget(&self, rank: Rank) -> Result<(), Report> {
+        for file in [rank.relay_file(), rank.refused_file(), rank.ca_file()] {
+            let path = self.path(file);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Report::caused_by(Fault::FileUnwritable, path.display().to_string(), error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// A file with the authority of a relay's outer TLS, for whoever reads certificates from files.
     ///
     /// # Errors

@@ -46,7 +46,13 @@ impl Uplinks {
         second: Option<RelayConfig>,
         carrying: watch::Sender<Option<Connection>>,
     ) -> Result<(Self, watch::Receiver<Status>), Report> {
+        let is_one_of_two = second.is_some();
         let prepare = |rank, relay: RelayConfig| {
+            let mut parts = parts.clone();
+            if is_one_of_two {
+                // Whatever is promised by way of the one, half is there for the other.
+                parts.ledger = parts.ledger.child(parts.limits.max_buffered_bytes / 2);
+            }
             let refusal = relay.enrolment.as_ref().map(|token| Refusal {
                 rank,
                 token: token.secret.clone(),
@@ -54,7 +60,7 @@ impl Uplinks {
                 secret: parts.secret.clone(),
                 clock: parts.clock.clone(),
             });
-            Ok::<_, Report>((Uplink::new(parts.clone(), rank, relay)?, refusal))
+            Ok::<_, Report>((Uplink::new(parts, rank, relay)?, refusal))
         };
         let first = prepare(Rank::First, first)?;
         let second = second.map(|relay| prepare(Rank::Second, relay)).transpose()?;
@@ -109,7 +115,7 @@ impl Uplinks {
         let ended = uplink.run(drain).await;
         if let Err(report) = &ended {
             if self.second.is_some() {
-                error!(%report, relay = uplink.rank().name(), "this relay does not let the agent in, which is left to the other");
+                error!(%report, relay = uplink.rank().name(), "this relay does not let the agent in, which is left to the other until the agent is started again");
             }
             if let Some(refusal) = refusal {
                 refusal.note(report, &self.acceptor).await;

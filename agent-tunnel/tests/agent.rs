@@ -11,7 +11,7 @@ use std::{
 
 use support::{
     Cap, WITHIN, fault, parts, read_to_end, read_until,
-    relay::{AgentSession, certificate, joins},
+    relay::{AgentSession, Relay, certificate, joins},
     whole::World,
 };
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
@@ -333,6 +333,30 @@ async fn a_pod_finds_its_clusters_identity_and_relay_in_the_secret() {
         let report = app::start(Config { state_secret: secret(), ..config(&world, "pod-1") }).await;
         assert!(report.is_ok(), "the same folder again");
     }
+}
+
+#[tokio::test]
+async fn a_second_relay_is_kept_in_the_secret_and_forgotten_there_with_its_setting() {
+    let mut world = World::with(with_secret(0).await).await;
+    let mut second = Relay::new().await;
+    let config = |world: &World, folder: &str, second_relay| Config {
+        data_dir: world.folder.path().join(folder),
+        state_secret: Some(StateSecret::parse("towline/state").unwrap()),
+        second_relay,
+        ..world.config()
+    };
+    let patches = |world: &World| world.cap.seen().concat().matches("PATCH ").count();
+    let agent = app::start(config(&world, "pod-1", Some(second.config()))).await.unwrap();
+    assert_eq!((world.relay.session().await.by, second.session().await.by), ("token", "token"));
+    support::eventually("all is kept", || patches(&world) == 3).await;
+    drop(agent);
+    let agent = app::start(config(&world, "pod-2", Some(RelayConfig::default()))).await.unwrap();
+    assert_eq!((world.relay.session().await.by, second.session().await.by), ("join", "join"));
+    drop(agent);
+    drop(app::start(config(&world, "pod-3", None)).await.unwrap());
+    assert_eq!(patches(&world), 4, "it is forgotten");
+    let report = app::start(config(&world, "pod-4", Some(RelayConfig::default()))).await.unwrap_err();
+    assert!(report.to_string().contains("--second-enrolment-token-file"), "{report}");
 }
 
 /// The folder's key is what clients have pinned; whatever else is written to the Secret meanwhile, it stays.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use support::{
     Cap, WITHIN, eventually, parts,
-    relay::{AgentSession, Relay},
+    relay::{AgentSession, Relay, joins},
     whole::World,
 };
 use tokio::time::timeout;
@@ -15,7 +15,9 @@ use towline_agent::{
     app::{self, Config, RelayConfig, Running, Status},
     preflight::examine,
 };
-use towline_tunnel::{doctor::Status as Seen, fault::Fault, ids::ChannelId};
+use towline_tunnel::{
+    doctor::Status as Seen, enrolment::EnrolmentToken, fault::Fault, ids::ChannelId, session::message::Secret,
+};
 
 struct Two {
     world: World,
@@ -137,6 +139,10 @@ async fn it_comes_back_to_both_by_its_clusters_key_and_without_tokens() {
     let agent = app::start(Config { relay: RelayConfig::default(), ..two.world.config() }).await.unwrap();
     two.world.relay.session().await;
     assert_eq!((is_connected(&agent, "first").is_some(), is_connected(&agent, "second")), (true, None));
+    drop(agent);
+    let config = Config { second_relay: Some(RelayConfig::default()), ..two.world.config() };
+    let report = app::start(config).await.unwrap_err();
+    assert_eq!(report.fault, Fault::ConfigInvalid, "that one is forgotten: {report}");
 }
 
 #[tokio::test]
@@ -172,6 +178,27 @@ async fn a_relay_that_does_not_let_it_in_is_left_to_the_other_and_noted() {
     let mut agent = app::start(two.config()).await.unwrap();
     let report = timeout(WITHIN, agent.ended()).await.expect("it ends").unwrap_err();
     assert_eq!(report.fault, Fault::EnrolTokenRefused);
+}
+
+/// What was joined before is another relay than the one that is meant now.
+#[tokio::test]
+async fn a_second_relay_that_refuses_is_not_replaced_by_the_one_before() {
+    let mut two = Two::new().await;
+    let agent = two.start().await;
+    let _before = (two.world.relay.session().await, two.second.session().await);
+    let kept = two.world.folder.path().join("agent/second-relay.json");
+    eventually("it is kept", || kept.exists()).await;
+    drop(agent);
+    let other = Relay::new().await;
+    other.manner.lock().unwrap().secret = None;
+    let dialled = *two.second.dialled.lock().unwrap();
+    let token = EnrolmentToken { secret: Secret::new([8; 32]), ..other.token() };
+    let config = Config { second_relay: Some(joins(token)), ..two.world.config() };
+    let agent = app::start(config).await.unwrap();
+    two.world.relay.session().await;
+    let noted = two.world.folder.path().join("agent/second-refused-token.json");
+    eventually("it is noted", || noted.exists()).await;
+    assert_eq!((is_connected(&agent, "second"), *two.second.dialled.lock().unwrap()), (Some(false), dialled));
 }
 
 #[tokio::test]

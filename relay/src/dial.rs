@@ -273,7 +273,8 @@ impl Switchboard {
                     Decision::Deny(reason) => failed(id, reason, ""),
                 }
             }
-            (Control::Renew { key }, Peer::Agent(_)) => {
+            // An agent asks on its session; who holds but a line is let in no longer than the session beside it.
+            (Control::Renew { key }, Peer::Agent(agent)) if !agent.line => {
                 if later(Question::Renewal { id, key }) {
                     None
                 } else {

@@ -28,6 +28,11 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 /// A session that a stranger had beside another of its instance is looked at for so long after its end: as long as the other may take to
 /// show that it lives.
 const SUSPECTED_FOR: Duration = Duration::from_secs(30);
+/// So many sessions of an instance on which nobody said anything may end in a row beside one that does not know them: an agent that never
+/// learned that its session had begun makes one, and the next one by and by.
+const SILENT_ENDS: u32 = 3;
+/// Between the first of them and the last.
+const SILENT_WITHIN: Duration = Duration::from_secs(120);
 /// An instance that was refused one session more is looked at for so long: whoever is refused comes back every 10 s.
 const CROWDED_FOR: Duration = Duration::from_secs(60);
 
@@ -53,22 +58,35 @@ struct Open {
     gone: HashMap<InstanceId, (Instant, usize)>,
     /// Sessions that ended while one stood that did not know them, one of an instance, and when.
     suspects: HashMap<InstanceId, (Instant, Arc<RelayConn>)>,
+    /// How many of such ended without a word, since when.
+    silent: HashMap<InstanceId, (Instant, u32)>,
     /// Instances that were refused one session more than they may have, and when.
     crowded: HashMap<InstanceId, Instant>,
 }
 
 impl Open {
-    /// An agent's session has ended that had shown that somebody is at its other end, and an older one of its instance stands that did not
-    /// say that it is of its process: for all that is known, it was another's.
+    /// An agent's session has ended beside an older one of its instance that did not say that it is of its process: for all that is known,
+    /// it was another's, where somebody was at its other end, or where one after the other ended so.
     fn suspect(&mut self, cluster: ClusterId, instance: InstanceId, conn: &Arc<RelayConn>) {
         let older = |other: &&Arc<RelayConn>| {
             let same = other.agent().is_some_and(|agent| agent.holder.instance == instance);
             same && !other.is_line() && other.takes_streams() && other.since() < conn.since()
         };
         let mut older = self.agents.get(&cluster).into_iter().flatten().filter(older);
-        if !conn.is_line() && conn.has_spoken() && older.any(|other| !other.is_kin(conn)) {
+        if conn.is_line() || older.all(|other| other.is_kin(conn)) {
+            return;
+        }
+        if conn.has_spoken() || self.is_one_of_many(instance) {
             self.suspects.entry(instance).or_insert_with(|| (Instant::now(), Arc::clone(conn)));
         }
+    }
+
+    /// One more of an instance's sessions has ended without a word.
+    fn is_one_of_many(&mut self, instance: InstanceId) -> bool {
+        self.silent.retain(|_, (since, _)| since.elapsed() < SILENT_WITHIN);
+        let (_, count) = self.silent.entry(instance).or_insert_with(|| (Instant::now(), 0));
+        *count += 1;
+        *count >= SILENT_ENDS
     }
 
     /// Whether new streams may begin on one of a cluster's sessions now: it takes some, and is neither a line nor a spare beside one

@@ -222,6 +222,24 @@ async fn sessions_of_an_agents_own_that_were_lost_are_no_second_holder() {
     assert!(found.is_empty(), "{found:?}");
 }
 
+/// One that nobody speaks on may be an agent's that never learned of it; three in a row are not.
+#[tokio::test]
+async fn t52_a_second_holder_that_comes_and_goes_without_a_word_raises_the_alarm() {
+    let bench = Bench::new(limits()).await;
+    let agent = bench.agent("edge").await;
+    let sessions = bench.relay.relay().sessions();
+    for count in 1..=3 {
+        let thief = bench.still(agent.identify(false, &[])).await;
+        let stands = || sessions.all().iter().any(|conn| conn.channel() == thief.welcome.channel);
+        eventually("it stands", async || stands()).await;
+        drop(thief);
+        eventually("it is gone", async || sessions.all().len() == 1).await;
+        heard(&agent.connection).await;
+        let found = Alarm::default().look(bench.relay.relay(), Duration::ZERO).await;
+        assert_eq!(found.len(), usize::from(count == 3), "{count}: {found:?}");
+    }
+}
+
 /// Eight that know each other are one holder as far as anybody can see; the cluster's own agent then finds no place.
 #[tokio::test]
 async fn t52_a_second_holder_that_takes_all_places_raises_the_alarm() {

@@ -267,6 +267,20 @@ mod tests {
         );
     }
 
+    /// As kubectl and rules of RBAC write a resource.
+    #[test]
+    fn a_no_names_what_may_not_be_impersonated() {
+        let alice = identity("alice", &[]);
+        let told = |part| denied(&alice, &part).detail;
+        assert_eq!(told(BOB), r#""alice" may not impersonate users "bob""#);
+        let account = Part { resource: "serviceaccounts", namespace: "ops", ..BOB };
+        assert_eq!(told(account), r#""alice" may not impersonate serviceaccounts "bob" in "ops""#);
+        let group = "authentication.k8s.io";
+        let extra = Part { group, resource: "userextras", subresource: "scopes", name: "view", ..BOB };
+        let expected = r#""alice" may not impersonate userextras/scopes.authentication.k8s.io "view""#;
+        assert_eq!(told(extra), expected);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_yes_is_remembered_for_five_seconds_and_for_nobody_else() {
         let reviews = Reviews::default();

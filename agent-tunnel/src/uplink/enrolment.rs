@@ -36,6 +36,14 @@ struct State {
     membership: Option<Membership>,
 }
 
+impl State {
+    /// There is a token for another relay than the one that was joined.
+    fn is_for_another_relay(&self) -> bool {
+        let both = self.token.as_ref().zip(self.membership.as_ref());
+        both.is_some_and(|(token, joined)| token.relay_key != joined.relay_key)
+    }
+}
+
 /// What one session begins with.
 pub(super) enum Credential {
     Certificate(Arc<Instance>, Vec<u8>),
@@ -138,6 +146,10 @@ impl Enrolment {
     pub(super) fn turn(&self, report: &Report) -> Result<(), Report> {
         let mut state = self.lock();
         match report.fault {
+            // A second relay that was configured before, and is another, is not what is meant now.
+            Fault::EnrolTokenRefused if self.rank == Rank::Second && state.is_for_another_relay() => {
+                return Err(report.clone());
+            }
             Fault::EnrolTokenRefused if state.token.is_some() && state.membership.is_some() => {
                 warn!(%report, "the enrolment token was refused; the relay that was joined before stays");
                 state.token = None;
